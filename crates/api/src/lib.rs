@@ -1,0 +1,11 @@
+//! The parameter server's HTTP interface: types ([`types`]), signatures ([`sign`]), addresses ([`ss58`]) and the
+//! typed client ([`client`]). The server and the miner share this crate, so they cannot disagree.
+#![forbid(unsafe_code)]
+
+pub mod hex32;
+pub mod sign;
+pub mod types;
+
+pub use hex32::{Hex32, Hex64};
+pub use sign::Key;
+pub use types::*;

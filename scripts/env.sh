@@ -1,0 +1,30 @@
+# Sourced by the other scripts: where the tools that setup.sh installs live. Everything is under one cache
+# directory, so that removing it brings a machine back to where it was.
+ALICE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export ALICE_ROOT
+export ALICE_CACHE=${ALICE_CACHE:-$HOME/.cache/alice}
+TORCH_VERSION=2.13.0
+
+case "$(uname -s)" in
+Darwin) export LIBTORCH="$ALICE_CACHE/libtorch-$TORCH_VERSION-macos" ;;
+*) export LIBTORCH="$ALICE_CACHE/libtorch-$TORCH_VERSION" ;;
+esac
+
+# substrate-wasm-builder compiles the runtime with this toolchain where rustup cannot add the wasm target (setup.sh).
+if [ -e "$ALICE_CACHE/wasm-toolchain/.ready" ]; then
+	export WASM_BUILD_TOOLCHAIN=alice-wasm
+fi
+export WASM_BUILD_WORKSPACE_HINT="$ALICE_ROOT"
+# Debian's libssl instead of a vendored build: saves minutes (a transitive dependency of the node's network stack).
+[ "$(uname -s)" = Linux ] && export OPENSSL_NO_VENDOR=1
+
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ALICE_ROOT/target}
+# Threads that wait for work sleep instead of spinning: several processes share the cores here, and a spinning OpenMP
+# pool makes training several times slower. Must be set before libgomp is loaded.
+export OMP_WAIT_POLICY=passive
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
+die() {
+	printf 'error: %s\n' "$*" >&2
+	exit 1
+}
