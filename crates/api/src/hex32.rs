@@ -42,7 +42,8 @@ macro_rules! hex_type {
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-                text.parse().map_err(|e| D::Error::custom(format!("expected {} hexadecimal digits: {e}", $len * 2)))
+                text.parse()
+                    .map_err(|e| D::Error::custom(format!("expected {} hexadecimal digits: {e}", $len * 2)))
             }
         }
         impl From<[u8; $len]> for $name {

@@ -2,10 +2,13 @@
 //! typed client ([`client`]). The server and the miner share this crate, so they cannot disagree.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod hex32;
 pub mod sign;
+pub mod ss58;
 pub mod types;
 
+pub use client::{Client, ClientError};
 pub use hex32::{Hex32, Hex64};
 pub use sign::Key;
 pub use types::*;

@@ -1,6 +1,8 @@
 //! sr25519 keys and the signatures of the protocol: always over SCALE of `(tag, genesis_hash, …)`.
 
-use crate::{ClaimRequest, CommitRequest, DeclareRequest, Hex32, Hex64, Lease, Receipt, ReceiptBody, Task, Verdict, VerdictBody};
+use crate::{
+    ClaimRequest, CommitRequest, DeclareRequest, Hex32, Hex64, Lease, Receipt, ReceiptBody, Task, Verdict, VerdictBody,
+};
 use alice_primitives::{Hash, tagged_hash, tags};
 use codec::Encode;
 use schnorrkel::{ExpansionMode, Keypair, MiniSecretKey, PublicKey, Signature, signing_context};
@@ -61,7 +63,12 @@ impl ClaimRequest {
 
     /// A signed claim.
     pub fn new(key: &Key, genesis: &Hash, run_hash: &Hash, epoch: u32, payout: Hex32) -> Self {
-        let mut request = Self { miner: key.public(), payout, epoch, signature: Hex64([0; 64]) };
+        let mut request = Self {
+            miner: key.public(),
+            payout,
+            epoch,
+            signature: Hex64([0; 64]),
+        };
         request.signature = key.sign(&request.payload(genesis, run_hash));
         request
     }
@@ -74,12 +81,26 @@ impl ClaimRequest {
 
 impl DeclareRequest {
     fn payload(&self, genesis: &Hash) -> Vec<u8> {
-        (tags::DECLARE, genesis, &self.task_id, &self.miner, &self.blob, self.bytes).encode()
+        (
+            tags::DECLARE,
+            genesis,
+            &self.task_id,
+            &self.miner,
+            &self.blob,
+            self.bytes,
+        )
+            .encode()
     }
 
     /// A signed declaration.
     pub fn new(key: &Key, genesis: &Hash, task_id: Hex32, blob: Hex32, bytes: u64) -> Self {
-        let mut request = Self { task_id, miner: key.public(), blob, bytes, signature: Hex64([0; 64]) };
+        let mut request = Self {
+            task_id,
+            miner: key.public(),
+            blob,
+            bytes,
+            signature: Hex64([0; 64]),
+        };
         request.signature = key.sign(&request.payload(genesis));
         request
     }
@@ -102,7 +123,11 @@ impl CommitRequest {
 
     /// A signed commit.
     pub fn new(key: &Key, genesis: &Hash, id: Hex32) -> Self {
-        let mut request = Self { id, miner: key.public(), signature: Hex64([0; 64]) };
+        let mut request = Self {
+            id,
+            miner: key.public(),
+            signature: Hex64([0; 64]),
+        };
         request.signature = key.sign(&request.payload(genesis));
         request
     }
@@ -130,12 +155,20 @@ impl Receipt {
     /// Signs a receipt.
     pub fn new(key: &Key, genesis: &Hash, body: ReceiptBody) -> Self {
         let signature = key.sign(&(tags::RECEIPT, genesis, &body).encode());
-        Self { body, ps_key: key.public(), signature }
+        Self {
+            body,
+            ps_key: key.public(),
+            signature,
+        }
     }
 
     /// Whether the server that it names signed it.
     pub fn verify(&self, genesis: &Hash) -> bool {
-        verify(&self.ps_key, &(tags::RECEIPT, genesis, &self.body).encode(), &self.signature)
+        verify(
+            &self.ps_key,
+            &(tags::RECEIPT, genesis, &self.body).encode(),
+            &self.signature,
+        )
     }
 }
 
@@ -143,12 +176,20 @@ impl Verdict {
     /// Signs a verdict.
     pub fn new(key: &Key, genesis: &Hash, body: VerdictBody) -> Self {
         let signature = key.sign(&(tags::VERDICT, genesis, &body).encode());
-        Self { body, ps_key: key.public(), signature }
+        Self {
+            body,
+            ps_key: key.public(),
+            signature,
+        }
     }
 
     /// Whether the server that it names signed it.
     pub fn verify(&self, genesis: &Hash) -> bool {
-        verify(&self.ps_key, &(tags::VERDICT, genesis, &self.body).encode(), &self.signature)
+        verify(
+            &self.ps_key,
+            &(tags::VERDICT, genesis, &self.body).encode(),
+            &self.signature,
+        )
     }
 }
 
@@ -164,9 +205,27 @@ mod tests {
         assert!(claim.verify(&genesis, &run));
         assert!(!claim.verify(&[9; 32], &run));
         assert!(!claim.verify(&genesis, &[9; 32]));
-        assert!(!ClaimRequest { epoch: 6, ..claim.clone() }.verify(&genesis, &run));
-        assert!(!ClaimRequest { payout: Hex32([4; 32]), ..claim.clone() }.verify(&genesis, &run));
-        assert!(!ClaimRequest { miner: Key::from_seed(&[8; 32]).public(), ..claim }.verify(&genesis, &run));
+        assert!(
+            !ClaimRequest {
+                epoch: 6,
+                ..claim.clone()
+            }
+            .verify(&genesis, &run)
+        );
+        assert!(
+            !ClaimRequest {
+                payout: Hex32([4; 32]),
+                ..claim.clone()
+            }
+            .verify(&genesis, &run)
+        );
+        assert!(
+            !ClaimRequest {
+                miner: Key::from_seed(&[8; 32]).public(),
+                ..claim
+            }
+            .verify(&genesis, &run)
+        );
     }
 
     #[test]
@@ -187,7 +246,9 @@ mod tests {
     #[test]
     fn the_well_known_development_key_should_have_its_well_known_address() {
         // `//Alice` of Substrate's development keyring, as its raw seed.
-        let seed: Hex32 = "e5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a".parse().unwrap();
+        let seed: Hex32 = "e5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a"
+            .parse()
+            .unwrap();
         let expected = "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d";
         assert_eq!(Key::from_seed(&seed.0).public().to_string(), expected);
     }

@@ -76,7 +76,17 @@ mod tests {
 
     #[test]
     fn quorum_should_follow_the_formula() {
-        let expected = [(1, 1), (2, 2), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (10, 7), (31, 21)];
+        let expected = [
+            (1, 1),
+            (2, 2),
+            (3, 3),
+            (4, 3),
+            (5, 4),
+            (6, 5),
+            (7, 5),
+            (10, 7),
+            (31, 21),
+        ];
         for (n, q) in expected {
             assert_eq!(quorum(n), q, "n = {n}");
         }
@@ -88,7 +98,10 @@ mod tests {
         let encoded = sample().encode();
         assert_eq!(encoded.len(), 4 + 4 + 32 + 32 + 4 + 4 + 16 + 32 + 32 + 32);
         assert_eq!(Commitment::max_encoded_len(), encoded.len());
-        assert_eq!(hex::encode(sample().hash()), include_str!("../golden/commitment-hash.hex").trim());
+        assert_eq!(
+            hex::encode(sample().hash()),
+            include_str!("../golden/commitment-hash.hex").trim()
+        );
         assert_eq!(&sample().attest_payload(&[9; 32], 0)[..16], b"\x3calice/attest/v1");
     }
 

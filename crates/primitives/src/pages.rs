@@ -84,7 +84,11 @@ pub fn verify(root: &Hash, pages: u32, index: u32, leaf: &Hash, proof: &[Hash]) 
     let mut at = index;
     let mut hash = *leaf;
     for sibling in proof {
-        hash = if at & 1 == 0 { node(&hash, sibling) } else { node(sibling, &hash) };
+        hash = if at & 1 == 0 {
+            node(&hash, sibling)
+        } else {
+            node(sibling, &hash)
+        };
         at >>= 1;
     }
     hash == *root
@@ -101,7 +105,18 @@ mod tests {
     use proptest::prelude::*;
 
     fn leaves(n: u32) -> Vec<Hash> {
-        (0..n).map(|i| leaf(3, i, &[Entry { account: [i as u8; 32], score: u64::from(i) }])).collect()
+        (0..n)
+            .map(|i| {
+                leaf(
+                    3,
+                    i,
+                    &[Entry {
+                        account: [i as u8; 32],
+                        score: u64::from(i),
+                    }],
+                )
+            })
+            .collect()
     }
 
     #[test]
@@ -131,7 +146,10 @@ mod tests {
 
     #[test]
     fn root_should_match_the_golden_file() {
-        assert_eq!(hex::encode(root(&leaves(5))), include_str!("../golden/pages-root-5.hex").trim());
+        assert_eq!(
+            hex::encode(root(&leaves(5))),
+            include_str!("../golden/pages-root-5.hex").trim()
+        );
     }
 
     proptest! {

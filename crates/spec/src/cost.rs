@@ -56,7 +56,11 @@ impl RunSpec {
             task_flops: 6.0 * parameters as f64 * task_tokens as f64,
             score_tokens: u64::from(self.score.sequences) * context,
             reserve_epochs: (!self.data.reserve_reuse).then(|| self.data.reserve_tokens / context / per_epoch),
-            device: DevicePlan { precision: "f32", state_bytes: parameters * 16, activation_bytes: activations },
+            device: DevicePlan {
+                precision: "f32",
+                state_bytes: parameters * 16,
+                activation_bytes: activations,
+            },
         }
     }
 }

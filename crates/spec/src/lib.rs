@@ -208,21 +208,47 @@ impl RunSpec {
     /// Checks every bound. What [`RunSpec::parse`] returns has passed.
     pub fn validate(&self) -> Result<(), SpecError> {
         fn check(ok: bool, field: &'static str, problem: impl Into<String>) -> Result<(), SpecError> {
-            if ok { Ok(()) } else { Err(SpecError::Field { field, problem: problem.into() }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(SpecError::Field {
+                    field,
+                    problem: problem.into(),
+                })
+            }
         }
         fn positive(v: f64, max: f64, field: &'static str) -> Result<(), SpecError> {
-            check(v.is_finite() && v > 0.0 && v <= max, field, format!("{v} must be above 0 and at most {max}"))
+            check(
+                v.is_finite() && v > 0.0 && v <= max,
+                field,
+                format!("{v} must be above 0 and at most {max}"),
+            )
         }
         let range = |v: u64, min: u64, max: u64, field| {
-            check((min..=max).contains(&v), field, format!("{v} must be between {min} and {max}"))
+            check(
+                (min..=max).contains(&v),
+                field,
+                format!("{v} must be between {min} and {max}"),
+            )
         };
         let name_ok = !self.name.is_empty()
             && self.name.len() <= 32
-            && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && self
+                .name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         check(name_ok, "name", "1 to 32 of a-z, 0-9 and '-'")?;
-        check(self.version == 1, "version", format!("{} is not known; this program reads version 1", self.version))?;
+        check(
+            self.version == 1,
+            "version",
+            format!("{} is not known; this program reads version 1", self.version),
+        )?;
         let m = &self.model;
-        check(m.architecture == "llama", "model.architecture", format!("'{}' is not known; only 'llama'", m.architecture))?;
+        check(
+            m.architecture == "llama",
+            "model.architecture",
+            format!("'{}' is not known; only 'llama'", m.architecture),
+        )?;
         range(m.vocab.into(), 259, 1 << 20, "model.vocab")?;
         range(m.hidden.into(), 8, 1 << 16, "model.hidden")?;
         range(m.layers.into(), 1, 512, "model.layers")?;
@@ -237,9 +263,17 @@ impl RunSpec {
             "model.heads",
             "hidden / heads must be an even whole number",
         )?;
-        check(m.heads.is_multiple_of(m.kv_heads), "model.kv_heads", "must divide model.heads")?;
+        check(
+            m.heads.is_multiple_of(m.kv_heads),
+            "model.kv_heads",
+            "must divide model.heads",
+        )?;
         let d = &self.data;
-        check(d.tokenizer == "bytes", "data.tokenizer", format!("'{}' is not known; only 'bytes' so far", d.tokenizer))?;
+        check(
+            d.tokenizer == "bytes",
+            "data.tokenizer",
+            format!("'{}' is not known; only 'bytes' so far", d.tokenizer),
+        )?;
         hash_field(&d.corpus_root, "data.corpus_root")?;
         hash_field(&d.reserve_root, "data.reserve_root")?;
         let i = &self.inner;
@@ -250,16 +284,32 @@ impl RunSpec {
         positive(i.beta1, 0.99999, "inner.beta1")?;
         positive(i.beta2, 0.99999, "inner.beta2")?;
         positive(i.epsilon, 1e-2, "inner.epsilon")?;
-        check((0.0..=1.0).contains(&i.weight_decay), "inner.weight_decay", "must be between 0 and 1")?;
+        check(
+            (0.0..=1.0).contains(&i.weight_decay),
+            "inner.weight_decay",
+            "must be between 0 and 1",
+        )?;
         positive(i.clip_norm, 1e6, "inner.clip_norm")?;
         let u = &self.update;
         check(u.chunk.is_power_of_two(), "update.chunk", "must be a power of two")?;
         range(u.chunk.into(), 64, 65_536, "update.chunk")?;
         range(u.budget_bytes, 1024, 1 << 30, "update.budget_bytes")?;
-        check(matches!(u.value_bits, 1 | 2 | 4 | 8), "update.value_bits", "must be 1, 2, 4 or 8")?;
-        check(matches!(u.publish_bits, 2 | 4 | 8), "update.publish_bits", "must be 2, 4 or 8")?;
+        check(
+            matches!(u.value_bits, 1 | 2 | 4 | 8),
+            "update.value_bits",
+            "must be 1, 2, 4 or 8",
+        )?;
+        check(
+            matches!(u.publish_bits, 2 | 4 | 8),
+            "update.publish_bits",
+            "must be 2, 4 or 8",
+        )?;
         range(u.k_max.into(), 1, u.chunk.into(), "update.k_max")?;
-        check((0.0..=1.0).contains(&u.feedback_decay), "update.feedback_decay", "must be between 0 and 1")?;
+        check(
+            (0.0..=1.0).contains(&u.feedback_decay),
+            "update.feedback_decay",
+            "must be between 0 and 1",
+        )?;
         positive(self.outer.alpha, 10.0, "outer.alpha")?;
         range(self.outer.snapshot_every.into(), 1, 10_000, "outer.snapshot_every")?;
         let s = &self.score;
@@ -272,13 +322,26 @@ impl RunSpec {
         check(
             reserve_sequences >= u64::from(s.sequences) + u64::from(s.guard_sequences),
             "data.reserve_tokens",
-            format!("the reserve holds {reserve_sequences} sequences, scoring draws {}", s.sequences + s.guard_sequences),
+            format!(
+                "the reserve holds {reserve_sequences} sequences, scoring draws {}",
+                s.sequences + s.guard_sequences
+            ),
         )?;
         let r = &self.round;
         range(r.epoch_blocks.into(), 10, 100_000, "round.epoch_blocks")?;
         range(r.seed_blocks.into(), 1, 100, "round.seed_blocks")?;
-        range(r.deadline_block.into(), 2, u64::from(r.epoch_blocks.saturating_sub(r.seed_blocks + 1)), "round.deadline_block")?;
-        range(r.open_margin_blocks.into(), 1, r.deadline_block.into(), "round.open_margin_blocks")?;
+        range(
+            r.deadline_block.into(),
+            2,
+            u64::from(r.epoch_blocks.saturating_sub(r.seed_blocks + 1)),
+            "round.deadline_block",
+        )?;
+        range(
+            r.open_margin_blocks.into(),
+            1,
+            r.deadline_block.into(),
+            "round.open_margin_blocks",
+        )?;
         range(r.lease_blocks.into(), 1, r.epoch_blocks.into(), "round.lease_blocks")?;
         range(r.base_lag.into(), 0, 0, "round.base_lag")?;
         range(r.tasks_max.into(), 1, 100_000, "round.tasks_max")?;
@@ -297,21 +360,70 @@ impl RunSpec {
         let (d, i, u, s, r) = (&self.data, &self.inner, &self.update, &self.score, &self.round);
         let model = (
             &m.architecture,
-            (m.vocab, m.hidden, m.layers, m.heads, m.kv_heads, m.ffn, m.context, m.rope_theta, m.init_std_millionths),
+            (
+                m.vocab,
+                m.hidden,
+                m.layers,
+                m.heads,
+                m.kv_heads,
+                m.ffn,
+                m.context,
+                m.rope_theta,
+                m.init_std_millionths,
+            ),
         );
-        let data = (&d.tokenizer, &d.corpus_root, &d.reserve_root, d.corpus_tokens, d.reserve_tokens, d.reserve_reuse);
+        let data = (
+            &d.tokenizer,
+            &d.corpus_root,
+            &d.reserve_root,
+            d.corpus_tokens,
+            d.reserve_tokens,
+            d.reserve_reuse,
+        );
         let inner = (
             (i.steps, i.batch_sequences, i.warmup_steps),
-            [i.learning_rate, i.beta1, i.beta2, i.epsilon, i.weight_decay, i.clip_norm].map(f64::to_bits),
+            [
+                i.learning_rate,
+                i.beta1,
+                i.beta2,
+                i.epsilon,
+                i.weight_decay,
+                i.clip_norm,
+            ]
+            .map(f64::to_bits),
         );
-        let update = (u.chunk, u.budget_bytes, u.value_bits, u.k_max, u.feedback_decay.to_bits(), u.publish_bits);
+        let update = (
+            u.chunk,
+            u.budget_bytes,
+            u.value_bits,
+            u.k_max,
+            u.feedback_decay.to_bits(),
+            u.publish_bits,
+        );
         let outer = (self.outer.alpha.to_bits(), self.outer.snapshot_every);
-        let score = (s.sequences, s.guard_sequences, s.probe.to_bits(), s.z.to_bits(), s.pool_epochs);
+        let score = (
+            s.sequences,
+            s.guard_sequences,
+            s.probe.to_bits(),
+            s.z.to_bits(),
+            s.pool_epochs,
+        );
         let round = (
             (r.epoch_blocks, r.deadline_block, r.seed_blocks, r.open_margin_blocks),
             (r.lease_blocks, r.base_lag, r.tasks_max),
         );
-        let bytes = (&self.name, self.version, model, data, inner, update, outer, score, round).encode();
+        let bytes = (
+            &self.name,
+            self.version,
+            model,
+            data,
+            inner,
+            update,
+            outer,
+            score,
+            round,
+        )
+            .encode();
         tagged_hash(tags::RUN, &[&bytes])
     }
 
@@ -350,7 +462,10 @@ fn parse_hash(text: &str) -> Option<Hash> {
 fn hash_field(text: &str, field: &'static str) -> Result<(), SpecError> {
     match parse_hash(text) {
         Some(_) => Ok(()),
-        None => Err(SpecError::Field { field, problem: "must be 64 hexadecimal digits".into() }),
+        None => Err(SpecError::Field {
+            field,
+            problem: "must be 64 hexadecimal digits".into(),
+        }),
     }
 }
 
@@ -386,14 +501,17 @@ mod tests {
     #[test]
     fn bad_values_should_name_their_field() {
         let spec = RunSpec::parse(DEV).unwrap();
-        let cases: [(&str, fn(&mut RunSpec)); 8] = [
+        type Change = fn(&mut RunSpec);
+        let cases: [(&str, Change); 8] = [
             ("model.heads", |s| s.model.heads = 6),
             ("model.architecture", |s| s.model.architecture = "gpt".into()),
             ("data.corpus_root", |s| s.data.corpus_root = "xyz".into()),
             ("inner.learning_rate", |s| s.inner.learning_rate = f64::NAN),
             ("update.value_bits", |s| s.update.value_bits = 3),
             ("score.probe", |s| s.score.probe = 0.0),
-            ("round.deadline_block", |s| s.round.deadline_block = s.round.epoch_blocks),
+            ("round.deadline_block", |s| {
+                s.round.deadline_block = s.round.epoch_blocks
+            }),
             ("data.reserve_tokens", |s| s.data.reserve_tokens = 10),
         ];
         for (field, change) in cases {
@@ -406,7 +524,13 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_large_files_should_be_refused() {
-        assert!(matches!(RunSpec::parse(&format!("surprise = 1\n{DEV}")), Err(SpecError::Toml(_))));
-        assert!(matches!(RunSpec::parse(&" ".repeat(SPEC_BYTES_MAX + 1)), Err(SpecError::TooLarge(_))));
+        assert!(matches!(
+            RunSpec::parse(&format!("surprise = 1\n{DEV}")),
+            Err(SpecError::Toml(_))
+        ));
+        assert!(matches!(
+            RunSpec::parse(&" ".repeat(SPEC_BYTES_MAX + 1)),
+            Err(SpecError::TooLarge(_))
+        ));
     }
 }

@@ -1,0 +1,248 @@
+//! The decisions of a round (protocol §5).
+
+use crate::stats::{Paired, lower_median, paired};
+use crate::{LossOracle, OracleError, baseline, losses};
+use alice_spec::RunSpec;
+use alice_update::Update;
+use std::collections::BTreeSet;
+
+/// Largest factor f_i: a short update is stretched at most twofold, so that noise near zero is not blown up.
+pub const FACTOR_MAX: f32 = 2.0;
+/// A score is at most this multiple of the round's median improvement.
+pub const SCORE_CLIP: f64 = 1.5;
+/// Score of an update with exactly the median improvement, in billionths.
+pub const SCORE_UNIT: f64 = 1e9;
+
+/// A well-formed submission that waits for its decision.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Submission.
+    pub id: [u8; 32],
+    /// Key of its miner.
+    pub miner: [u8; 32],
+    /// Whether the key has accepted work in earlier epochs.
+    pub proven: bool,
+    /// Its decoded update.
+    pub update: Update,
+}
+
+/// What came of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It helps: aggregated and paid.
+    Accepted,
+    /// The improvement is not above the gate.
+    NoImprovement,
+    /// All zero, or numbers that are not finite or not of this model; never evaluated.
+    Degenerate,
+}
+
+/// A candidate's decision with the numbers behind it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// Submission.
+    pub id: [u8; 32],
+    /// Whether the outcome is [`Outcome::Accepted`].
+    pub accepted: bool,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// The reason in one sentence.
+    pub detail: String,
+    /// s_i: fall of the loss at the probe step divided by κ, nats per token. Zero where it was not measured.
+    pub improvement: f64,
+    /// Standard error of s_i, nats per token. Zero where it was not measured.
+    pub standard_error: f64,
+    /// f_i.
+    pub factor: f32,
+    /// Euclidean norm of the update.
+    pub norm: f32,
+    /// Score in billionths; zero unless accepted.
+    pub score: u64,
+}
+
+/// A decided round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoundScore {
+    /// One decision for each candidate, ascending by id.
+    pub decisions: Vec<Decision>,
+    /// Lower median norm of the accepted updates; none if none was accepted.
+    pub median_norm: Option<f32>,
+    /// Losses of θ on the scoring split.
+    pub losses_before: Vec<f64>,
+}
+
+/// Scores a round: one evaluation of θ and one of each candidate on the same sequences.
+///
+/// `theta` is θ(e); `scoring_split` holds indices into the reserve; `previous_median_norm` is ν of the last round that
+/// accepted any (none: the candidates' own median). `progress` is called with the number of decided candidates. An
+/// error means that the server could not evaluate, and that nobody may be blamed: the round has to be repeated.
+pub fn score_round(
+    oracle: &mut dyn LossOracle,
+    spec: &RunSpec,
+    theta: &[f32],
+    scoring_split: &[u32],
+    candidates: &[Candidate],
+    previous_median_norm: Option<f32>,
+    progress: &mut dyn FnMut(usize),
+) -> Result<RoundScore, OracleError> {
+    let losses_before = baseline(oracle, theta, scoring_split)?;
+    let mut order: Vec<(&Candidate, Result<f32, String>)> = candidates
+        .iter()
+        .map(|candidate| (candidate, usable_norm(&candidate.update, theta.len())))
+        .collect();
+    order.sort_by_key(|(candidate, _)| candidate.id);
+    let norms: Vec<f64> = order
+        .iter()
+        .filter_map(|(_, norm)| norm.as_ref().ok())
+        .map(|&norm| norm.into())
+        .collect();
+    let reference = match previous_median_norm.filter(|norm| norm.is_finite() && *norm > 0.0) {
+        Some(norm) => norm,
+        None => lower_median(&norms).unwrap_or(0.0) as f32,
+    };
+    let newcomers: BTreeSet<_> = order
+        .iter()
+        .filter(|(c, norm)| !c.proven && norm.is_ok())
+        .map(|(candidate, _)| candidate.miner)
+        .collect();
+    let probe = (spec.score.probe * spec.outer.alpha) as f32;
+    let mut point = theta.to_vec();
+    let mut decisions = Vec::with_capacity(order.len());
+    for (done, (candidate, norm)) in order.into_iter().enumerate() {
+        let decision = match norm {
+            Err(reason) => Decision::degenerate(candidate.id, candidate.update.norm() as f32, reason),
+            Ok(norm) => {
+                let factor = FACTOR_MAX.min(reference / norm);
+                candidate.update.add_scaled(&mut point, -(probe * factor));
+                let losses_after = losses(oracle, &point, scoring_split)?;
+                restore(&mut point, theta, &candidate.update.indices);
+                let paired = paired(&losses_before, &losses_after);
+                let measured = Paired {
+                    mean: paired.mean / spec.score.probe,
+                    standard_error: paired.standard_error / spec.score.probe,
+                };
+                let threshold = threshold(spec.score.z, candidate.proven, newcomers.len());
+                Decision::measured(candidate.id, factor, norm, measured, threshold)
+            }
+        };
+        decisions.push(decision);
+        progress(done + 1);
+    }
+    pay(&mut decisions);
+    let accepted_norms: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.norm.into()).collect();
+    Ok(RoundScore {
+        decisions,
+        median_norm: lower_median(&accepted_norms).map(|norm| norm as f32),
+        losses_before,
+    })
+}
+
+/// Norm of an update that can be evaluated, or why it cannot.
+fn usable_norm(update: &Update, total: usize) -> Result<f32, String> {
+    if update.indices.len() != update.values.len() || update.indices.iter().any(|&index| index as usize >= total) {
+        return Err("the update has entries that the model does not have".into());
+    }
+    if !update.values.iter().all(|value| value.is_finite()) {
+        return Err("the update holds a value that is not finite".into());
+    }
+    let norm = update.norm() as f32;
+    if norm == 0.0 {
+        Err("the update is zero".into())
+    } else if !norm.is_finite() {
+        Err("the norm of the update is not finite".into())
+    } else {
+        Ok(norm)
+    }
+}
+
+/// Copies back what an update touched: cheaper than θ as a whole, and exact where adding back would round.
+fn restore(point: &mut [f32], theta: &[f32], indices: &[u32]) {
+    for &index in indices {
+        if let (Some(slot), Some(&original)) = (point.get_mut(index as usize), theta.get(index as usize)) {
+            *slot = original;
+        }
+    }
+}
+
+/// Standard errors that an improvement must reach. Keys are free, so the best of m newcomers without any merit reaches
+/// about √(2 ln m) (the expected maximum of m standard normal draws); they must pass that as well.
+fn threshold(z: f64, proven: bool, newcomers: usize) -> f64 {
+    if proven {
+        z
+    } else {
+        z.max((2.0 * libm::log(newcomers.max(1) as f64)).sqrt())
+    }
+}
+
+/// Scores of the accepted: improvement relative to their lower median, clipped.
+fn pay(decisions: &mut [Decision]) {
+    let improvements: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.improvement).collect();
+    let Some(median) = lower_median(&improvements) else {
+        return;
+    };
+    for decision in decisions.iter_mut().filter(|decision| decision.accepted) {
+        decision.score = ((decision.improvement / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
+    }
+}
+
+impl Decision {
+    fn degenerate(id: [u8; 32], norm: f32, detail: String) -> Self {
+        let outcome = Outcome::Degenerate;
+        let (improvement, standard_error, factor, score) = (0.0, 0.0, 0.0, 0);
+        Self {
+            id,
+            accepted: false,
+            outcome,
+            detail,
+            improvement,
+            standard_error,
+            factor,
+            norm,
+            score,
+        }
+    }
+
+    fn measured(id: [u8; 32], factor: f32, norm: f32, measured: Paired, threshold: f64) -> Self {
+        let Paired {
+            mean: improvement,
+            standard_error,
+        } = measured;
+        let base = Self {
+            id,
+            accepted: false,
+            outcome: Outcome::NoImprovement,
+            detail: String::new(),
+            improvement,
+            standard_error,
+            factor,
+            norm,
+            score: 0,
+        };
+        if !improvement.is_finite() || standard_error.is_nan() {
+            let detail = "the loss is not finite after the update".into();
+            return Self {
+                detail,
+                improvement: 0.0,
+                standard_error: 0.0,
+                ..base
+            };
+        }
+        // Compared without a division: a zero standard error accepts any fall and refuses anything else.
+        let accepted = improvement > 0.0 && improvement >= threshold * standard_error;
+        let outcome = if accepted {
+            Outcome::Accepted
+        } else {
+            Outcome::NoImprovement
+        };
+        let verb = if accepted { "lowers" } else { "does not clearly lower" };
+        let detail = format!(
+            "{verb} the loss: {improvement:.6} ± {standard_error:.6} nats per token, {threshold:.2} standard errors are needed"
+        );
+        Self {
+            accepted,
+            outcome,
+            detail,
+            ..base
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Scoring on a quadratic, where the truth is known.
+
+use crate::{Candidate, Decision, LossOracle, OracleError, Outcome, RoundScore, guarded_step, score_round};
+use alice_spec::RunSpec;
+use alice_update::{Sparse, Update};
+use proptest::prelude::*;
+use std::sync::LazyLock;
+
+const PARAMETERS: usize = 64;
+
+static SPEC: LazyLock<RunSpec> =
+    LazyLock::new(|| RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap());
+
+/// Uniform in [-1, 1), a pure function of its arguments.
+fn noise(a: u64, b: u64) -> f64 {
+    let mut x = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ 0x2545_f491_4f6c_dd1d;
+    for _ in 0..3 {
+        x ^= x >> 31;
+        x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
+    }
+    (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+}
+
+/// ℓ_j(θ) = ½ |θ − c_j|² / n + 3, with each sequence's centre c_j spread around zero.
+struct Quadratic {
+    spread: f64,
+    calls: usize,
+}
+
+impl LossOracle for Quadratic {
+    fn losses(&mut self, theta: &[f32], sequences: &[u32]) -> Result<Vec<f64>, OracleError> {
+        self.calls += 1;
+        let of = |&sequence: &u32| {
+            let terms = theta.iter().enumerate().map(|(i, &t)| {
+                let centre = self.spread * noise(sequence.into(), i as u64);
+                (f64::from(t) - centre).powi(2)
+            });
+            3.0 + 0.5 * terms.sum::<f64>() / theta.len() as f64
+        };
+        Ok(sequences.iter().map(of).collect())
+    }
+}
+
+fn oracle() -> Quadratic {
+    Quadratic { spread: 0.5, calls: 0 }
+}
+
+fn theta() -> Vec<f32> {
+    (0..PARAMETERS)
+        .map(|i| 1.0 + 0.5 * noise(99, i as u64) as f32)
+        .collect()
+}
+
+fn split() -> Vec<u32> {
+    (0..128).collect()
+}
+
+/// d = size · (towards · θ + noise): subtracting θ leads to the minimum at zero.
+fn update(towards: f32, noisy: f32, size: f32, seed: u64) -> Update {
+    let theta = theta();
+    let values = theta
+        .iter()
+        .enumerate()
+        .map(|(i, t)| size * (towards * t + noisy * noise(seed, i as u64) as f32));
+    Update {
+        indices: (0..PARAMETERS as u32).collect(),
+        values: values.collect(),
+        ..Update::default()
+    }
+}
+
+fn candidate(id: u8, proven: bool, update: Update) -> Candidate {
+    Candidate {
+        id: [id; 32],
+        miner: [id; 32],
+        proven,
+        update,
+    }
+}
+
+fn score(candidates: &[Candidate], previous: Option<f32>) -> RoundScore {
+    score_round(
+        &mut oracle(),
+        &SPEC,
+        &theta(),
+        &split(),
+        candidates,
+        previous,
+        &mut |_| (),
+    )
+    .unwrap()
+}
+
+fn only(update: Update) -> Decision {
+    score(&[candidate(1, true, update)], Some(1.0)).decisions.remove(0)
+}
+
+#[test]
+fn honest_update_should_be_accepted_and_its_negation_refused() {
+    let honest = only(update(0.1, 0.02, 1.0, 1));
+    assert!(honest.accepted && honest.improvement > 0.0, "{honest:?}");
+    assert_eq!((honest.outcome, honest.score), (Outcome::Accepted, 1_000_000_000));
+    let negated = only(update(-0.1, -0.02, 1.0, 1));
+    assert_eq!(
+        (negated.outcome, negated.score, negated.accepted),
+        (Outcome::NoImprovement, 0, false)
+    );
+    assert!(negated.improvement < 0.0);
+    assert!(negated.detail.contains("does not clearly lower"), "{}", negated.detail);
+}
+
+#[test]
+fn improvement_should_be_the_probe_divided_by_kappa() {
+    let update = update(0.1, 0.0, 1.0, 1);
+    let decision = only(update.clone());
+    let (mut before, mut after) = (0.0, 0.0);
+    let step = (0.2 * 1.0) as f32 * (1.0 / update.norm() as f32).min(2.0);
+    let moved: Vec<f32> = theta().iter().zip(&update.values).map(|(t, v)| t - step * v).collect();
+    for loss in oracle().losses(&theta(), &split()).unwrap() {
+        before += loss / 128.0;
+    }
+    for loss in oracle().losses(&moved, &split()).unwrap() {
+        after += loss / 128.0;
+    }
+    assert!((decision.improvement - (before - after) / 0.2).abs() < 1e-6);
+}
+
+#[test]
+fn magnitude_should_pay_nobody() {
+    // 2^7 is exact, so that the scaled update is the same direction bit for bit.
+    let (plain, large) = (update(0.3, 0.05, 1.0, 2), update(0.3, 0.05, 128.0, 2));
+    let round = score(&[candidate(1, true, plain), candidate(2, true, large)], Some(1.5));
+    let (plain, large) = (&round.decisions[0], &round.decisions[1]);
+    assert_eq!(plain.score, large.score);
+    assert!((plain.improvement - large.improvement).abs() < 1e-9);
+    assert_eq!(large.norm, 128.0 * plain.norm);
+    assert!((plain.factor * plain.norm - 1.5).abs() < 1e-6);
+}
+
+#[test]
+fn short_updates_should_be_stretched_at_most_twofold() {
+    assert_eq!(only(update(0.1, 0.0, 0.01, 1)).factor, 2.0);
+}
+
+#[test]
+fn degenerate_updates_should_never_be_evaluated() {
+    let with = |value: f32| Update {
+        indices: vec![3],
+        values: vec![value],
+        ..Update::default()
+    };
+    let outside = Update {
+        indices: vec![PARAMETERS as u32],
+        values: vec![1.0],
+        ..Update::default()
+    };
+    let bad = [
+        Update::default(),
+        with(0.0),
+        with(f32::NAN),
+        with(f32::INFINITY),
+        outside,
+    ];
+    let mut candidates: Vec<_> = (0..).zip(bad).map(|(id, update)| candidate(id, true, update)).collect();
+    candidates.push(candidate(9, true, update(0.1, 0.0, 1.0, 1)));
+    let mut oracle = oracle();
+    let mut steps = Vec::new();
+    let round = score_round(&mut oracle, &SPEC, &theta(), &split(), &candidates, None, &mut |done| {
+        steps.push(done)
+    })
+    .unwrap();
+    assert_eq!(
+        oracle.calls, 2,
+        "the model and the one candidate that is not degenerate"
+    );
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+    assert!(
+        round.decisions[..5]
+            .iter()
+            .all(|d| d.outcome == Outcome::Degenerate && d.score == 0 && !d.accepted)
+    );
+    assert!(round.decisions[5].accepted);
+    assert_eq!(round.median_norm, Some(round.decisions[5].norm));
+}
+
+#[test]
+fn noise_should_be_refused_mostly() {
+    let noisy: Vec<_> = (0..200)
+        .map(|id| candidate(id, false, update(0.0, 1.0, 1.0, 1000 + u64::from(id))))
+        .collect();
+    // Around the minimum no direction helps: what the gate sees is noise of the sequences, then curvature.
+    let zero = vec![0.0; PARAMETERS];
+    let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &noisy, Some(0.1), &mut |_| ()).unwrap();
+    let accepted = round.decisions.iter().filter(|d| d.accepted).count();
+    assert!(accepted <= 2, "{accepted} of 200 newcomers without merit were accepted");
+    assert_eq!(round.median_norm.is_some(), accepted > 0);
+}
+
+#[test]
+fn newcomers_should_have_to_beat_the_best_of_their_number() {
+    // One update whose z lies between 1.64 and √(2 ln 100) = 3.03.
+    let weak = update(0.0, 1.0, 1.0, 1003);
+    let zero = vec![0.0; PARAMETERS];
+    let z_of = |seed: u64| {
+        let candidates = [candidate(1, true, update(0.0, 1.0, 1.0, seed))];
+        let round = score_round(
+            &mut oracle(),
+            &SPEC,
+            &zero,
+            &split(),
+            &candidates,
+            Some(0.01),
+            &mut |_| (),
+        )
+        .unwrap();
+        round.decisions[0].improvement / round.decisions[0].standard_error
+    };
+    let seed = (0..500).find(|&seed| (1.8..2.8).contains(&z_of(seed))).unwrap();
+    let weak = Update {
+        values: update(0.0, 1.0, 1.0, seed).values,
+        ..weak
+    };
+    let crowd = |proven: bool| -> bool {
+        let mut all = vec![candidate(0, proven, weak.clone())];
+        all.extend((1..=99).map(|id| candidate(id, false, update(-0.1, 0.0, 1.0, 1))));
+        let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &all, Some(0.01), &mut |_| ()).unwrap();
+        round.decisions[0].accepted
+    };
+    assert!(crowd(true));
+    assert!(!crowd(false));
+    let alone = [candidate(0, false, weak.clone())];
+    let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &alone, Some(0.01), &mut |_| ()).unwrap();
+    assert!(round.decisions[0].accepted, "a single newcomer needs z only");
+}
+
+#[test]
+fn decisions_should_be_sorted_and_independent_of_order() {
+    let mut candidates: Vec<_> = (0..9)
+        .map(|id| candidate(id, id % 2 == 0, update(0.1, 0.1, 1.0, id.into())))
+        .collect();
+    let round = score(&candidates, None);
+    candidates.reverse();
+    candidates.swap(2, 5);
+    assert_eq!(score(&candidates, None), round);
+    assert!(round.decisions.windows(2).all(|pair| pair[0].id < pair[1].id));
+}
+
+#[test]
+fn scores_should_be_relative_to_the_lower_median_and_clipped() {
+    // The same norm for all: the less an update points to the minimum, the less it gains.
+    let mix = |noisy: f32| update(0.1, noisy, 1.0, 5);
+    let round = score(
+        &[0.0, 0.05, 0.1, 0.6].map(|noisy| candidate((noisy * 100.0) as u8, true, mix(noisy))),
+        Some(1.0),
+    );
+    let scores: Vec<u64> = round.decisions.iter().map(|d| d.score).collect();
+    assert!(round.decisions.iter().all(|d| d.accepted));
+    assert_eq!(scores[2], 1_000_000_000, "{scores:?}");
+    assert!(scores.windows(2).all(|pair| pair[0] > pair[1]));
+    assert!(scores[0] <= 1_500_000_000);
+    let clipped = score(
+        &[0.0, 3.0, 3.0].map(|noisy| candidate(noisy as u8, true, mix(noisy))),
+        Some(1.0),
+    );
+    assert!(clipped.decisions.iter().all(|d| d.score <= 1_500_000_000));
+}
+
+#[test]
+fn an_empty_round_should_still_have_a_baseline() {
+    let round = score(&[], None);
+    assert!(round.decisions.is_empty() && round.median_norm.is_none());
+    assert_eq!(round.losses_before.len(), 128);
+}
+
+/// Answers from a list.
+struct Scripted(Vec<Result<Vec<f64>, OracleError>>);
+
+impl LossOracle for Scripted {
+    fn losses(&mut self, _: &[f32], _: &[u32]) -> Result<Vec<f64>, OracleError> {
+        self.0.remove(0)
+    }
+}
+
+#[test]
+fn losses_that_are_not_finite_should_refuse_with_a_reason() {
+    for after in [f64::NAN, f64::INFINITY] {
+        let mut oracle = Scripted(vec![Ok(vec![3.0, 3.1]), Ok(vec![after, 1.0])]);
+        let candidates = [candidate(1, true, update(0.1, 0.0, 1.0, 1))];
+        let round = score_round(&mut oracle, &SPEC, &theta(), &[1, 2], &candidates, None, &mut |_| ()).unwrap();
+        let decision = &round.decisions[0];
+        assert_eq!((decision.outcome, decision.score), (Outcome::NoImprovement, 0));
+        assert!(
+            decision.detail.contains("not finite") && decision.improvement == 0.0 && decision.standard_error == 0.0
+        );
+    }
+}
+
+#[test]
+fn faults_of_the_server_should_be_errors() {
+    let fault = OracleError {
+        message: "device lost".into(),
+    };
+    let candidates = [candidate(1, true, update(0.1, 0.0, 1.0, 1))];
+    let cases = [
+        vec![Err(fault.clone())],
+        vec![Ok(vec![3.0, 3.0]), Err(fault)],
+        vec![Ok(vec![3.0])],
+        vec![Ok(vec![3.0, f64::NAN])],
+        vec![Ok(vec![3.0, 3.0]), Ok(vec![3.0])],
+    ];
+    for case in cases {
+        assert!(
+            score_round(
+                &mut Scripted(case),
+                &SPEC,
+                &theta(),
+                &[1, 2],
+                &candidates,
+                None,
+                &mut |_| ()
+            )
+            .is_err()
+        );
+    }
+    assert!(
+        score_round(
+            &mut Scripted(vec![Ok(vec![])]),
+            &SPEC,
+            &theta(),
+            &[],
+            &candidates,
+            None,
+            &mut |_| ()
+        )
+        .is_err()
+    );
+}
+
+fn sparse(towards: f32) -> Sparse {
+    Sparse {
+        indices: (0..PARAMETERS as u32).collect(),
+        values: theta().iter().map(|t| towards * t).collect(),
+    }
+}
+
+#[test]
+fn guard_should_take_a_good_step_as_it_is() {
+    let result = guarded_step(&mut oracle(), &theta(), &sparse(0.5), 1.0, 1.64, &split()).unwrap();
+    assert_eq!((result.alpha_used, result.halvings), (1.0, 0));
+    let expected: Vec<f32> = theta().iter().map(|t| t - 0.5 * t).collect();
+    assert_eq!(result.theta_next, expected);
+    assert!(result.after.iter().sum::<f64>() < result.before.iter().sum::<f64>());
+}
+
+#[test]
+fn guard_should_halve_an_overshoot() {
+    // θ − α·6·θ: |1 − 6α| is 5, 2, ½ for α = 1, ½, ¼.
+    let result = guarded_step(&mut oracle(), &theta(), &sparse(6.0), 1.0, 1.64, &split()).unwrap();
+    assert_eq!((result.alpha_used, result.halvings), (0.25, 2));
+}
+
+#[test]
+fn guard_should_skip_a_backward_step() {
+    let mut oracle = oracle();
+    let result = guarded_step(&mut oracle, &theta(), &sparse(-1.0), 1.0, 1.64, &split()).unwrap();
+    assert_eq!((result.alpha_used, result.halvings, oracle.calls), (0.0, 3, 5));
+    assert_eq!(result.theta_next, theta());
+    assert_eq!(result.before, result.after);
+}
+
+#[test]
+fn guard_should_survive_losses_that_are_not_finite() {
+    let bad = || Ok(vec![f64::NAN, f64::INFINITY]);
+    let mut oracle = Scripted(vec![Ok(vec![3.0, 3.0]), bad(), Ok(vec![2.0, 2.5])]);
+    let result = guarded_step(&mut oracle, &theta(), &sparse(0.5), 1.0, 1.64, &[1, 2]).unwrap();
+    assert_eq!((result.alpha_used, result.halvings), (0.5, 1));
+    let mut oracle = Scripted(vec![Ok(vec![3.0, 3.0]), bad(), bad(), bad(), bad()]);
+    assert_eq!(
+        guarded_step(&mut oracle, &theta(), &sparse(0.5), 1.0, 1.64, &[1, 2])
+            .unwrap()
+            .alpha_used,
+        0.0
+    );
+}
+
+#[test]
+fn guard_without_an_aggregate_should_change_nothing() {
+    let result = guarded_step(&mut oracle(), &theta(), &Sparse::default(), 1.0, 1.64, &split()).unwrap();
+    assert_eq!((result.alpha_used, result.theta_next == theta()), (0.0, true));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_better_direction_should_never_score_less(noisy in 0.0f32..0.2, more in 0.01f32..0.2, seed in any::<u64>()) {
+        let candidates = [
+            candidate(1, true, update(0.1, noisy, 1.0, seed)),
+            candidate(2, true, update(0.1, noisy + more, 1.0, seed)),
+        ];
+        // The noise of one seed only grows; its part along θ is removed, so that the direction gets strictly worse.
+        let candidates = candidates.map(|mut c| {
+            let theta = theta();
+            let along = |v: &[f32]| v.iter().zip(&theta).map(|(a, b)| a * b).sum::<f32>();
+            let excess = along(&c.update.values) / along(&theta) - 0.1;
+            c.update.values.iter_mut().zip(&theta).for_each(|(v, t)| *v -= excess * t);
+            c
+        });
+        let round = score(&candidates, Some(1.0));
+        prop_assert!(round.decisions[0].score >= round.decisions[1].score);
+        prop_assert!(round.decisions[0].improvement >= round.decisions[1].improvement - 1e-6);
+    }
+
+    #[test]
+    fn scores_should_stay_in_their_range(
+        seeds in prop::collection::vec((any::<u64>(), -0.2f32..0.2, 0.0f32..1.0, 0.001f32..1000.0), 0..12),
+    ) {
+        let candidates: Vec<_> = (0..).zip(&seeds)
+            .map(|(id, &(seed, towards, noisy, size))| candidate(id, seed % 2 == 0, update(towards, noisy, size, seed)))
+            .collect();
+        let round = score(&candidates, None);
+        prop_assert_eq!(round.decisions.len(), candidates.len());
+        for decision in &round.decisions {
+            prop_assert!(decision.score <= 1_500_000_000);
+            prop_assert_eq!(decision.score > 0, decision.accepted);
+            prop_assert!(decision.factor <= 2.0);
+            prop_assert_eq!(decision.accepted, decision.outcome == Outcome::Accepted);
+        }
+        if let Some(norm) = round.median_norm {
+            prop_assert!(round.decisions.iter().any(|d| d.accepted && d.norm == norm));
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! From accepted updates to the model's next state (protocol §6), operation by operation: anyone with θ(e), the accepted
+//! updates and the manifest's f_i and α recomputes θ(e+1) bit for bit.
+
+pub use crate::publish::{decode_published, publish};
+
+use crate::layout::Layout;
+use crate::sparse::{Sparse, Update, add_scaled};
+use alice_primitives::{tagged_hash, tags};
+
+/// Mean of the accepted updates over the union of their coordinates (§6.1–2), ascending by index.
+///
+/// `updates` stand in ascending order of submission id, each with its factor f_i. For each coordinate: f_i · v_i is
+/// rounded to f32, the products are summed in f64 in the given order, the sum is divided by the number R of *all*
+/// updates in f64 and rounded to f32. Where an update has no entry it adds nothing, so an entry that a single miner
+/// sends weighs 1/R. Entries beyond the layout are left out.
+pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
+    let count = updates.len() as f64;
+    let mut cursors: Vec<_> = updates
+        .iter()
+        .map(|(update, factor)| (update.indices.iter().zip(&update.values).peekable(), *factor))
+        .collect();
+    let mut sums = vec![0.0f64; layout.chunk()];
+    let mut touched = vec![false; layout.chunk()];
+    let mut mean = Sparse::default();
+    for range in layout.chunks() {
+        for (entries, factor) in &mut cursors {
+            while let Some((&index, &value)) = entries.next_if(|entry| (*entry.0 as usize) < range.end) {
+                let Some(at) = (index as usize).checked_sub(range.start) else {
+                    continue;
+                };
+                if let (Some(sum), Some(touched)) = (sums.get_mut(at), touched.get_mut(at)) {
+                    let scaled = *factor * value;
+                    *sum += f64::from(scaled);
+                    *touched = true;
+                }
+            }
+        }
+        for ((index, sum), touched) in range.zip(&mut sums).zip(&mut touched) {
+            if std::mem::take(touched) {
+                mean.indices.push(index as u32);
+                mean.values.push((std::mem::take(sum) / count) as f32);
+            }
+        }
+    }
+    mean
+}
+
+/// Seed of the stochastic rounding: nobody can choose it without changing what was accepted.
+///
+/// `model_root` is the root of θ(e), `accepted_ids` the accepted submissions in ascending order.
+pub fn rounding_seed(model_root: &[u8; 32], accepted_ids: &[[u8; 32]]) -> [u8; 32] {
+    tagged_hash(tags::ROUNDING_SEED, &[model_root, accepted_ids.as_flattened()])
+}
+
+/// The model's step (§6.5): `theta[j] −= alpha · d[j]`, a multiplication and a subtraction in f32, each rounded.
+pub fn apply(theta: &mut [f32], d: &Sparse, alpha: f32) {
+    // θ + (−α)·d has the same bits as θ − α·d: negation is exact.
+    add_scaled(&d.indices, &d.values, theta, -alpha);
+}

@@ -1,0 +1,170 @@
+//! Bit streams, least significant bit of the first byte first.
+
+use crate::error::DecodeError;
+
+/// Appends bits to bytes.
+pub(crate) struct BitWriter {
+    bytes: Vec<u8>,
+    acc: u64,
+    have: u32,
+}
+
+impl BitWriter {
+    /// Continues after whole bytes.
+    pub(crate) fn after(bytes: Vec<u8>) -> Self {
+        Self { bytes, acc: 0, have: 0 }
+    }
+
+    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first.
+    pub(crate) fn write(&mut self, value: u32, bits: u32) {
+        debug_assert!(bits <= 32 && (bits == 32 || value >> bits == 0));
+        self.acc |= u64::from(value) << self.have;
+        self.have += bits;
+        while self.have >= 8 {
+            self.bytes.push(self.acc as u8);
+            self.acc >>= 8;
+            self.have -= 8;
+        }
+    }
+
+    /// Appends `ones` one bits and a zero bit.
+    pub(crate) fn write_unary(&mut self, mut ones: u32) {
+        while ones >= 32 {
+            self.write(u32::MAX, 32);
+            ones -= 32;
+        }
+        self.write((1 << ones) - 1, ones);
+        self.write(0, 1);
+    }
+
+    /// Fills the last byte with zero bits and returns all bytes.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        if self.have > 0 {
+            self.bytes.push(self.acc as u8);
+        }
+        self.bytes
+    }
+}
+
+/// Takes bits from bytes; never reads beyond them.
+pub(crate) struct BitReader<'a> {
+    rest: &'a [u8],
+    acc: u64,
+    have: u32,
+}
+
+impl<'a> BitReader<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            rest: bytes,
+            acc: 0,
+            have: 0,
+        }
+    }
+
+    fn refill(&mut self) {
+        while self.have <= 56 {
+            let Some((&byte, rest)) = self.rest.split_first() else {
+                return;
+            };
+            self.acc |= u64::from(byte) << self.have;
+            self.have += 8;
+            self.rest = rest;
+        }
+    }
+
+    /// The next `bits` ≤ 32 bits, or none where fewer are left.
+    pub(crate) fn read(&mut self, bits: u32) -> Option<u32> {
+        if self.have < bits {
+            self.refill();
+            if self.have < bits {
+                return None;
+            }
+        }
+        let value = self.acc & ((1u64 << bits) - 1);
+        self.acc >>= bits;
+        self.have -= bits;
+        Some(value as u32)
+    }
+
+    /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count passes `limit`; none where
+    /// the bits end first.
+    pub(crate) fn read_unary(&mut self, limit: u32) -> Option<u32> {
+        let mut ones = 0u32;
+        loop {
+            if self.have == 0 {
+                self.refill();
+            }
+            if self.have == 0 {
+                return None;
+            }
+            // Bits above `have` are zero, so a run never counts past what was read.
+            let run = self.acc.trailing_ones().min(self.have);
+            ones = ones.saturating_add(run);
+            if ones > limit {
+                return Some(limit.saturating_add(1));
+            }
+            if run < self.have {
+                // In two steps: 63 ones and the zero fill the accumulator.
+                self.acc = self.acc >> run >> 1;
+                self.have -= run + 1;
+                return Some(ones);
+            }
+            self.acc = 0;
+            self.have = 0;
+        }
+    }
+
+    /// Checks that less than a byte is left and that its bits are zero.
+    pub(crate) fn finish(self) -> Result<(), DecodeError> {
+        let bytes = self.rest.len() + (self.have / 8) as usize;
+        if bytes > 0 {
+            return Err(DecodeError::Trailing(bytes));
+        }
+        if self.acc != 0 {
+            Err(DecodeError::Padding)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn bits_should_come_back(items in prop::collection::vec((any::<u32>(), 0u32..=32, any::<bool>()), 0..200)) {
+            let mut writer = BitWriter::after(Vec::new());
+            for &(value, bits, unary) in &items {
+                if unary { writer.write_unary(value % 300) } else { writer.write((u64::from(value) & ((1 << bits) - 1)) as u32, bits) }
+            }
+            let bytes = writer.finish();
+            let mut reader = BitReader::new(&bytes);
+            for &(value, bits, unary) in &items {
+                if unary {
+                    prop_assert_eq!(reader.read_unary(300), Some(value % 300));
+                } else {
+                    prop_assert_eq!(reader.read(bits), Some((u64::from(value) & ((1 << bits) - 1)) as u32));
+                }
+            }
+            prop_assert_eq!(reader.finish(), Ok(()));
+        }
+    }
+
+    #[test]
+    fn reader_should_refuse_what_is_not_there() {
+        assert_eq!(BitReader::new(&[0xff]).read(9), None);
+        assert_eq!(BitReader::new(&[0xff]).read_unary(100), None);
+        assert_eq!(BitReader::new(&[0xff; 20]).read_unary(100), Some(101));
+        assert_eq!(BitReader::new(&[0, 0]).finish(), Err(DecodeError::Trailing(2)));
+        let mut reader = BitReader::new(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
+        assert_eq!(reader.read_unary(100), Some(63));
+        assert_eq!(reader.finish(), Ok(()));
+        let mut reader = BitReader::new(&[0x80]);
+        reader.read(3);
+        assert_eq!(reader.finish(), Err(DecodeError::Padding));
+    }
+}

@@ -1,0 +1,235 @@
+//! The wire format of an update (`docs/spec/update.md`).
+
+use crate::bits::{BitReader, BitWriter};
+use crate::error::{DecodeError, EncodeError, Place};
+use crate::layout::Layout;
+use crate::levels::{Levels, scale};
+use crate::rate::{CountForm, Rate, explicit_bits};
+use crate::rice::{self, Gap};
+use crate::select::Ranked;
+use crate::sparse::{Header, Update};
+use alice_spec::UpdateSpec;
+
+/// First bytes of an update: format and version.
+pub const MAGIC: &[u8; 4] = b"ALU1";
+/// Bytes before the chunks: magic, run hash, epoch, base root, base count.
+pub const HEADER_BYTES: usize = 4 + 32 + 4 + 32 + 4;
+
+/// An encoded update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// What goes over the wire, at most `budget_bytes`.
+    pub bytes: Vec<u8>,
+    /// What the receiver decodes from it, bit for bit.
+    pub sent: Update,
+}
+
+/// Encodes the most of `values` that fits the budget. The same input gives the same bytes on every machine.
+///
+/// `values` is d + residual over the whole flat vector.
+pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32]) -> Result<Encoded, EncodeError> {
+    if values.len() != layout.total() {
+        return Err(EncodeError::Length {
+            expected: layout.total(),
+            found: values.len(),
+        });
+    }
+    if !layout.is_addressable() {
+        return Err(EncodeError::Parameters(layout.total()));
+    }
+    let levels = Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?;
+    let ranked = Ranked::new(layout, levels, spec.k_max as usize, values)?;
+    if ranked.is_empty() {
+        return Err(EncodeError::Zero);
+    }
+    let too_small = || EncodeError::Budget {
+        budget_bytes: spec.budget_bytes,
+        chunks: ranked.chunks(),
+    };
+    let lens: Vec<u32> = layout.chunks().map(|range| range.len() as u32).collect();
+    let rate = Rate {
+        ranked: &ranked,
+        lens: &lens,
+        levels,
+        k_max: spec.k_max,
+    };
+    let budget_bits = spec
+        .budget_bytes
+        .checked_sub(HEADER_BYTES as u64)
+        .ok_or_else(too_small)?
+        .saturating_mul(8);
+    let plan = rate.plan(budget_bits).ok_or_else(too_small)?;
+
+    let mut writer = BitWriter::after(header_bytes(header, plan.base));
+    let mut sent = Update {
+        header: *header,
+        indices: Vec::new(),
+        values: Vec::new(),
+    };
+    let (mut positions, mut magnitudes) = (Vec::new(), Vec::new());
+    for (chunk, range) in layout.chunks().enumerate() {
+        let len = range.len() as u32;
+        ranked.best(chunk, plan.quota(chunk), &mut positions);
+        let count = positions.len() as u32;
+        match CountForm::of(count, plan.base, len.min(spec.k_max)) {
+            CountForm::Base => writer.write(0b0, 1),
+            CountForm::BasePlusOne => writer.write(0b01, 2),
+            CountForm::Explicit(bits) => {
+                writer.write(0b11, 2);
+                writer.write(count, bits);
+            }
+        }
+        if count == 0 {
+            continue;
+        }
+        let start = range.start;
+        let of_chunk = values.get(range).unwrap_or_default();
+        let value_at = |position: u16| of_chunk.get(usize::from(position)).copied().unwrap_or(0.0);
+        magnitudes.clear();
+        magnitudes.extend(positions.iter().map(|&position| value_at(position).abs()));
+        let scale_code = levels.fit(&magnitudes);
+        let chunk_scale = scale(scale_code);
+        writer.write(u32::from(scale_code), 8);
+        let parameter = rice::parameter(len, count);
+        let mut next = 0u32;
+        for &position in &positions {
+            let code = levels.code(chunk_scale, value_at(position));
+            let position = u32::from(position);
+            rice::write_gap(&mut writer, position - next, parameter);
+            writer.write(code, levels.bits());
+            next = position + 1;
+            sent.indices.push(start as u32 + position);
+            sent.values.push(levels.value(chunk_scale, code));
+        }
+    }
+    if sent.indices.is_empty() {
+        return Err(too_small());
+    }
+    let bytes = writer.finish();
+    debug_assert!(bytes.len() as u64 <= spec.budget_bytes);
+    Ok(Encoded { bytes, sent })
+}
+
+/// Decodes an update, or says what is wrong with it. Memory is bounded by the layout and by the length of the bytes;
+/// exactly one sequence of bytes decodes to a given header, base count and set of entries.
+///
+/// Whether run, epoch and base root are the round's is the caller's check.
+pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, DecodeError> {
+    if bytes.len() as u64 > spec.budget_bytes {
+        return Err(DecodeError::TooLong {
+            budget_bytes: spec.budget_bytes,
+            found: bytes.len(),
+        });
+    }
+    if !layout.is_addressable() {
+        return Err(DecodeError::Parameters(layout.total()));
+    }
+    let levels = Levels::new(spec.value_bits).ok_or(DecodeError::ValueBits(spec.value_bits))?;
+    let (header, base, body) = read_header(bytes)?;
+    if base > spec.k_max {
+        return Err(DecodeError::BaseCount {
+            max: spec.k_max,
+            found: base,
+        });
+    }
+    // Each entry takes at least one bit for its gap besides its value.
+    let entries_max = (body.len() * 8 / (1 + levels.bits() as usize)).min(layout.total());
+    let mut update = Update {
+        header,
+        indices: Vec::with_capacity(entries_max),
+        values: Vec::with_capacity(entries_max),
+    };
+    let mut reader = BitReader::new(body);
+    for (chunk, range) in layout.chunks().enumerate() {
+        let place = Place::Chunk(chunk);
+        let truncated = DecodeError::Truncated { what: place };
+        let len = range.len() as u32;
+        let count = read_count(&mut reader, base, len.min(spec.k_max), place)?;
+        if count == 0 {
+            continue;
+        }
+        let chunk_scale = scale(reader.read(8).ok_or_else(|| truncated.clone())? as u8);
+        let parameter = rice::parameter(len, count);
+        let mut next = 0u32;
+        for _ in 0..count {
+            let position = match rice::read_gap(&mut reader, parameter, len - next) {
+                Gap::Value(gap) => next + gap,
+                Gap::TooLarge => return Err(DecodeError::Index { place, len }),
+                Gap::Truncated => return Err(truncated),
+            };
+            let code = reader.read(levels.bits()).ok_or_else(|| truncated.clone())?;
+            update.indices.push(range.start as u32 + position);
+            update.values.push(levels.value(chunk_scale, code));
+            next = position + 1;
+        }
+    }
+    reader.finish()?;
+    Ok(update)
+}
+
+fn read_count(reader: &mut BitReader<'_>, base: u32, cap: u32, place: Place) -> Result<u32, DecodeError> {
+    let truncated = || DecodeError::Truncated { what: place };
+    if reader.read(1).ok_or_else(truncated)? == 0 {
+        return Ok(base.min(cap));
+    }
+    if reader.read(1).ok_or_else(truncated)? == 0 {
+        return if base < cap {
+            Ok(base + 1)
+        } else {
+            Err(DecodeError::Count {
+                place,
+                max: cap,
+                found: base + 1,
+            })
+        };
+    }
+    let count = reader.read(explicit_bits(cap)).ok_or_else(truncated)?;
+    if count > cap {
+        return Err(DecodeError::Count {
+            place,
+            max: cap,
+            found: count,
+        });
+    }
+    match CountForm::of(count, base, cap) {
+        CountForm::Explicit(_) => Ok(count),
+        _ => Err(DecodeError::CountForm { place, found: count }),
+    }
+}
+
+fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&header.run_hash);
+    bytes.extend_from_slice(&header.epoch.to_le_bytes());
+    bytes.extend_from_slice(&header.base_root);
+    bytes.extend_from_slice(&base.to_le_bytes());
+    bytes
+}
+
+fn read_header(bytes: &[u8]) -> Result<(Header, u32, &[u8]), DecodeError> {
+    fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], DecodeError> {
+        let (head, tail) = rest
+            .split_first_chunk::<N>()
+            .ok_or(DecodeError::Truncated { what: Place::Header })?;
+        *rest = tail;
+        Ok(head)
+    }
+    let mut rest = bytes;
+    if take::<4>(&mut rest)? != MAGIC {
+        return Err(DecodeError::Magic { expected: "ALU1" });
+    }
+    let run_hash = *take::<32>(&mut rest)?;
+    let epoch = u32::from_le_bytes(*take::<4>(&mut rest)?);
+    let base_root = *take::<32>(&mut rest)?;
+    let base = u32::from_le_bytes(*take::<4>(&mut rest)?);
+    Ok((
+        Header {
+            run_hash,
+            epoch,
+            base_root,
+        },
+        base,
+        rest,
+    ))
+}

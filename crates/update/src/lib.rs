@@ -1,0 +1,35 @@
+//! Updates of the model (protocol §4 and §6): what a miner sends, what it remembers of what it could not send, and how
+//! the parameter server makes one step of many updates. No torch, no I/O, no clock: bytes and numbers in, bytes and
+//! numbers out, the same on every machine.
+//!
+//! * [`Layout`]: how the flat vector of parameters is cut into chunks.
+//! * [`encode`] / [`decode`]: chunked top-k with low-bit values within a budget of bytes (`docs/spec/update.md`).
+//! * [`ErrorFeedback`]: the residual, and what was sent but has no verdict yet.
+//! * [`aggregate`]: the mean of the accepted updates, its published form, and the model's step.
+//!
+//! **Architecture invariant:** floating-point arithmetic that others must reproduce is + − × ÷ √ in a stated order; the
+//! scales are a table; nothing here calls a transcendental function.
+#![forbid(unsafe_code)]
+
+pub mod aggregate;
+mod bits;
+mod codec;
+mod error;
+mod feedback;
+mod layout;
+mod levels;
+mod publish;
+mod rate;
+mod rice;
+mod select;
+mod sparse;
+
+pub use codec::{Encoded, HEADER_BYTES, MAGIC, decode, encode};
+pub use error::{DecodeError, EncodeError, FeedbackError, Place};
+pub use feedback::{ErrorFeedback, PENDING_MAX};
+pub use layout::{CHUNK_MAX, Layout, PARAMETERS_MAX};
+pub use levels::{SCALES, scale};
+pub use sparse::{Header, Sparse, Update};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! The published aggregate D (protocol §6.3): signed levels on a scale for each chunk, rounded stochastically.
+
+use crate::bits::{BitReader, BitWriter};
+use crate::error::{DecodeError, Place};
+use crate::layout::Layout;
+use crate::levels::{ceil_code, scale};
+use crate::rate::explicit_bits;
+use crate::rice::{self, Gap};
+use crate::sparse::Sparse;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+const MAGIC: &[u8; 4] = b"ALD1";
+const BITS_MAX: u8 = 8;
+
+/// Scale of a published chunk. Factors are at most 2, so a mean is at most twice the largest scale of an update: with
+/// twice the table nothing that updates can produce is ever clipped.
+fn published_scale(code: u8) -> f32 {
+    2.0 * scale(code)
+}
+
+/// Encodes D. `bits` of a level (sign included) are brought into 1..=8; entries must ascend by index.
+///
+/// A value v on scale s lies at x = |v| · 2^(bits−1) / s (f64) between two levels; it takes the upper one with
+/// probability equal to the fraction, decided by the 32-bit word of the ChaCha20 stream keyed by `seed` at the
+/// coordinate's own index, so the result does not depend on what else is sent. Level 0 is left out. Zero, non-finite
+/// and out-of-layout entries are left out.
+pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Vec<u8> {
+    let bits = bits.clamp(1, BITS_MAX);
+    let levels = f64::from(1u32 << (bits - 1));
+    let mut head = MAGIC.to_vec();
+    head.push(bits);
+    let mut writer = BitWriter::after(head);
+    let mut words = Words::new(seed);
+    let mut entries = sparse
+        .indices
+        .iter()
+        .copied()
+        .zip(sparse.values.iter().copied())
+        .peekable();
+    let mut chunk_entries: Vec<(u32, f32)> = Vec::new();
+    let mut kept: Vec<(u32, u32)> = Vec::new();
+    for range in layout.chunks() {
+        chunk_entries.clear();
+        while let Some((index, value)) = entries.next_if(|entry| (entry.0 as usize) < range.end) {
+            if index as usize >= range.start && value.is_finite() {
+                chunk_entries.push((index, value));
+            }
+        }
+        let max = chunk_entries.iter().fold(0.0f32, |max, entry| max.max(entry.1.abs()));
+        let code = ceil_code(max / 2.0);
+        let chunk_scale = f64::from(published_scale(code));
+        kept.clear();
+        for &(index, value) in &chunk_entries {
+            let x = f64::from(value.abs()) * levels / chunk_scale;
+            let floor = x.floor();
+            // Word / 2^32 is uniform on [0, 1); both sides of the comparison are exact.
+            let up = f64::from(words.at(index)) < (x - floor) * 4_294_967_296.0;
+            let level = (floor + f64::from(u8::from(up))).min(levels) as u32;
+            if level > 0 {
+                kept.push((index - range.start as u32, (level - 1) << 1 | u32::from(value < 0.0)));
+            }
+        }
+        let len = range.len() as u32;
+        let count = kept.len() as u32;
+        writer.write(count, explicit_bits(len));
+        if count == 0 {
+            continue;
+        }
+        writer.write(u32::from(code), 8);
+        let parameter = rice::parameter(len, count);
+        let mut next = 0u32;
+        for &(position, level_code) in &kept {
+            rice::write_gap(&mut writer, position - next, parameter);
+            writer.write(level_code, u32::from(bits));
+            next = position + 1;
+        }
+    }
+    writer.finish()
+}
+
+/// Decodes D. Memory is bounded by the layout and by the length of the bytes.
+pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
+    if !layout.is_addressable() {
+        return Err(DecodeError::Parameters(layout.total()));
+    }
+    let body = bytes
+        .strip_prefix(MAGIC.as_slice())
+        .ok_or(DecodeError::Magic { expected: "ALD1" })?;
+    let (&bits, body) = body
+        .split_first()
+        .ok_or(DecodeError::Truncated { what: Place::Header })?;
+    if !(1..=BITS_MAX).contains(&bits) {
+        return Err(DecodeError::ValueBits(bits));
+    }
+    let levels = (1u32 << (bits - 1)) as f32;
+    let entries_max = (body.len() * 8 / (1 + usize::from(bits))).min(layout.total());
+    let mut sparse = Sparse {
+        indices: Vec::with_capacity(entries_max),
+        values: Vec::with_capacity(entries_max),
+    };
+    let mut reader = BitReader::new(body);
+    for (chunk, range) in layout.chunks().enumerate() {
+        let place = Place::Chunk(chunk);
+        let truncated = DecodeError::Truncated { what: place };
+        let len = range.len() as u32;
+        let count = reader.read(explicit_bits(len)).ok_or_else(|| truncated.clone())?;
+        if count > len {
+            return Err(DecodeError::Count {
+                place,
+                max: len,
+                found: count,
+            });
+        }
+        if count == 0 {
+            continue;
+        }
+        let chunk_scale = published_scale(reader.read(8).ok_or_else(|| truncated.clone())? as u8);
+        let parameter = rice::parameter(len, count);
+        let mut next = 0u32;
+        for _ in 0..count {
+            let position = match rice::read_gap(&mut reader, parameter, len - next) {
+                Gap::Value(gap) => next + gap,
+                Gap::TooLarge => return Err(DecodeError::Index { place, len }),
+                Gap::Truncated => return Err(truncated),
+            };
+            let code = reader.read(u32::from(bits)).ok_or_else(|| truncated.clone())?;
+            // The fraction is exact; the product is the only rounding.
+            let magnitude = chunk_scale * (((code >> 1) + 1) as f32 / levels);
+            sparse.indices.push(range.start as u32 + position);
+            sparse.values.push(if code & 1 == 1 { -magnitude } else { magnitude });
+            next = position + 1;
+        }
+    }
+    reader.finish()?;
+    Ok(sparse)
+}
+
+/// Words of a ChaCha20 stream by their index, with four blocks kept at hand since coordinates ascend.
+struct Words {
+    stream: ChaCha20Rng,
+    group: Option<u32>,
+    words: [u32; WORDS],
+}
+
+/// Four blocks of 16 words: what the generator makes at once.
+const WORDS: usize = 64;
+
+impl Words {
+    fn new(seed: [u8; 32]) -> Self {
+        Self {
+            stream: ChaCha20Rng::from_seed(seed),
+            group: None,
+            words: [0; WORDS],
+        }
+    }
+
+    fn at(&mut self, index: u32) -> u32 {
+        let group = index / WORDS as u32;
+        if self.group != Some(group) {
+            self.stream.set_word_pos(u128::from(group) * WORDS as u128);
+            self.words.fill_with(|| self.stream.next_u32());
+            self.group = Some(group);
+        }
+        self.words[index as usize % WORDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_should_be_the_stream_at_their_index() {
+        let mut stream = ChaCha20Rng::from_seed([7; 32]);
+        let all: Vec<u32> = (0..300).map(|_| stream.next_u32()).collect();
+        let mut words = Words::new([7; 32]);
+        for index in [299u32, 0, 1, 63, 64, 65, 17, 128, 298] {
+            assert_eq!(words.at(index), all[index as usize]);
+        }
+    }
+
+    #[test]
+    fn stream_should_be_the_chacha20_of_the_specification() {
+        // Zero key and nonce, blocks 0 and 1: RFC 8439, appendix A.1, test vectors 1 and 2.
+        let mut words = Words::new([0; 32]);
+        assert_eq!(
+            [words.at(0), words.at(15), words.at(16)],
+            [0xade0_b876, 0x8665_eeb2, 0xbee7_079f]
+        );
+    }
+}

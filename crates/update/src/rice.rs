@@ -1,0 +1,64 @@
+//! Rice codes for the gaps between the kept positions of a chunk.
+
+use crate::bits::{BitReader, BitWriter};
+
+/// Rice parameter for `count` positions among `len`: the largest r with 2^r ≤ 0.96 · mean gap, which is optimal for
+/// geometric gaps (Kiely, "Selecting the Golomb parameter in Rice coding", IPN report 42-159, 2004). Both sides derive
+/// it, so it takes no bits.
+pub(crate) fn parameter(len: u32, count: u32) -> u32 {
+    let free = u64::from(len.saturating_sub(count));
+    let ratio = 24 * free / (25 * (u64::from(count) + 1));
+    ratio.checked_ilog2().unwrap_or(0)
+}
+
+/// Bits of one gap.
+pub(crate) fn gap_bits(gap: u32, parameter: u32) -> u32 {
+    (gap >> parameter) + 1 + parameter
+}
+
+/// Writes one gap: the quotient in unary, then the remainder.
+pub(crate) fn write_gap(writer: &mut BitWriter, gap: u32, parameter: u32) {
+    writer.write_unary(gap >> parameter);
+    writer.write(gap & ((1 << parameter) - 1), parameter);
+}
+
+/// A gap as read.
+pub(crate) enum Gap {
+    /// The bits end.
+    Truncated,
+    /// At or beyond the limit.
+    TooLarge,
+    /// A gap below the limit.
+    Value(u32),
+}
+
+/// Reads one gap that must be below `limit` ≤ 65,536.
+pub(crate) fn read_gap(reader: &mut BitReader<'_>, parameter: u32, limit: u32) -> Gap {
+    let quotient_max = limit >> parameter;
+    let Some(quotient) = reader.read_unary(quotient_max) else {
+        return Gap::Truncated;
+    };
+    if quotient > quotient_max {
+        return Gap::TooLarge;
+    }
+    let Some(remainder) = reader.read(parameter) else {
+        return Gap::Truncated;
+    };
+    let gap = quotient << parameter | remainder;
+    if gap < limit { Gap::Value(gap) } else { Gap::TooLarge }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_should_follow_the_mean_gap() {
+        assert_eq!(parameter(4096, 4096), 0);
+        assert_eq!(parameter(4096, 512), 2);
+        assert_eq!(parameter(4096, 64), 5);
+        assert_eq!(parameter(4096, 4), 9);
+        assert_eq!(parameter(1, 1), 0);
+        assert_eq!(parameter(65_536, 1), 14);
+    }
+}

@@ -1,0 +1,255 @@
+//! What goes in comes out, within the budget, and it is the best that fits.
+
+use super::{golden, header, layout, listing, spec, values};
+use crate::{EncodeError, HEADER_BYTES, Layout, decode, encode};
+use proptest::prelude::*;
+
+#[test]
+fn update_should_come_back_as_sent() {
+    let layout = layout();
+    for bits in [1, 2, 4, 8] {
+        let spec = spec(bits, 32, 1 << 20);
+        let values = values(layout.total(), 1, 0.01);
+        let encoded = encode(&layout, &spec, &header(), &values).unwrap();
+        let decoded = decode(&layout, &spec, &encoded.bytes).unwrap();
+        assert_eq!(decoded, encoded.sent);
+        assert_eq!(decoded.header, header());
+        assert!(decoded.indices.windows(2).all(|pair| pair[0] < pair[1]));
+        for (&index, &value) in decoded.indices.iter().zip(&decoded.values) {
+            let original = values[index as usize];
+            assert!(value.signum() == original.signum(), "sign of {index}");
+            if bits == 8 {
+                assert!((value - original).abs() <= 0.01 * 0.6 / 64.0, "{value} for {original}");
+            }
+        }
+    }
+}
+
+#[test]
+fn negated_input_should_decode_to_negated_values() {
+    let (layout, spec) = (layout(), spec(2, 32, 2000));
+    let values = values(layout.total(), 3, 0.02);
+    let negated: Vec<f32> = values.iter().map(|v| -v).collect();
+    let sent = encode(&layout, &spec, &header(), &values).unwrap().sent;
+    let other = encode(&layout, &spec, &header(), &negated).unwrap().sent;
+    assert_eq!(sent.indices, other.indices);
+    assert!(
+        sent.values
+            .iter()
+            .zip(&other.values)
+            .all(|(a, b)| *a == -*b && *a != 0.0)
+    );
+    assert_eq!(sent.norm(), other.norm());
+}
+
+#[test]
+fn selection_should_be_top_k_with_ties_to_the_lowest_index() {
+    let layout = Layout::new(&[1000, 700], 256);
+    let spec = spec(1, 20, 1 << 20);
+    // Few distinct magnitudes, so that there are many ties.
+    let values: Vec<f32> = values(layout.total(), 5, 1.0)
+        .iter()
+        .map(|v| (v * 6.0).trunc() / 6.0 + 0.4f32.copysign(*v))
+        .collect();
+    let sent = encode(&layout, &spec, &header(), &values).unwrap().sent;
+    let mut expected = Vec::new();
+    for range in layout.chunks() {
+        let mut order: Vec<usize> = range.collect();
+        order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b)));
+        order.truncate(20);
+        expected.extend(order.iter().map(|&index| index as u32));
+    }
+    expected.sort_unstable();
+    assert_eq!(sent.indices, expected);
+}
+
+#[test]
+fn all_equal_values_should_send_the_first_of_each_chunk() {
+    let layout = Layout::new(&[300], 256);
+    for bits in [1, 2, 4, 8] {
+        let sent = encode(&layout, &spec(bits, 3, 4096), &header(), &[-0.25; 300])
+            .unwrap()
+            .sent;
+        assert_eq!(sent.indices, [0, 1, 2, 256, 257, 258]);
+        assert!(
+            sent.values.iter().all(|v| (v + 0.25).abs() < 0.012),
+            "{:?}",
+            sent.values
+        );
+    }
+}
+
+#[test]
+fn budget_should_be_filled_from_below() {
+    let layout = Layout::new(&[200_000, 64, 70_000], 4096);
+    let values = values(layout.total(), 9, 0.01);
+    for bits in [1, 2, 4, 8] {
+        for budget in [2000u64, 8000, 20_000, 33_333] {
+            let mut spec = spec(bits, 4096, budget);
+            spec.chunk = 4096;
+            let bytes = encode(&layout, &spec, &header(), &values).unwrap().bytes.len() as u64;
+            assert!(bytes <= budget, "{bytes} above {budget}");
+            assert!(
+                bytes as f64 >= budget as f64 * 0.99,
+                "{bytes} of {budget} at {bits} bits"
+            );
+            if budget >= 8000 {
+                assert!(
+                    bytes as f64 >= budget as f64 * 0.995,
+                    "{bytes} of {budget} at {bits} bits"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn k_max_should_bind_before_a_large_budget() {
+    let layout = Layout::new(&[4096 * 4], 4096);
+    let spec = spec(2, 64, 1 << 20);
+    let sent = encode(&layout, &spec, &header(), &values(layout.total(), 2, 0.01)).unwrap();
+    assert_eq!(sent.sent.indices.len(), 4 * 64);
+    // About 9.4 bits of an entry at density 1/64: sign, level and a gap of 4096 / 64.
+    assert!(
+        sent.bytes.len() < HEADER_BYTES + 4 * 64 * 10 / 8,
+        "{}",
+        sent.bytes.len()
+    );
+}
+
+#[test]
+fn one_outlier_should_not_blow_up_its_neighbours() {
+    let layout = Layout::new(&[256], 256);
+    let mut input = vec![1e-4f32; 256];
+    input[100] = 1.0;
+    for bits in [1, 2, 4, 8] {
+        let sent = encode(&layout, &spec(bits, 64, 4096), &header(), &input).unwrap().sent;
+        assert_eq!(sent.indices, [100], "{bits} bits");
+    }
+}
+
+#[test]
+fn unusable_values_should_be_refused_with_a_reason() {
+    let (layout, spec) = (Layout::new(&[300], 256), spec(2, 8, 4096));
+    let encode = |input: &[f32]| encode(&layout, &spec, &header(), input);
+    assert_eq!(encode(&[0.0; 300]), Err(EncodeError::Zero));
+    assert_eq!(encode(&[-0.0; 300]), Err(EncodeError::Zero));
+    assert_eq!(encode(&[f32::from_bits(1); 300]), Err(EncodeError::Zero));
+    assert_eq!(
+        encode(&[1.0; 299]),
+        Err(EncodeError::Length {
+            expected: 300,
+            found: 299
+        })
+    );
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut input = [1.0; 300];
+        input[270] = bad;
+        assert_eq!(encode(&input), Err(EncodeError::NonFinite { index: 270 }));
+    }
+    let huge = encode(&[f32::MAX; 300]).unwrap().sent;
+    assert!(huge.values.iter().all(|v| v.is_finite()));
+    let empty = Layout::new(&[], 256);
+    assert_eq!(crate::encode(&empty, &spec, &header(), &[]), Err(EncodeError::Zero));
+    let mut bad = spec.clone();
+    bad.value_bits = 3;
+    assert_eq!(
+        crate::encode(&layout, &bad, &header(), &[1.0; 300]),
+        Err(EncodeError::ValueBits(3))
+    );
+    bad = spec.clone();
+    bad.budget_bytes = HEADER_BYTES as u64;
+    assert!(matches!(
+        crate::encode(&layout, &bad, &header(), &[1.0; 300]),
+        Err(EncodeError::Budget { .. })
+    ));
+}
+
+#[test]
+fn a_budget_for_few_entries_should_still_send_some() {
+    let layout = Layout::new(&[256 * 100], 256);
+    let spec = spec(2, 8, HEADER_BYTES as u64 + 60);
+    let encoded = encode(&layout, &spec, &header(), &values(layout.total(), 4, 0.1)).unwrap();
+    assert!((10..100).contains(&encoded.sent.indices.len()));
+    assert_eq!(decode(&layout, &spec, &encoded.bytes).unwrap(), encoded.sent);
+}
+
+#[test]
+fn bytes_should_be_the_golden_ones() {
+    let layout = layout();
+    for bits in [1, 2, 4, 8] {
+        let spec = spec(bits, 64, 700);
+        let encoded = encode(&layout, &spec, &header(), &values(layout.total(), 11, 0.01)).unwrap();
+        golden(&format!("update-{bits}bit.alu"), &encoded.bytes);
+        let sent = decode(&layout, &spec, &encoded.bytes).unwrap();
+        golden(
+            &format!("update-{bits}bit.txt"),
+            listing(&sent.indices, &sent.values).as_bytes(),
+        );
+    }
+}
+
+#[test]
+fn chunks_should_cover_tensors_without_crossing_them() {
+    let ranges: Vec<_> = layout().chunks().collect();
+    assert_eq!(
+        ranges,
+        [
+            0..10,
+            10..266,
+            266..522,
+            522..778,
+            778..1034,
+            1034..1266,
+            1266..1267,
+            1267..1523,
+            1523..1779,
+            1779..1780
+        ]
+    );
+    assert_eq!(layout().total(), 1780);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn any_input_should_come_back_within_budget(
+        lens in prop::collection::vec(0u64..600, 1..5),
+        chunk in prop::sample::select(vec![64u32, 256, 4096]),
+        bits in prop::sample::select(vec![1u8, 2, 4, 8]),
+        k_max in 1u32..64,
+        budget in 100u64..2000,
+        seed in any::<u64>(),
+        zeros in 0u32..4,
+        exponent in -60i32..60,
+    ) {
+        let layout = Layout::new(&lens, chunk);
+        let mut spec = spec(bits, k_max, budget);
+        spec.chunk = chunk;
+        let mut input = values(layout.total(), seed, 2f32.powi(exponent));
+        input.iter_mut().enumerate().filter(|(i, _)| (*i as u32 / 37) % 4 < zeros).for_each(|(_, v)| *v = 0.0);
+        match encode(&layout, &spec, &header(), &input) {
+            Ok(encoded) => {
+                prop_assert!(encoded.bytes.len() as u64 <= budget);
+                prop_assert_eq!(decode(&layout, &spec, &encoded.bytes), Ok(encoded.sent.clone()));
+                for (&index, &value) in encoded.sent.indices.iter().zip(&encoded.sent.values) {
+                    prop_assert!(value.is_finite() && value * input[index as usize].signum() > 0.0);
+                }
+            }
+            Err(EncodeError::Zero) => prop_assert!(input.iter().all(|v| v.abs() < 2f32.powi(-29))),
+            Err(error) => prop_assert!(matches!(error, EncodeError::Budget { .. }), "{}", error),
+        }
+    }
+
+    #[test]
+    fn what_is_sent_should_reduce_the_error(seed in any::<u64>(), bits in prop::sample::select(vec![1u8, 2, 4, 8])) {
+        let layout = layout();
+        let input = values(layout.total(), seed, 0.01);
+        let sent = encode(&layout, &spec(bits, 256, 1 << 16), &header(), &input).unwrap().sent;
+        let mut rest = input.clone();
+        sent.add_scaled(&mut rest, -1.0);
+        let energy = |v: &[f32]| v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+        prop_assert!(energy(&rest) < 0.4 * energy(&input), "{} of {}", energy(&rest), energy(&input));
+    }
+}

@@ -1,0 +1,50 @@
+"""Checks the dependency rules of ARCHITECTURE.md against `cargo metadata`. Exits 1 and says which rule is broken."""
+
+import json
+import subprocess
+import sys
+
+CHAIN_CRATES = {"alice-primitives", "alice-chain", "alice-runtime", "alice-node"}
+TORCH_CRATES = {"alice-model", "alice-trainer", "alice-ps", "alice-miner"}
+
+metadata = json.loads(
+    subprocess.run(["cargo", "metadata", "--format-version", "1", "--locked"], capture_output=True, check=True).stdout
+)
+names = {p["id"]: p["name"] for p in metadata["packages"]}
+members = {i for i in metadata["workspace_members"]}
+# Development dependencies do not ship: only normal and build dependencies count.
+edges = {
+    node["id"]: [d["pkg"] for d in node["deps"] if any(k["kind"] != "dev" for k in d["dep_kinds"])]
+    for node in metadata["resolve"]["nodes"]
+}
+
+
+def reachable(start):
+    seen, todo = set(), [start]
+    while todo:
+        for package in edges[todo.pop()]:
+            if package not in seen:
+                seen.add(package)
+                todo.append(package)
+    return {names[p] for p in seen}
+
+
+broken = []
+for member in sorted(members, key=names.get):
+    name = names[member]
+    direct = {names[p] for p in edges[member]}
+    is_chain = name in CHAIN_CRATES or name.startswith("pallet-")
+    substrate = {d for d in direct if d.startswith(("sp-", "sc-", "frame-", "pallet-", "polkadot-sdk", "subxt"))}
+    if substrate and not is_chain:
+        broken.append(f"invariant 1: {name} depends on {', '.join(sorted(substrate))}; only {', '.join(sorted(CHAIN_CRATES))} and pallets may")
+    if name not in TORCH_CRATES and {"tch", "torch-sys"} & reachable(member):
+        broken.append(f"invariant 2: {name} reaches libtorch; only {', '.join(sorted(TORCH_CRATES))} may")
+    node_crates = {d for d in reachable(member) if d.startswith("sc-")}
+    if name in ("alice-ps", "alice-miner") and node_crates:
+        broken.append(f"invariant 1: {name} reaches node crates ({', '.join(sorted(node_crates))})")
+
+for line in broken:
+    print(f"error: {line}", file=sys.stderr)
+if not broken:
+    print(f"architecture: dependency rules hold for {len(members)} crates")
+sys.exit(1 if broken else 0)
