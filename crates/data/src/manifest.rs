@@ -1,0 +1,183 @@
+//! What a corpus consists of, and its root. The JSON is the one of `GET /v1/corpus`.
+
+use crate::DataError;
+use alice_primitives::{Hash, tagged_hash, tags};
+use alice_store::merkle;
+use codec::Encode;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::Path;
+
+/// Largest manifest that is read, bytes: more than a million shards.
+const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
+/// The shards of a corpus in order, under their root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Root over the shards; the run specification names it.
+    #[serde(with = "hex::serde")]
+    pub root: Hash,
+    /// Shards in order.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// One shard: tokens as u16 little endian, in a file that is named by its BLAKE3.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// BLAKE3 of the shard's bytes.
+    #[serde(with = "hex::serde")]
+    pub blob: Hash,
+    /// Tokens in it (two bytes each).
+    pub tokens: u64,
+}
+
+impl Manifest {
+    /// A manifest over shards, with their root.
+    pub fn new(shards: Vec<ShardEntry>) -> Self {
+        Self {
+            root: root_of(&shards),
+            shards,
+        }
+    }
+
+    /// Reads a manifest and checks its shards against its root.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let file = std::fs::File::open(path).map_err(DataError::io(path))?;
+        let bytes = file.metadata().map_err(DataError::io(path))?.len();
+        if bytes > MANIFEST_BYTES_MAX {
+            return Err(DataError::TooLarge {
+                path: path.to_path_buf(),
+                bytes,
+                max: MANIFEST_BYTES_MAX,
+            });
+        }
+        let mut text = String::new();
+        file.take(MANIFEST_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(DataError::io(path))?;
+        let manifest: Self = serde_json::from_str(&text).map_err(|source| DataError::Manifest {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        manifest.verify(&manifest.root)?;
+        Ok(manifest)
+    }
+
+    /// Writes the manifest, atomically.
+    pub fn write(&self, path: &Path) -> Result<(), DataError> {
+        alice_store::file::write_atomic(path, |out| {
+            serde_json::to_writer(out, self).map_err(std::io::Error::from)
+        })?;
+        Ok(())
+    }
+
+    /// Whether the shards have the root that the run specification (or the manifest itself) names.
+    pub fn verify(&self, expected: &Hash) -> Result<(), DataError> {
+        let found = root_of(&self.shards);
+        match found == *expected && found == self.root {
+            true => Ok(()),
+            false => Err(DataError::Root {
+                expected: *expected,
+                found: if found == *expected { self.root } else { found },
+            }),
+        }
+    }
+
+    /// Tokens over all shards.
+    pub fn tokens(&self) -> u64 {
+        self.shards
+            .iter()
+            .fold(0, |sum, shard| sum.saturating_add(shard.tokens))
+    }
+
+    /// Numbers of the shards that hold the given sequences of `context` tokens, ascending: what a miner has to fetch.
+    pub fn shards_for(&self, context: u32, sequences: &[u64]) -> Vec<usize> {
+        let context = u64::from(context);
+        let mut spans: Vec<(u64, u64)> = sequences
+            .iter()
+            .map(|s| (s.saturating_mul(context), s.saturating_add(1).saturating_mul(context)))
+            .collect();
+        spans.sort_unstable();
+        let (mut needed, mut at) = (Vec::new(), 0);
+        let mut start = 0u64;
+        for (index, shard) in self.shards.iter().enumerate() {
+            let end = start.saturating_add(shard.tokens);
+            // Spans are sorted and of one length: those that end before this shard are done with.
+            while spans.get(at).is_some_and(|span| span.1 <= start) {
+                at += 1;
+            }
+            if spans.get(at).is_some_and(|span| span.0 < end) {
+                needed.push(index);
+            }
+            start = end;
+        }
+        needed
+    }
+}
+
+/// Merkle root over (index, blob, tokens) of each shard.
+fn root_of(shards: &[ShardEntry]) -> Hash {
+    let leaves: Vec<Hash> = shards
+        .iter()
+        .enumerate()
+        .map(|(index, shard)| tagged_hash(tags::CORPUS_LEAF, &[&(index as u32, shard.blob, shard.tokens).encode()]))
+        .collect();
+    merkle::root(tags::CORPUS_NODE, &leaves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Manifest {
+        Manifest::new(
+            (0..5)
+                .map(|i| ShardEntry {
+                    blob: [i; 32],
+                    tokens: 10,
+                })
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn root_should_match_the_golden_value() {
+        // Golden: run specifications name corpora by it.
+        assert_eq!(
+            hex::encode(sample().root),
+            "8c1c56cf067643505d68eb7a826559cd25b57b47426c174024c9f69198099ef5"
+        );
+    }
+
+    #[test]
+    fn manifests_should_survive_the_disk_and_refuse_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corpus.json");
+        let manifest = sample();
+        manifest.write(&path).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), manifest);
+        assert!(manifest.verify(&[9; 32]).is_err());
+        let mut changed = manifest.clone();
+        changed.shards[2].tokens += 1;
+        changed.write(&path).unwrap();
+        assert!(matches!(Manifest::read(&path), Err(DataError::Root { .. })));
+        std::fs::write(&path, "{").unwrap();
+        assert!(matches!(Manifest::read(&path), Err(DataError::Manifest { .. })));
+        assert!(matches!(
+            Manifest::read(&dir.path().join("none")),
+            Err(DataError::Io { .. })
+        ));
+    }
+
+    #[test]
+    fn needed_shards_should_cover_the_sequences() {
+        let manifest = sample();
+        assert_eq!(manifest.shards_for(4, &[0]), [0]);
+        // Tokens 8..12 lie in two shards.
+        assert_eq!(manifest.shards_for(4, &[2]), [0, 1]);
+        assert_eq!(manifest.shards_for(4, &[11, 0]), [0, 4]);
+        assert_eq!(manifest.shards_for(30, &[0]), [0, 1, 2]);
+        assert!(manifest.shards_for(4, &[]).is_empty());
+        assert!(manifest.shards_for(4, &[99, u64::MAX]).is_empty());
+    }
+}

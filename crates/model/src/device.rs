@@ -1,0 +1,369 @@
+//! Where the model runs: CPU, CUDA or Metal.
+//!
+//! Programs link the CPU part of libtorch only. For CUDA, `libtorch_cuda.so` of a full install of the same version is
+//! loaded when a CUDA device is first asked for, so one binary serves both kinds of machine.
+//!
+//! **The CUDA and Metal paths have never run on a GPU**: they were written on machines without one. What was tried is
+//! the search for the library and every error that a machine without a GPU can give.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::OnceLock;
+use tch::Device;
+
+/// Version of libtorch that this crate's bindings are for.
+pub const LIBTORCH_VERSION: &str = "2.13.0";
+/// Names the file `libtorch_cuda.so` or the folder that it is in.
+pub const LIBTORCH_CUDA_VARIABLE: &str = "ALICE_LIBTORCH_CUDA";
+const CUDA_LIBRARY: &str = "libtorch_cuda.so";
+
+/// What the user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA or Metal where it works, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU by its number.
+    Cuda(usize),
+    /// The GPU of a Mac with Apple silicon.
+    Metal,
+}
+
+/// Why a device cannot be used. Each message says what to install or set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// Not the name of a device.
+    #[error("'{0}' is not a device; use auto, cpu, cuda, cuda:1 (the second GPU) or metal")]
+    Unknown(String),
+    /// No library for CUDA was found.
+    #[error(
+        "CUDA needs the full libtorch, which was not found; run 'pip install torch=={LIBTORCH_VERSION}' or set {LIBTORCH_CUDA_VARIABLE} to the folder of {CUDA_LIBRARY}"
+    )]
+    CudaLibraryMissing,
+    /// The variable names no library.
+    #[error("{LIBTORCH_CUDA_VARIABLE} is {}, where there is no {CUDA_LIBRARY}; set it to <site-packages>/torch/lib", .0.display())]
+    CudaPathWrong(PathBuf),
+    /// A library of another version.
+    #[error("{} is of torch {found}, this program needs {LIBTORCH_VERSION}; run 'pip install torch=={LIBTORCH_VERSION}'", .path.display())]
+    CudaVersion {
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// The dynamic linker refused.
+    #[error("cannot load {}: {reason}; run 'pip install torch=={LIBTORCH_VERSION}' again with its dependencies", .path.display())]
+    CudaLoad {
+        /// The library.
+        path: PathBuf,
+        /// What the linker says.
+        reason: String,
+    },
+    /// The library is there, a GPU is not.
+    #[error("no usable NVIDIA GPU; check that 'nvidia-smi' lists one and that its driver is recent enough for CUDA 13")]
+    CudaUnavailable,
+    /// A number beyond the last GPU.
+    #[error("there is no GPU {index}; this machine has {count}, numbered from 0")]
+    CudaIndex {
+        /// Number asked for.
+        index: usize,
+        /// GPUs of the machine.
+        count: i64,
+    },
+    /// Not a Mac with Apple silicon, or a libtorch without Metal.
+    #[error("Metal needs a Mac with Apple silicon and macOS 14 or later; use cpu")]
+    MetalUnavailable,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let unknown = || DeviceError::Unknown(text.to_string());
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" | "gpu" => Ok(Self::Cuda(0)),
+            "metal" | "mps" => Ok(Self::Metal),
+            lower => {
+                let index = lower.strip_prefix("cuda:").ok_or_else(unknown)?;
+                index.parse().map(Self::Cuda).map_err(|_| unknown())
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Metal => f.write_str("metal"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The device that is meant, after checking that it works.
+    pub fn resolve(self) -> Result<Device, DeviceError> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(index) => cuda(index),
+            Self::Metal => metal(),
+            Self::Auto => Ok(cuda(0).or_else(|_| metal()).unwrap_or(Device::Cpu)),
+        }
+    }
+}
+
+/// One line of a list of devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// What to ask for.
+    pub choice: DeviceChoice,
+    /// Why it cannot be used; none where it can.
+    pub problem: Option<DeviceError>,
+    /// For people: threads of the CPU, what the device is.
+    pub detail: String,
+}
+
+/// What this machine has, usable or not, with the reason.
+pub fn devices() -> Vec<DeviceInfo> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut list = vec![DeviceInfo {
+        choice: DeviceChoice::Cpu,
+        problem: None,
+        detail: format!("{threads} hardware threads"),
+    }];
+    let gpus = if cuda(0).is_ok() {
+        tch::Cuda::device_count().max(1) as usize
+    } else {
+        1
+    };
+    list.extend((0..gpus).map(|index| DeviceInfo {
+        choice: DeviceChoice::Cuda(index),
+        problem: cuda(index).err(),
+        detail: "NVIDIA GPU".into(),
+    }));
+    list.push(DeviceInfo {
+        choice: DeviceChoice::Metal,
+        problem: metal().err(),
+        detail: "Apple GPU".into(),
+    });
+    list
+}
+
+/// Sets how many threads an operation on the CPU uses. For repeatable losses across machines keep to 1, 2, 4, 8 …:
+/// other numbers split sums differently.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+fn metal() -> Result<Device, DeviceError> {
+    if cfg!(target_os = "macos") && tch::utils::has_mps() {
+        Ok(Device::Mps)
+    } else {
+        Err(DeviceError::MetalUnavailable)
+    }
+}
+
+fn cuda(index: usize) -> Result<Device, DeviceError> {
+    // Once per process: libtorch remembers at its first CUDA call whether there is a backend.
+    static LOADED: OnceLock<Result<(), DeviceError>> = OnceLock::new();
+    LOADED.get_or_init(load_cuda).clone()?;
+    if !tch::Cuda::is_available() {
+        return Err(DeviceError::CudaUnavailable);
+    }
+    let count = tch::Cuda::device_count();
+    if index as i64 >= count {
+        return Err(DeviceError::CudaIndex { index, count });
+    }
+    Ok(Device::Cuda(index))
+}
+
+fn load_cuda() -> Result<(), DeviceError> {
+    let path = find_cuda(&|name| std::env::var_os(name))?;
+    open_global(&path).map_err(|reason| DeviceError::CudaLoad { path, reason })
+}
+
+/// Loads a library for good, its symbols visible to all: the backend registers itself while it is loaded.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn open_global(path: &Path) -> Result<(), String> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+    // SAFETY: `name` is a NUL-terminated string that outlives the call. Loading runs the library's constructors: it is
+    // libtorch's own library, of the version that is linked (`check_version`), at a path the user chose or installed.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if !handle.is_null() {
+        return Ok(());
+    }
+    // SAFETY: `dlerror` returns null or a NUL-terminated string that stays valid until this thread's next dl call; it
+    // is copied before that.
+    let reason = unsafe {
+        let text = libc::dlerror();
+        (!text.is_null()).then(|| std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned())
+    };
+    Err(reason.unwrap_or_else(|| "unknown reason".into()))
+}
+
+#[cfg(not(unix))]
+fn open_global(_: &Path) -> Result<(), String> {
+    Err("this system has no dlopen".into())
+}
+
+/// Looks where the variable says, else in the places where pip puts torch.
+fn find_cuda(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, DeviceError> {
+    if let Some(value) = variable(LIBTORCH_CUDA_VARIABLE).filter(|value| !value.is_empty()) {
+        let named = PathBuf::from(value);
+        let path = if named.is_dir() {
+            named.join(CUDA_LIBRARY)
+        } else {
+            named.clone()
+        };
+        if !path.is_file() {
+            return Err(DeviceError::CudaPathWrong(named));
+        }
+        check_version(&path)?;
+        return Ok(path);
+    }
+    let mut other_version = None;
+    for path in candidates(variable).into_iter().filter(|path| path.is_file()) {
+        match check_version(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) => other_version = other_version.or(Some(error)),
+        }
+    }
+    Err(other_version.unwrap_or(DeviceError::CudaLibraryMissing))
+}
+
+fn candidates(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    if let Some(libtorch) = variable("LIBTORCH") {
+        found.push(Path::new(&libtorch).join("lib").join(CUDA_LIBRARY));
+    }
+    let prefixes = [variable("VIRTUAL_ENV"), variable("CONDA_PREFIX")]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::from);
+    let home = variable("HOME").map(|home| Path::new(&home).join(".local"));
+    let system = ["/usr/local", "/usr"].map(PathBuf::from);
+    for prefix in prefixes.chain(home).chain(system) {
+        let Ok(entries) = std::fs::read_dir(prefix.join("lib")) else {
+            continue;
+        };
+        let mut pythons: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        pythons.retain(|path| {
+            path.file_name()
+                .and_then(OsStr::to_str)
+                .is_some_and(|n| n.starts_with("python3"))
+        });
+        pythons.sort_unstable();
+        for python in pythons {
+            for packages in ["site-packages", "dist-packages"] {
+                found.push(python.join(packages).join("torch/lib").join(CUDA_LIBRARY));
+            }
+        }
+    }
+    found
+}
+
+/// Another version's library would crash or, worse, not: refuse it where `torch/version.py` tells.
+fn check_version(path: &Path) -> Result<(), DeviceError> {
+    let Some(torch) = path.parent().and_then(Path::parent) else {
+        return Ok(());
+    };
+    let Ok(text) = std::fs::read_to_string(torch.join("version.py")) else {
+        return Ok(());
+    };
+    let quoted = text.lines().find_map(|line| line.strip_prefix("__version__ = "));
+    let Some(found) = quoted.map(|version| version.trim_matches(['\'', '"'])) else {
+        return Ok(());
+    };
+    // "2.13.0+cu130": what is behind the plus names the build.
+    if found.split('+').next() == Some(LIBTORCH_VERSION) {
+        return Ok(());
+    }
+    Err(DeviceError::CudaVersion {
+        path: path.to_path_buf(),
+        found: found.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_should_be_parsed_and_printed() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("CPU", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+            ("metal", DeviceChoice::Metal),
+            ("mps", DeviceChoice::Metal),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+            assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
+        }
+        for text in ["", "tpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(
+                text.parse::<DeviceChoice>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("is not a device")
+            );
+        }
+    }
+
+    #[test]
+    fn the_cpu_should_always_be_there() {
+        assert_eq!(DeviceChoice::Cpu.resolve().unwrap(), Device::Cpu);
+        DeviceChoice::Auto.resolve().unwrap();
+        let list = devices();
+        assert_eq!((list[0].choice, &list[0].problem), (DeviceChoice::Cpu, &None));
+        assert!(list.iter().any(|d| matches!(d.choice, DeviceChoice::Cuda(_))));
+    }
+
+    #[test]
+    fn the_cuda_library_should_be_searched_and_its_version_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let torch = dir.path().join("lib/python3.11/site-packages/torch");
+        std::fs::create_dir_all(torch.join("lib")).unwrap();
+        let library = torch.join("lib").join(CUDA_LIBRARY);
+        let root = dir.path().as_os_str().to_owned();
+        let in_venv = |name: &str| (name == "VIRTUAL_ENV").then(|| root.clone());
+        let by_name =
+            |value: PathBuf| move |name: &str| (name == LIBTORCH_CUDA_VARIABLE).then(|| value.clone().into_os_string());
+
+        assert!(matches!(
+            find_cuda(&by_name(torch.join("lib"))),
+            Err(DeviceError::CudaPathWrong(_))
+        ));
+        std::fs::write(&library, b"not a library").unwrap();
+        assert_eq!(find_cuda(&in_venv).unwrap(), library);
+        assert_eq!(find_cuda(&by_name(torch.join("lib"))).unwrap(), library);
+        assert_eq!(find_cuda(&by_name(library.clone())).unwrap(), library);
+        std::fs::write(
+            torch.join("version.py"),
+            "__version__ = '2.13.0+cu130'\ndebug = False\n",
+        )
+        .unwrap();
+        assert_eq!(find_cuda(&in_venv).unwrap(), library);
+        std::fs::write(torch.join("version.py"), "__version__ = '2.12.1'\n").unwrap();
+        let message = find_cuda(&by_name(library.clone())).unwrap_err().to_string();
+        assert!(
+            message.contains("is of torch 2.12.1") && message.contains("pip install torch==2.13.0"),
+            "{message}"
+        );
+        assert!(matches!(find_cuda(&in_venv), Err(DeviceError::CudaVersion { .. })));
+
+        let reason = open_global(&library).unwrap_err();
+        assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
+    }
+}

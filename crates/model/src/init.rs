@@ -1,0 +1,125 @@
+//! The model's first state, the same bits on every machine (protocol §2). No torch here.
+
+use alice_primitives::{Hash, tagged_hash, tags};
+use alice_spec::RunSpec;
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+/// The weights before the first step: normal with standard deviation `init_std`, the projections that write to the
+/// residual stream scaled by 1/√(2·layers) (Radford et al. 2019, §2.3), norms one.
+///
+/// Drawn by ChaCha20 seeded with `H(INIT, genesis, run_hash)`, one stream of it for each tensor, through Box and
+/// Muller's transform in f64 with the pure-Rust `ln`, `sin` and `cos` of `libm`. So nobody chose them, anyone can draw
+/// them again, and the genesis message is inside them.
+pub fn init_theta(spec: &RunSpec, genesis: &Hash) -> Vec<f32> {
+    let seed = tagged_hash(tags::INIT, &[genesis, &spec.run_hash()]);
+    let std = f64::from(spec.model.init_std_millionths) / 1e6;
+    // `sqrt` and division are exact by IEEE 754, so this is the same everywhere.
+    let residual_std = std / f64::from(2 * spec.model.layers).sqrt();
+    let mut theta = Vec::with_capacity(spec.parameters() as usize);
+    for (stream, tensor) in spec.tensors().iter().enumerate() {
+        let len = tensor.len() as usize;
+        if tensor.shape.len() == 1 {
+            theta.resize(theta.len() + len, 1.0);
+            continue;
+        }
+        let residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        rng.set_stream(stream as u64);
+        normal(&mut rng, len, if residual { residual_std } else { std }, &mut theta);
+    }
+    theta
+}
+
+/// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is
+/// odd.
+fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
+    /// 2⁻⁵³: f64 has 53 significant bits.
+    const STEP: f64 = 1.0 / (1u64 << 53) as f64;
+    let end = out.len() + len;
+    while out.len() < end {
+        // In (0, 1], so that the logarithm is finite, and in [0, 1).
+        let radius_uniform = ((rng.next_u64() >> 11) + 1) as f64 * STEP;
+        let angle_uniform = (rng.next_u64() >> 11) as f64 * STEP;
+        let radius = (-2.0 * libm::log(radius_uniform)).sqrt() * std;
+        let angle = core::f64::consts::TAU * angle_uniform;
+        out.push((radius * libm::cos(angle)) as f32);
+        if out.len() < end {
+            out.push((radius * libm::sin(angle)) as f32);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A specification that no preset's change touches: the golden value below must not depend on tuning.
+    fn spec() -> RunSpec {
+        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+        spec.model.hidden = 24;
+        spec.model.layers = 3;
+        spec.model.heads = 4;
+        spec.model.kv_heads = 2;
+        spec.model.ffn = 40;
+        spec.validate().unwrap();
+        spec
+    }
+
+    fn digest(theta: &[f32]) -> String {
+        let bytes: Vec<u8> = theta.iter().flat_map(|v| v.to_le_bytes()).collect();
+        blake3::hash(&bytes).to_hex().to_string()
+    }
+
+    #[test]
+    fn normals_should_match_the_golden_value() {
+        // Golden: the genesis model of every run depends on these bits.
+        let mut draws = Vec::new();
+        let mut rng = ChaCha20Rng::from_seed([7; 32]);
+        rng.set_stream(5);
+        normal(&mut rng, 100_001, 0.02, &mut draws);
+        assert_eq!(
+            digest(&draws),
+            "74a28026198708dc77a74c2aa4ae383675e3f87d4271b77ca011f255587d5e8a"
+        );
+    }
+
+    #[test]
+    fn first_state_should_follow_genesis_and_run() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        assert_eq!(theta.len() as u64, spec.parameters());
+        assert_eq!(theta, init_theta(&spec, &[1; 32]));
+        assert_ne!(theta, init_theta(&spec, &[2; 32]));
+        let mut other = spec.clone();
+        other.inner.steps += 1;
+        assert_ne!(theta, init_theta(&other, &[1; 32]));
+    }
+
+    #[test]
+    fn draws_should_have_the_promised_moments() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        let std = f64::from(spec.model.init_std_millionths) / 1e6;
+        let mut rest = theta.as_slice();
+        for tensor in spec.tensors() {
+            let (values, after) = rest.split_at(tensor.len() as usize);
+            rest = after;
+            if tensor.shape.len() == 1 {
+                assert!(values.iter().all(|v| *v == 1.0), "{}", tensor.name);
+                continue;
+            }
+            let n = values.len() as f64;
+            let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+            let found = (values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / n).sqrt();
+            let residual = tensor.name.contains("o_proj") || tensor.name.contains("down_proj");
+            let expected = if residual { std / 6f64.sqrt() } else { std };
+            assert!(mean.abs() < 5.0 * expected / n.sqrt(), "{}: mean {mean}", tensor.name);
+            assert!(
+                (found / expected - 1.0).abs() < 5.0 / (2.0 * n).sqrt(),
+                "{}: std {found}",
+                tensor.name
+            );
+        }
+    }
+}

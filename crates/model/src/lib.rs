@@ -1,0 +1,23 @@
+//! The model: its deterministic first state ([`init_theta`], without torch), the Llama transformer in libtorch
+//! ([`Llama`]), the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]).
+//!
+//! libtorch trains and evaluates; it never decides what the model is. Weights come in and go out as the flat f32 vector
+//! θ in the canonical order of [`alice_spec::RunSpec::tensors`], and steps of θ are plain Rust in `alice-update`.
+//!
+//! Set `OMP_WAIT_POLICY=passive` in the environment of a program that uses this crate before it starts (setting it in
+//! `main` is too late: libgomp reads it when it is loaded): spinning threads make training several times slower on
+//! cores that others use too.
+#![deny(unsafe_code)]
+
+pub mod device;
+mod error;
+mod init;
+mod llama;
+mod oracle;
+
+pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads};
+pub use error::ModelError;
+pub use init::init_theta;
+pub use llama::Llama;
+pub use oracle::TorchOracle;
+pub use tch::Device;

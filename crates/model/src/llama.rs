@@ -1,0 +1,291 @@
+//! Llama as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary embeddings with
+//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied.
+
+use crate::ModelError;
+use alice_spec::RunSpec;
+use std::collections::HashMap;
+use std::ops::Range;
+use tch::{Device, Kind, Reduction, TchError, Tensor};
+
+/// ε of every RMSNorm: `rms_norm_eps` of the Llama configurations.
+const RMS_NORM_EPSILON: f64 = 1e-5;
+
+/// The transformer on one device, in f32.
+#[derive(Debug)]
+pub struct Llama {
+    embed_tokens: Tensor,
+    blocks: Vec<Block>,
+    norm: Tensor,
+    lm_head: Tensor,
+    /// cos and sin of the rotary angles, `[context, head_dim]`.
+    rotary: (Tensor, Tensor),
+    /// Every parameter in canonical order: the same tensors as above.
+    parameters: Vec<Tensor>,
+    /// Where each parameter stands in θ.
+    ranges: Vec<Range<usize>>,
+    heads: Heads,
+    context: i64,
+    vocab: i64,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Block {
+    input_layernorm: Tensor,
+    q_proj: Tensor,
+    k_proj: Tensor,
+    v_proj: Tensor,
+    o_proj: Tensor,
+    post_attention_layernorm: Tensor,
+    gate_proj: Tensor,
+    up_proj: Tensor,
+    down_proj: Tensor,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    query: i64,
+    key_value: i64,
+    dim: i64,
+}
+
+impl Llama {
+    /// A model of the run's shape with all parameters zero: [`Llama::load`] gives it weights.
+    pub fn new(spec: &RunSpec, device: Device) -> Result<Self, ModelError> {
+        let m = &spec.model;
+        let heads = Heads {
+            query: m.heads.into(),
+            key_value: m.kv_heads.into(),
+            dim: (m.hidden / m.heads).into(),
+        };
+        let (mut parameters, mut ranges, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut start = 0;
+        for tensor in spec.tensors() {
+            let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
+            let parameter = Tensor::f_zeros(&shape[..], (Kind::Float, device))?.f_set_requires_grad(true)?;
+            ranges.push(start..start + tensor.len() as usize);
+            start += tensor.len() as usize;
+            by_name.insert(tensor.name, parameter.shallow_clone());
+            parameters.push(parameter);
+        }
+        let mut take = |name: &str| {
+            let missing = || ModelError::Torch(format!("the run's layout has no tensor {name}"));
+            by_name.remove(name).ok_or_else(missing)
+        };
+        let embed_tokens = take("model.embed_tokens.weight")?;
+        let blocks = (0..m.layers)
+            .map(|layer| {
+                let mut take = |name: &str| take(&format!("model.layers.{layer}.{name}.weight"));
+                Ok(Block {
+                    input_layernorm: take("input_layernorm")?,
+                    q_proj: take("self_attn.q_proj")?,
+                    k_proj: take("self_attn.k_proj")?,
+                    v_proj: take("self_attn.v_proj")?,
+                    o_proj: take("self_attn.o_proj")?,
+                    post_attention_layernorm: take("post_attention_layernorm")?,
+                    gate_proj: take("mlp.gate_proj")?,
+                    up_proj: take("mlp.up_proj")?,
+                    down_proj: take("mlp.down_proj")?,
+                })
+            })
+            .collect::<Result<_, ModelError>>()?;
+        Ok(Self {
+            embed_tokens,
+            blocks,
+            norm: take("model.norm.weight")?,
+            lm_head: take("lm_head.weight")?,
+            rotary: rotary(heads.dim, m.context.into(), m.rope_theta.into(), device)?,
+            parameters,
+            ranges,
+            heads,
+            context: m.context.into(),
+            vocab: m.vocab.into(),
+            device,
+        })
+    }
+
+    /// Device of the model.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Parameters in canonical order. Each is a leaf that collects gradients.
+    pub fn parameters(&self) -> &[Tensor] {
+        &self.parameters
+    }
+
+    /// Sets all parameters from θ.
+    pub fn load(&mut self, theta: &[f32]) -> Result<(), ModelError> {
+        let expected = self.ranges.last().map_or(0, |range| range.end);
+        let size = ModelError::Size {
+            expected,
+            found: theta.len(),
+        };
+        if theta.len() != expected {
+            return Err(size);
+        }
+        tch::no_grad(|| {
+            for (parameter, range) in self.parameters.iter_mut().zip(&self.ranges) {
+                let values = theta.get(range.clone()).unwrap_or_default();
+                let values = Tensor::f_from_slice(values)?.f_view(&parameter.size()[..])?;
+                parameter.f_copy_(&values)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// All parameters as θ.
+    pub fn store(&self) -> Result<Vec<f32>, ModelError> {
+        let mut theta = vec![0f32; self.ranges.last().map_or(0, |range| range.end)];
+        for (parameter, range) in self.parameters.iter().zip(&self.ranges) {
+            let values = parameter.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
+            if let Some(target) = theta.get_mut(range.clone()) {
+                values.f_copy_data(target, range.len())?;
+            }
+        }
+        Ok(theta)
+    }
+
+    /// Sequences of equal length as `[batch, tokens]` i64 on the model's device. Tokens are checked here: an index that
+    /// is too large ends a whole process on CUDA.
+    pub fn batch(&self, sequences: &[Vec<u16>]) -> Result<Tensor, ModelError> {
+        let len = sequences.first().map_or(0, Vec::len);
+        if len < 2 || len as i64 > self.context {
+            let problem = format!("sequences of {len} tokens; 2 to {} are possible", self.context);
+            return Err(ModelError::Batch(problem));
+        }
+        let mut ids: Vec<i64> = Vec::with_capacity(sequences.len() * len);
+        for sequence in sequences {
+            if sequence.len() != len {
+                let problem = format!("sequences of {len} and of {} tokens in one batch", sequence.len());
+                return Err(ModelError::Batch(problem));
+            }
+            if let Some(token) = sequence.iter().find(|token| i64::from(**token) >= self.vocab) {
+                let problem = format!("token {token}; the vocabulary has {}", self.vocab);
+                return Err(ModelError::Batch(problem));
+            }
+            ids.extend(sequence.iter().map(|token| i64::from(*token)));
+        }
+        Ok(Tensor::f_from_slice(&ids)?
+            .f_view([sequences.len() as i64, len as i64])?
+            .f_to_device(self.device)?)
+    }
+
+    /// Logits `[batch, tokens, vocab]` of tokens `[batch, tokens]` (i64).
+    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(linear(&self.hidden(tokens)?, &self.lm_head)?)
+    }
+
+    /// Negative log likelihood of every next token, nats, `[batch, tokens − 1]` in f32.
+    pub fn token_losses(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        let (batch, len) = tokens.size2()?;
+        // The last position has no target: leave it out before the head, the largest product of a small model.
+        let hidden = self.hidden(tokens)?.f_narrow(1, 0, len - 1)?;
+        let logits = linear(&hidden, &self.lm_head)?.f_reshape([batch * (len - 1), self.vocab])?;
+        let targets = tokens.f_narrow(1, 1, len - 1)?.f_reshape([batch * (len - 1)])?;
+        let losses = logits.f_cross_entropy_loss::<Tensor>(&targets, None, Reduction::None, -100, 0.0)?;
+        Ok(losses.f_view([batch, len - 1])?)
+    }
+
+    /// Mean loss of each sequence over its `tokens − 1` targets, nats per token, `[batch]` in f64 on the CPU (not every
+    /// device has f64).
+    pub fn sequence_losses(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        let losses = self
+            .token_losses(tokens)?
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(Kind::Double)?;
+        Ok(losses.f_mean_dim(1, false, Kind::Double)?)
+    }
+
+    /// Output of the last norm, `[batch, tokens, hidden]`.
+    fn hidden(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        let (_, len) = tokens.size2()?;
+        if len > self.context {
+            return Err(ModelError::Batch(format!(
+                "{len} tokens; the context is {}",
+                self.context
+            )));
+        }
+        let (cos, sin) = (self.rotary.0.f_narrow(0, 0, len)?, self.rotary.1.f_narrow(0, 0, len)?);
+        let mut x = Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?;
+        for block in &self.blocks {
+            x = block.forward(&x, (&cos, &sin), self.heads)?;
+        }
+        Ok(rms_norm(&x, &self.norm)?)
+    }
+}
+
+impl Block {
+    fn forward(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
+        let x = x.f_add(&self.attention(&rms_norm(x, &self.input_layernorm)?, rotary, heads)?)?;
+        let normed = rms_norm(&x, &self.post_attention_layernorm)?;
+        let gated = linear(&normed, &self.gate_proj)?
+            .f_silu()?
+            .f_mul(&linear(&normed, &self.up_proj)?)?;
+        x.f_add(&linear(&gated, &self.down_proj)?)
+    }
+
+    fn attention(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
+        let (batch, len, _) = x.size3()?;
+        // [batch, tokens, heads · dim] → [batch, heads, tokens, dim]
+        let split = |weight, count| {
+            linear(x, weight)?
+                .f_view([batch, len, count, heads.dim])?
+                .f_transpose(1, 2)
+        };
+        let query = rotate(&split(&self.q_proj, heads.query)?, rotary)?;
+        let key = rotate(&split(&self.k_proj, heads.key_value)?, rotary)?;
+        let value = split(&self.v_proj, heads.key_value)?;
+        // Each key/value head serves `query / key_value` query heads in a row (`repeat_kv`).
+        let groups = heads.query / heads.key_value;
+        let repeat = |t: Tensor| match groups {
+            1 => Ok(t),
+            _ => t.f_repeat_interleave_self_int(groups, 1, None),
+        };
+        let (key, value) = (repeat(key)?, repeat(value)?);
+        let mixed =
+            Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0.0, true, None, false)?;
+        linear(
+            &mixed
+                .f_transpose(1, 2)?
+                .f_reshape([batch, len, heads.query * heads.dim])?,
+            &self.o_proj,
+        )
+    }
+}
+
+fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
+    x.f_linear::<Tensor>(weight, None)
+}
+
+/// x / √(mean(x²) + ε) · weight over the last dimension.
+fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
+    x.f_rms_norm(&weight.size()[..], Some(weight), RMS_NORM_EPSILON)
+}
+
+/// `x · cos + rotate_half(x) · sin`, where rotate_half is (−second half, first half) of the last dimension.
+fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError> {
+    let halves = x.f_chunk(2, -1)?;
+    let [first, second] = &halves[..] else {
+        return Err(TchError::Shape("rotary embedding of an odd head".into()));
+    };
+    x.f_mul(cos)?
+        .f_add(&Tensor::f_cat(&[second.f_neg()?, first.shallow_clone()], -1)?.f_mul(sin)?)
+}
+
+/// cos and sin of position · base^(−2i/dim), the angles twice side by side.
+fn rotary(dim: i64, context: i64, base: f64, device: Device) -> Result<(Tensor, Tensor), TchError> {
+    let frequencies: Vec<f32> = (0..dim / 2)
+        .map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32)
+        .collect();
+    let frequencies = Tensor::f_from_slice(&frequencies)?;
+    let angles = Tensor::f_arange(context, (Kind::Float, Device::Cpu))?.f_outer(&frequencies)?;
+    let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+    Ok((
+        angles.f_cos()?.f_to_device(device)?,
+        angles.f_sin()?.f_to_device(device)?,
+    ))
+}
+
+#[cfg(test)]
+mod tests;

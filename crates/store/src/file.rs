@@ -1,0 +1,57 @@
+//! Files that are there in full or not at all.
+
+use crate::StoreError;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Writes a file through a temporary one in the same folder, synced and renamed: a crash at any instant leaves the old
+/// file or the new one. Missing parent folders are made.
+pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), StoreError> {
+    let parent = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(StoreError::io("make the folder", parent))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".partial-");
+    // The temporary file's mode stays: readable by others (under the umask), for the server may be another user.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
+    let mut file = builder
+        .tempfile_in(parent)
+        .map_err(StoreError::io("write in", parent))?;
+    let mut buffered = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+    write(&mut buffered)
+        .and_then(|()| buffered.flush())
+        .map_err(StoreError::io("write", path))?;
+    drop(buffered);
+    file.as_file().sync_all().map_err(StoreError::io("sync", path))?;
+    file.persist(path)
+        .map_err(|e| StoreError::io("rename to", path)(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn write_should_leave_the_old_file_when_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/file");
+        write_atomic(&path, |w| w.write_all(b"one")).unwrap();
+        let failed = write_atomic(&path, |w| {
+            w.write_all(b"half of tw")?;
+            Err(std::io::Error::other("disk full"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("disk full"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        write_atomic(&path, |w| w.write_all(b"two")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "temporary files are gone"
+        );
+    }
+}

@@ -1,0 +1,24 @@
+//! Content-addressed storage: blobs by their BLAKE3 ([`BlobStore`]), the model's root ([`model_root`]), snapshots in
+//! verified chunks ([`snapshot`]) and the master weights on disk ([`theta`]).
+//!
+//! Whatever comes back from here has been checked against the hash that named it, except ranges of blobs
+//! ([`BlobStore::get_range`]), which are for serving to peers that check the whole.
+#![forbid(unsafe_code)]
+
+mod blob;
+mod error;
+pub mod file;
+pub mod merkle;
+mod root;
+pub mod snapshot;
+pub mod theta;
+
+pub use blob::BlobStore;
+pub use error::StoreError;
+pub use root::model_root;
+pub use snapshot::{Assembler, SNAPSHOT_CHUNK_BYTES, Snapshot};
+
+/// BLAKE3 of a blob: its name.
+pub fn blob_hash(bytes: &[u8]) -> alice_primitives::Hash {
+    *blake3::hash(bytes).as_bytes()
+}

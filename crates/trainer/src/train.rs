@@ -1,0 +1,407 @@
+//! The loop of a task.
+
+use crate::{adamw::AdamW, micro::in_micro_batches};
+use alice_model::{Device, Llama, ModelError};
+use alice_spec::{InnerSpec, RunSpec};
+use std::ops::ControlFlow;
+use std::time::Instant;
+use tch::{Kind, TchError};
+
+/// Why a task was not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Not as many sequences as the run's tasks have, or not of its context.
+    #[error(
+        "the task has {found} sequences of {context} tokens' context, the run's tasks have {expected}; claim another task"
+    )]
+    Sequences {
+        /// Sequences of the run's tasks.
+        expected: u64,
+        /// Sequences that were given and have the right length.
+        found: u64,
+        /// Tokens in a sequence.
+        context: u32,
+    },
+    /// Training went out of bounds. A fault of the run's settings or of the hardware, and no update comes of it.
+    #[error(
+        "the {what} is not a finite number after step {step}; check the device's memory and cooling, then claim another task"
+    )]
+    NotFinite {
+        /// Step, from 1.
+        step: u32,
+        /// What is not finite.
+        what: &'static str,
+    },
+    /// The progress callback asked for it.
+    #[error("cancelled after step {step}")]
+    Cancelled {
+        /// Last finished step.
+        step: u32,
+    },
+    /// The model could not be run.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl From<TchError> for TrainError {
+    fn from(error: TchError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// Choices of the machine, not of the run: they change speed and memory, and losses in their last digits only.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Sequences that go through the model at once; the whole batch if none.
+    pub micro_batch: Option<u32>,
+}
+
+/// Reported after each step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Finished steps.
+    pub step: u32,
+    /// Steps of the task.
+    pub steps: u32,
+    /// Loss of the step's batch before the step, nats per token.
+    pub loss: f64,
+    /// Mean speed since the task began.
+    pub tokens_per_second: f64,
+    /// Sequences that go through the model at once.
+    pub micro_batch: u32,
+}
+
+/// What a task comes to.
+#[derive(Clone, Debug)]
+pub struct TaskResult {
+    /// Pseudo-gradient θ_start − θ_end.
+    pub d: Vec<f32>,
+    /// Loss of the first batch before any step, nats per token.
+    pub loss_first: f64,
+    /// Loss of the last batch before its step.
+    pub loss_last: f64,
+    /// Tokens that were trained on.
+    pub tokens: u64,
+    /// Time for the steps.
+    pub seconds: f64,
+    /// Micro-batch that fitted the device: a good start for the next task.
+    pub micro_batch: u32,
+}
+
+/// Runs a task: `steps` batches of `batch_sequences`, taken from `sequences` in their order.
+pub fn train(
+    spec: &RunSpec,
+    device: Device,
+    theta: &[f32],
+    sequences: &[Vec<u16>],
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TaskResult, TrainError> {
+    train_with(spec, device, theta, sequences, Options::default(), progress)
+}
+
+/// [`train`] with choices of the machine.
+pub fn train_with(
+    spec: &RunSpec,
+    device: Device,
+    theta: &[f32],
+    sequences: &[Vec<u16>],
+    options: Options,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TaskResult, TrainError> {
+    let context = spec.model.context;
+    let found = sequences.iter().filter(|s| s.len() == context as usize).count() as u64;
+    let expected = spec.task_sequences();
+    if found != expected || sequences.len() as u64 != expected {
+        return Err(TrainError::Sequences {
+            expected,
+            found,
+            context,
+        });
+    }
+    let mut model = Llama::new(spec, device)?;
+    model.load(theta)?;
+    let mut optimizer = AdamW::new(&spec.inner, model.parameters())?;
+    let mut micro_batch = options.micro_batch.unwrap_or(spec.inner.batch_sequences) as usize;
+    let batch_sequences = spec.inner.batch_sequences as usize;
+    let (mut loss_first, mut loss_last, mut tokens) = (f64::NAN, f64::NAN, 0u64);
+    let started = Instant::now();
+    for (step, batch) in (1u32..).zip(sequences.chunks(batch_sequences)) {
+        let loss = in_micro_batches(
+            batch,
+            &mut micro_batch,
+            || optimizer.zero_grad(),
+            |part| {
+                let losses = model
+                    .token_losses(&model.batch(part)?)?
+                    .f_mean_dim(1, false, Kind::Float)?;
+                let share = losses.f_sum(Kind::Float)?.f_div_scalar(batch.len() as f64)?;
+                share.f_backward()?;
+                Ok(share.f_double_value(&[])?)
+            },
+        )?;
+        finite(loss, step, "loss")?;
+        finite(optimizer.clip()?, step, "gradient")?;
+        optimizer.step(learning_rate(&spec.inner, step))?;
+        tokens += batch.len() as u64 * u64::from(context);
+        if step == 1 {
+            loss_first = loss;
+        }
+        loss_last = loss;
+        let report = Progress {
+            step,
+            steps: spec.inner.steps,
+            loss,
+            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+            micro_batch: micro_batch as u32,
+        };
+        if progress(report).is_break() {
+            return Err(TrainError::Cancelled { step });
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let mut d = model.store()?;
+    d.iter_mut().zip(theta).for_each(|(d, start)| *d = start - *d);
+    if !d.iter().all(|v| v.is_finite()) {
+        return Err(TrainError::NotFinite {
+            step: spec.inner.steps,
+            what: "update",
+        });
+    }
+    Ok(TaskResult {
+        d,
+        loss_first,
+        loss_last,
+        tokens,
+        seconds,
+        micro_batch: micro_batch as u32,
+    })
+}
+
+/// Linear warm-up over the task's first steps, then constant. `step` counts from 1.
+fn learning_rate(spec: &InnerSpec, step: u32) -> f64 {
+    spec.learning_rate * (f64::from(step) / f64::from(spec.warmup_steps.max(1))).min(1.0)
+}
+
+fn finite(value: f64, step: u32, what: &'static str) -> Result<(), TrainError> {
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(TrainError::NotFinite { step, what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alice_data::tokenizer;
+    use alice_model::init_theta;
+
+    const LICENSE: &str = include_str!("../../../LICENSE");
+
+    /// A small model and a task of 24 steps.
+    fn spec() -> RunSpec {
+        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+        spec.model.hidden = 64;
+        spec.model.layers = 2;
+        spec.model.ffn = 128;
+        spec.model.context = 48;
+        spec.inner.steps = 24;
+        spec.inner.batch_sequences = 6;
+        spec.inner.learning_rate = 5e-3;
+        spec.inner.warmup_steps = 3;
+        spec.validate().unwrap();
+        spec
+    }
+
+    /// Real text, every fourth sequence of it held out.
+    fn text(spec: &RunSpec) -> (Vec<Vec<u16>>, Vec<Vec<u16>>) {
+        let tokens = tokenizer::encode(LICENSE);
+        let all = tokens.chunks_exact(spec.model.context as usize).map(<[u16]>::to_vec);
+        let (held_out, training): (Vec<_>, Vec<_>) = all.enumerate().partition(|(i, _)| i % 4 == 3);
+        let strip = |part: Vec<(usize, Vec<u16>)>| part.into_iter().map(|(_, s)| s);
+        (
+            strip(training).take(spec.task_sequences() as usize).collect(),
+            strip(held_out).collect(),
+        )
+    }
+
+    fn held_out_loss(spec: &RunSpec, theta: &[f32], sequences: &[Vec<u16>]) -> f64 {
+        let mut model = Llama::new(spec, Device::Cpu).unwrap();
+        model.load(theta).unwrap();
+        tch::no_grad(|| {
+            model
+                .sequence_losses(&model.batch(sequences).unwrap())
+                .unwrap()
+                .mean(Kind::Double)
+                .double_value(&[])
+        })
+    }
+
+    fn keep_going(_: Progress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    #[test]
+    fn subtracting_the_update_should_lower_the_held_out_loss() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, held_out) = text(&spec);
+        let mut reports = Vec::new();
+        let result = train(&spec, Device::Cpu, &theta, &training, &mut |p| {
+            reports.push(p);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(reports.len(), 24);
+        assert_eq!((reports[23].step, reports[23].steps), (24, 24));
+        assert!(reports.iter().all(|p| p.tokens_per_second > 0.0));
+        assert_eq!(
+            (result.loss_first, result.loss_last),
+            (reports[0].loss, reports[23].loss)
+        );
+        assert_eq!(result.tokens, 24 * 6 * 48);
+        assert!(
+            result.loss_last < result.loss_first - 1.0,
+            "{} → {}",
+            result.loss_first,
+            result.loss_last
+        );
+
+        let moved = |theta: &[f32], d: &[f32], factor: f32| -> Vec<f32> {
+            theta.iter().zip(d).map(|(t, d)| t - factor * d).collect()
+        };
+        let first = moved(&theta, &result.d, 1.0);
+        let (before, after) = (
+            held_out_loss(&spec, &theta, &held_out),
+            held_out_loss(&spec, &first, &held_out),
+        );
+        assert!(after < before - 1.0, "{before} → {after}");
+
+        // The sign, from weights that are not random any more. At the first state a whole step the wrong way helps as
+        // well: embedding and head both change their sign, and their product, the token frequencies, is the same.
+        let second = train(&spec, Device::Cpu, &first, &training, &mut keep_going).unwrap();
+        let losses = [1.0, 0.0, -1.0].map(|factor| held_out_loss(&spec, &moved(&first, &second.d, factor), &held_out));
+        assert!(
+            losses[0] < losses[1] && losses[1] < losses[2],
+            "θ − d, θ, θ + d: {losses:?}"
+        );
+    }
+
+    #[test]
+    fn theta_minus_the_update_should_be_where_training_ended() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let result = train(&spec, Device::Cpu, &theta, &training, &mut keep_going).unwrap();
+        // The same steps once more, without the trainer's loop: θ_end.
+        let mut model = Llama::new(&spec, Device::Cpu).unwrap();
+        model.load(&theta).unwrap();
+        let mut optimizer = AdamW::new(&spec.inner, model.parameters()).unwrap();
+        for (step, batch) in (1..).zip(training.chunks(6)) {
+            optimizer.zero_grad();
+            let losses = model.token_losses(&model.batch(batch).unwrap()).unwrap();
+            (losses.mean_dim(1, false, Kind::Float).sum(Kind::Float) / 6.0).backward();
+            optimizer.clip().unwrap();
+            optimizer.step(learning_rate(&spec.inner, step)).unwrap();
+        }
+        let end = model.store().unwrap();
+        for (i, ((start, d), end)) in theta.iter().zip(&result.d).zip(&end).enumerate() {
+            assert!(
+                (start - d - end).abs() < 1e-5,
+                "coordinate {i}: {start} − {d} is not {end}"
+            );
+        }
+        let moved = result.d.iter().filter(|d| **d != 0.0).count();
+        assert!(
+            moved > theta.len() * 9 / 10,
+            "{moved} of {} coordinates moved",
+            theta.len()
+        );
+    }
+
+    #[test]
+    fn micro_batches_should_not_change_the_update() {
+        let mut spec = spec();
+        spec.inner.steps = 2;
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let run = |micro_batch| {
+            let options = Options { micro_batch };
+            train_with(&spec, Device::Cpu, &theta, &training, options, &mut keep_going).unwrap()
+        };
+        let (whole, parts) = (run(None), run(Some(4)));
+        assert_eq!((whole.micro_batch, parts.micro_batch), (6, 4));
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let difference = norm(&mut whole.d.iter().zip(&parts.d).map(|(a, b)| a - b));
+        // Where a gradient is near zero, Adam's first steps turn rounding into ±rate: few coordinates, small in norm.
+        assert!(difference < 0.02 * norm(&mut whole.d.iter().copied()), "{difference}");
+    }
+
+    #[test]
+    fn a_task_should_be_cancelled_between_steps() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let mut stop_at_two = |p: Progress| {
+            if p.step == 2 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let result = train(&spec, Device::Cpu, &theta, &training, &mut stop_at_two);
+        assert!(matches!(result, Err(TrainError::Cancelled { step: 2 })));
+    }
+
+    #[test]
+    fn what_cannot_be_trained_should_be_refused() {
+        let spec = spec();
+        let mut theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let go = &mut keep_going;
+        assert!(matches!(
+            train(&spec, Device::Cpu, &theta, &training[1..], go),
+            Err(TrainError::Sequences {
+                expected: 144,
+                found: 143,
+                ..
+            })
+        ));
+        let mut ragged = training.clone();
+        ragged[3].pop();
+        assert!(matches!(
+            train(&spec, Device::Cpu, &theta, &ragged, go),
+            Err(TrainError::Sequences { .. })
+        ));
+        let mut unknown = training.clone();
+        unknown[3][0] = 300;
+        assert!(matches!(
+            train(&spec, Device::Cpu, &theta, &unknown, go),
+            Err(TrainError::Model(ModelError::Batch(_)))
+        ));
+        assert!(matches!(
+            train(&spec, Device::Cpu, &theta[1..], &training, go),
+            Err(TrainError::Model(ModelError::Size { .. }))
+        ));
+        *theta.last_mut().unwrap() = f32::NAN;
+        let message = train(&spec, Device::Cpu, &theta, &training, go)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("the loss is not a finite number after step 1"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn the_rate_should_warm_up_and_stay() {
+        let mut inner = spec().inner;
+        inner.learning_rate = 0.75;
+        assert_eq!(
+            [1, 2, 3, 4, 24].map(|step| learning_rate(&inner, step)),
+            [0.25, 0.5, 0.75, 0.75, 0.75]
+        );
+        inner.warmup_steps = 0;
+        assert_eq!(learning_rate(&inner, 1), 0.75);
+    }
+}
