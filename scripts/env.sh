@@ -28,3 +28,14 @@ die() {
 	printf 'error: %s\n' "$*" >&2
 	exit 1
 }
+
+# What `--fast` leaves out: everything that is compiled for the chain.
+WITHOUT_NODE=(--exclude alice-node --exclude alice-runtime --exclude 'pallet-*')
+
+# clippy-driver compiles and lints in one pass: a separate `cargo clippy` would check every dependency a second time.
+# Whoever builds and whoever runs tests must call this alike, or the workspace's crates are built twice.
+lint_while_compiling() {
+	local clippy
+	clippy=$(rustup which clippy-driver 2>/dev/null) && [ -x "$clippy" ] || return 1
+	export RUSTC_WORKSPACE_WRAPPER=$clippy CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__
+}

@@ -112,7 +112,7 @@ debian_wasm_toolchain() {
 	chmod +x "$dir/bin/rustc"
 	rm -rf "$work"
 	# cargo does not notice that the standard library changed: what was built with another one must go.
-	rm -rf "$CARGO_TARGET_DIR"/*/wbuild
+	rm -rf "$CARGO_TARGET_DIR/wasm-runtime"
 	touch "$dir/.ready"
 }
 if [ $with_node = 1 ]; then

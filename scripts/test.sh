@@ -14,26 +14,43 @@ for arg in "$@"; do
 	*) die "unknown option $arg (see --help)" ;;
 	esac
 done
-if [ $fast = 1 ]; then "$ALICE_ROOT/scripts/setup.sh" --no-node; else "$ALICE_ROOT/scripts/setup.sh" --tests; fi
+started=$SECONDS
+packages=(--workspace)
+if [ $fast = 1 ]; then
+	scripts/setup.sh --no-node
+	packages+=("${WITHOUT_NODE[@]}")
+else
+	scripts/setup.sh --tests
+fi
+# Again: set-up may have added a toolchain that builds and tests must both use.
+. scripts/env.sh
 
 say "formatting"
 cargo fmt --all --check
 
-say "dependency rules"
+say "dependency rules and documents"
 python3 scripts/check-architecture.py
+python3 scripts/check-docs.py
 
-say "lints and build"
-scripts/build.sh --tests
+say "lints and build (the first one takes a while: see docs/measurements.md)"
+if [ $fast = 1 ]; then scripts/build.sh --fast; else scripts/build.sh --tests; fi
+say "built after $((SECONDS - started)) s"
 
-say "unit, property and golden tests"
-# The same environment as the build's, or the workspace's crates would be built again.
-if clippy=$(rustup which clippy-driver 2>/dev/null) && [ -x "$clippy" ]; then
-	export RUSTC_WORKSPACE_WRAPPER=$clippy CLIPPY_ARGS=-Dwarnings__CLIPPY_HACKERY__
-fi
+say "unit, property, golden and program tests"
+lint_while_compiling || true
+if [ $fast = 0 ]; then export ALICE_NODE=$CARGO_TARGET_DIR/debug/alice-node; fi
 if cargo nextest --version >/dev/null 2>&1; then
-	cargo nextest run --locked --workspace --no-fail-fast
+	cargo nextest run --locked "${packages[@]}" --no-fail-fast
 else
-	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked "${packages[@]}" --no-fail-fast
+fi
+say "tested after $((SECONDS - started)) s"
+
+if [ $fast = 0 ]; then
+	say "end to end: a network on this machine, disturbed and checked (about 5 minutes)"
+	network=$(mktemp -d)
+	python3 tests/e2e.py --dir "$network" || die "the end-to-end test failed; logs and state are in $network"
+	rm -rf "$network"
 fi
 
 for tool in cargo-deny mdbook; do
@@ -41,3 +58,4 @@ for tool in cargo-deny mdbook; do
 done
 if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
 if command -v mdbook >/dev/null; then mdbook build docs >/dev/null; fi
+say "all passed after $((SECONDS - started)) s"

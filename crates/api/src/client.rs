@@ -191,6 +191,14 @@ impl Client {
         self.get("/v1/epochs").await
     }
 
+    /// Summaries of up to 1000 epochs before `before` (none: the newest), newest first.
+    pub async fn epochs_before(&self, before: Option<u32>) -> Result<Vec<EpochSummary>, ClientError> {
+        match before {
+            Some(before) => self.get(&format!("/v1/epochs?limit=1000&before={before}")).await,
+            None => self.get("/v1/epochs?limit=1000").await,
+        }
+    }
+
     /// Summary of an epoch.
     pub async fn epoch(&self, epoch: u32) -> Result<EpochSummary, ClientError> {
         self.get(&format!("/v1/epochs/{epoch}")).await

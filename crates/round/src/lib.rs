@@ -1,0 +1,304 @@
+//! The parameter server's state machine (protocol §3, §5, §7): when a round opens, is sealed, scored and settled.
+//!
+//! Pure: block numbers and the chain's answers come in as [`Event`]s, what is to be done goes out as [`Effect`]s, and
+//! [`step`] is the only place where a round changes its stage. The server, its tests and tools share it.
+//!
+//! A round goes `Open → Sealed → Scoring → Scored`. Settling (attestation, dispute window, payout) of scored rounds
+//! goes on beside the next round, strictly in epoch order, because each commitment names its predecessor. Effects
+//! that need the chain are asked for again with later heads until the chain shows that they took place, so losing one
+//! costs nothing; effects are therefore idempotent.
+#![forbid(unsafe_code)]
+
+mod settle;
+
+pub use settle::{Settlement, SettlementStage};
+
+use alice_spec::RunSpec;
+use settle::follow;
+use std::collections::BTreeMap;
+
+/// Numbers that the machine goes by, in blocks and epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Blocks in an epoch.
+    pub epoch_blocks: u32,
+    /// Commits are accepted before this block of the epoch.
+    pub deadline_block: u32,
+    /// Finalised blocks after the deadline that make the validation seed.
+    pub seed_blocks: u32,
+    /// A round opens late only if so many blocks remain before the deadline.
+    pub open_margin_blocks: u32,
+    /// A collected round may be attested until so many epochs have passed.
+    pub late_window_epochs: u32,
+}
+
+impl Rules {
+    /// From a run specification and the chain's late window.
+    pub fn new(spec: &RunSpec, late_window_epochs: u32) -> Self {
+        let r = &spec.round;
+        Self {
+            epoch_blocks: r.epoch_blocks.max(1),
+            deadline_block: r.deadline_block,
+            seed_blocks: r.seed_blocks,
+            open_margin_blocks: r.open_margin_blocks,
+            late_window_epochs,
+        }
+    }
+
+    /// Epoch of a block.
+    pub fn epoch(&self, block: u32) -> u32 {
+        block / self.epoch_blocks.max(1)
+    }
+
+    /// First block of an epoch.
+    pub fn epoch_start(&self, epoch: u32) -> u32 {
+        epoch.saturating_mul(self.epoch_blocks)
+    }
+
+    /// Block before which commits to an epoch are accepted.
+    pub fn deadline(&self, epoch: u32) -> u32 {
+        self.epoch_start(epoch).saturating_add(self.deadline_block)
+    }
+
+    /// Last of the blocks that the validation seed of an epoch is drawn from; the first is the one after the deadline.
+    pub fn seed_last(&self, epoch: u32) -> u32 {
+        self.deadline(epoch).saturating_add(self.seed_blocks)
+    }
+}
+
+/// Stage of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Tasks are handed out and commits accepted.
+    Open,
+    /// After the deadline, waiting for the seed.
+    Sealed,
+    /// Losses are being measured.
+    Scoring,
+    /// Decided.
+    Scored,
+}
+
+/// What the public status calls the server's phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No round is open and none waits for the chain.
+    Idle,
+    /// See [`Stage::Open`].
+    Open,
+    /// See [`Stage::Sealed`].
+    Sealed,
+    /// See [`Stage::Scoring`].
+    Scoring,
+    /// The last round is scored and waits for its epoch's end or for the chain.
+    Settling,
+}
+
+/// The machine's state: the newest round, and the scored rounds that the chain has not settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Newest round: its epoch and stage.
+    pub round: Option<(u32, Stage)>,
+    /// Rounds to be attested and paid, by epoch.
+    pub settlements: BTreeMap<u32, Settlement>,
+    /// Highest best block seen. A reorganisation never takes a deadline back.
+    pub best: u32,
+}
+
+impl State {
+    /// State after a restart, from what the store holds: the newest round, and the epochs to be settled. Scoring that
+    /// was interrupted starts again from the sealed round.
+    pub fn restore(round: Option<(u32, Stage)>, unsettled: impl IntoIterator<Item = u32>) -> Self {
+        let round = round.map(|(epoch, stage)| (epoch, if stage == Stage::Scoring { Stage::Sealed } else { stage }));
+        let settlements = unsettled
+            .into_iter()
+            .map(|epoch| (epoch, Settlement::default()))
+            .collect();
+        Self {
+            round,
+            settlements,
+            best: 0,
+        }
+    }
+
+    /// What the status shows.
+    pub fn phase(&self) -> Phase {
+        match self.round {
+            Some((_, Stage::Open)) => Phase::Open,
+            Some((_, Stage::Sealed)) => Phase::Sealed,
+            Some((_, Stage::Scoring)) => Phase::Scoring,
+            Some((_, Stage::Scored)) | None if self.settlements.is_empty() => Phase::Idle,
+            Some((_, Stage::Scored)) | None => Phase::Settling,
+        }
+    }
+}
+
+/// What the chain says about an epoch's settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainStatus {
+    /// No quorum yet, or reopened by a veto.
+    Open,
+    /// Accepted; the dispute window runs.
+    Accepted,
+    /// The window is over; pages may be paid.
+    Final,
+    /// All pages are paid.
+    Settled {
+        /// Block of the last payment.
+        block: u32,
+    },
+    /// Closed without an accepted commitment; its budget is never minted.
+    Forfeited,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The chain grew (or was looked at again).
+    Head {
+        /// Best block.
+        best: u32,
+        /// Finalised block.
+        finalized: u32,
+        /// Whether a new round may open: false where the reserve is exhausted or the server is stopping.
+        may_open: bool,
+    },
+    /// The seed of the validation draw of an epoch is stored.
+    SeedReady {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// The decisions of an epoch are stored.
+    Scored {
+        /// Epoch.
+        epoch: u32,
+        /// Whether somebody is to be paid, so that a commitment is signed.
+        attest: bool,
+    },
+    /// The chain's answer about an epoch.
+    Chain {
+        /// Epoch.
+        epoch: u32,
+        /// The answer.
+        status: ChainStatus,
+    },
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Store a new round and hand out tasks.
+    Open {
+        /// Epoch.
+        epoch: u32,
+        /// Block before which commits are accepted.
+        deadline: u32,
+    },
+    /// Store that no commit is accepted any more.
+    Seal {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// Read the VRF outputs of finalised blocks `first..=last`, store the seed, answer [`Event::SeedReady`].
+    FetchSeed {
+        /// Epoch.
+        epoch: u32,
+        /// First block after the deadline.
+        first: u32,
+        /// Last block.
+        last: u32,
+    },
+    /// Measure, decide, step the model, publish; answer [`Event::Scored`].
+    Score {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// Ask the chain about an epoch; answer [`Event::Chain`].
+    Follow {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// Send the stored commitment; sign and store one first where there is none for the chain's round.
+    Attest {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// Send the payout pages that are not paid yet.
+    Pay {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// Store what the chain says about a settlement; it ends with settled or forfeited.
+    Record {
+        /// Epoch.
+        epoch: u32,
+        /// The chain's answer.
+        status: ChainStatus,
+    },
+}
+
+/// The one transition function. Events that do not fit the state (a late answer about an old round) change nothing.
+pub fn step(mut state: State, event: Event, rules: &Rules) -> (State, Vec<Effect>) {
+    let mut effects = Vec::new();
+    match event {
+        Event::Head {
+            best,
+            finalized,
+            may_open,
+        } => {
+            state.best = state.best.max(best);
+            head(&mut state, finalized, may_open, rules, &mut effects);
+        }
+        Event::SeedReady { epoch } => {
+            if state.round == Some((epoch, Stage::Sealed)) {
+                state.round = Some((epoch, Stage::Scoring));
+                effects.push(Effect::Score { epoch });
+            }
+        }
+        Event::Scored { epoch, attest } => {
+            if state.round == Some((epoch, Stage::Scoring)) {
+                state.round = Some((epoch, Stage::Scored));
+                if attest {
+                    state.settlements.insert(epoch, Settlement::default());
+                }
+            }
+        }
+        Event::Chain { epoch, status } => settle::answer(&mut state, epoch, status, rules, &mut effects),
+    }
+    (state, effects)
+}
+
+fn head(state: &mut State, finalized: u32, may_open: bool, rules: &Rules, effects: &mut Vec<Effect>) {
+    let best = state.best;
+    if let Some((epoch, Stage::Open)) = state.round
+        && best >= rules.deadline(epoch)
+    {
+        state.round = Some((epoch, Stage::Sealed));
+        effects.push(Effect::Seal { epoch });
+    }
+    if let Some((epoch, Stage::Sealed)) = state.round
+        && finalized >= rules.seed_last(epoch)
+    {
+        let (first, last) = (rules.deadline(epoch).saturating_add(1), rules.seed_last(epoch));
+        effects.push(Effect::FetchSeed { epoch, first, last });
+    }
+    let current = rules.epoch(best);
+    let free = match state.round {
+        None => true,
+        Some((epoch, Stage::Scored)) => epoch < current,
+        // The next round trains on this one's result.
+        Some(_) => false,
+    };
+    let deadline = rules.deadline(current);
+    if free && may_open && best.saturating_add(rules.open_margin_blocks) <= deadline {
+        state.round = Some((current, Stage::Open));
+        effects.push(Effect::Open {
+            epoch: current,
+            deadline,
+        });
+    }
+    follow(state, rules, effects);
+}
+
+#[cfg(test)]
+mod tests;

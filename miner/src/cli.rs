@@ -1,0 +1,132 @@
+//! Command line.
+
+use alice_api::Hex32;
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Trains the network's model on this machine and is paid for work that helps.
+#[derive(Debug, Parser)]
+#[command(name = "alice-miner", version, args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "example: alice-miner --device cuda --ps https://ps.example.org --payout a2…\n\
+    Settings may also stand in ~/.config/alice/miner.toml: ps, payout, device, data_dir, chain, threads."
+)]
+pub struct Cli {
+    /// What to do; without a command the miner runs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Flags of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mine (the same as no command at all)
+    Run(RunArgs),
+    /// List the devices that could train
+    Devices {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the submissions with their receipts and verdicts
+    Receipts {
+        /// Check every signature.
+        #[arg(long)]
+        verify: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Where the miner keeps its files.
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Push a stored payout page of an epoch to the chain
+    Payout {
+        /// Epoch.
+        #[arg(long)]
+        epoch: u32,
+        /// A node's WebSocket, for example ws://127.0.0.1:9944
+        #[arg(long, env = "ALICE_CHAIN", value_name = "WS_URL")]
+        chain: Option<String>,
+        /// Where the miner keeps its files.
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Show the mining key's public part and where the key is stored
+    Key {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Where the miner keeps its files.
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+}
+
+/// Where files are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct PlaceArgs {
+    /// Directory for key, receipts, model and shards [default: ~/.local/share/alice/miner]
+    #[arg(long, env = "ALICE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Settings file [default: ~/.config/alice/miner.toml]
+    #[arg(long, env = "ALICE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags of `run`. What is left out comes from the settings file.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub struct RunArgs {
+    /// cuda, cuda:N, metal, cpu or auto [default: auto]
+    #[arg(long, env = "ALICE_DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Parameter server, for example https://ps.example.org
+    #[arg(long, env = "ALICE_PS", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ps: Option<String>,
+    /// Address that is paid; it starts with 'a', and its key need not be on this machine
+    #[arg(long, env = "ALICE_PAYOUT", value_name = "SS58")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payout: Option<String>,
+    /// A node's WebSocket: payouts are followed there and, if nobody else does it, pushed
+    #[arg(long, env = "ALICE_CHAIN", value_name = "WS_URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
+    /// CPU threads of one operation [default: all cores]
+    #[arg(long, env = "ALICE_THREADS", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u16>,
+    /// Tasks to do in one epoch, if the server has them [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks_per_epoch: Option<u32>,
+    /// Run that is mined; only needed when the network moved on to another
+    #[arg(long, value_name = "HASH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Hex32>,
+    /// The parameter server's key; only needed when it has changed and there is no --chain to look it up
+    #[arg(long, value_name = "HEX")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ps_key: Option<Hex32>,
+    /// Stop after work in so many epochs, once it is scored
+    #[arg(long, value_name = "N", conflicts_with = "once")]
+    #[serde(skip)]
+    pub epochs: Option<u32>,
+    /// The same as --epochs 1
+    #[arg(long)]
+    #[serde(skip)]
+    pub once: bool,
+    /// Events as JSON, one a line
+    #[arg(long)]
+    #[serde(skip)]
+    pub json: bool,
+    /// Where the miner keeps its files.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub place: PlaceArgs,
+}

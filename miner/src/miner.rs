@@ -1,0 +1,557 @@
+//! The loop: wait for a round, claim, train, send, hear the verdict, keep the payout page; for ever. Nothing that the
+//! network or a server does ends it; it says what it waits for.
+
+use crate::{
+    MinerError,
+    journal::{Outgoing, Step, next_step},
+    key::MiningKey,
+    pages::Pays,
+    payout::{ChainLink, PayDesk, PayFollower},
+    receipts::{Receipts, Record, Refusal, Standing},
+    report::{Reporter, Standings},
+    run::{Asked, Network, Run},
+    send::Sender,
+    settings::Settings,
+    stop::Stop,
+    verdicts,
+    weights::Source,
+    work::{self, Trained},
+};
+use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
+use alice_model::Device;
+use serde_json::json;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Between two looks at the server while there is nothing to do.
+const POLL: Retry = Retry {
+    attempts: 1,
+    first: Duration::from_secs(4),
+    max: Duration::from_secs(4),
+};
+/// After errors that waiting may help against.
+const BACK_OFF: Retry = Retry {
+    attempts: u32::MAX,
+    first: Duration::from_secs(1),
+    max: Duration::from_secs(30),
+};
+/// Failed trainings one after the other before the miner gives up: a broken device must not pass for a quiet network.
+const TRAIN_FAILURES_MAX: u32 = 3;
+/// With `--epochs`, pay is waited for this many epochs after the last work.
+const LEAVE_EPOCHS: u32 = 3;
+
+/// What to do after a look at the server.
+enum Next {
+    /// Look again at once.
+    Now,
+    /// Wait, for this reason.
+    Wait(String),
+    /// All that was asked for is done.
+    Leave,
+}
+
+/// A running miner.
+pub struct Miner {
+    settings: Settings,
+    key: MiningKey,
+    device: Device,
+    reporter: Reporter,
+    stop: Stop,
+    receipts: Receipts,
+    pays: Pays,
+    link: ChainLink,
+    follower: PayFollower,
+    run: Option<Run>,
+    /// The network, once it is known.
+    network: Option<Network>,
+    standings: Standings,
+    /// Epochs that this process has worked in.
+    worked: BTreeSet<u32>,
+    /// What fitted the device in the last task.
+    micro_batch: Option<u32>,
+}
+
+impl Miner {
+    /// Opens the data directory's files.
+    pub fn new(
+        settings: Settings,
+        key: MiningKey,
+        device: Device,
+        reporter: Reporter,
+        stop: Stop,
+    ) -> Result<Self, MinerError> {
+        let receipts = Receipts::open(&settings.data_dir)?;
+        let pays = Pays::open(&settings.data_dir)?;
+        let link = ChainLink::new(settings.chain.clone());
+        let follower = PayFollower::default();
+        let network = Network::load(&settings.data_dir)?;
+        Ok(Self {
+            settings,
+            key,
+            device,
+            reporter,
+            stop,
+            receipts,
+            pays,
+            link,
+            follower,
+            run: None,
+            network,
+            standings: Standings::default(),
+            worked: BTreeSet::new(),
+            micro_batch: None,
+        })
+    }
+
+    /// Mines until the work asked for is done or the user stops it.
+    pub async fn run(&mut self) -> Result<(), MinerError> {
+        let (mut failures, mut train_failures) = (0, 0);
+        while !self.stop.requested() {
+            // Also while the server is away: the pages are kept so that pay does not depend on it.
+            self.follow_pay().await;
+            match self.look().await {
+                Ok(next) => {
+                    failures = 0;
+                    match next {
+                        Next::Leave => break,
+                        Next::Now => {}
+                        Next::Wait(why) => {
+                            self.reporter.waiting(&why);
+                            self.show(false);
+                            self.stop.sleep(POLL.pause(1)).await;
+                        }
+                    }
+                }
+                Err(MinerError::Stopped) => break,
+                Err(error) if error.is_temporary() => {
+                    failures += 1;
+                    if matches!(error, MinerError::Train(_) | MinerError::Encode(_)) {
+                        train_failures += 1;
+                        if train_failures >= TRAIN_FAILURES_MAX {
+                            return Err(error);
+                        }
+                    }
+                    self.reporter.waiting(&format!("{error}; trying again"));
+                    self.stop.sleep(BACK_OFF.pause(failures)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if self
+                .run
+                .as_ref()
+                .is_some_and(|r| matches!(r.journal.state(), crate::journal::State::Ready { .. }))
+            {
+                train_failures = 0;
+            }
+        }
+        self.show(true);
+        let text = match self.stop.requested() {
+            true => "stopped; unfinished work goes on with the next start",
+            false => "done",
+        };
+        self.reporter
+            .event("stopped", text, json!({ "epochs_worked": self.worked }));
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<Next, MinerError> {
+        let status = self.stop.or(self.settings.client.status()).await?;
+        self.standings.epoch = status.epoch;
+        self.check_network(&status).await?;
+        self.open_run(&status).await?;
+        if let Some(next) = self.finish_work_in_hand(&status).await? {
+            return Ok(next);
+        }
+        self.hear_verdicts(&status).await?;
+        if let Some(next) = self.limit_reached(&status) {
+            return Ok(next);
+        }
+        self.claim(&status).await
+    }
+
+    async fn check_network(&mut self, status: &Status) -> Result<(), MinerError> {
+        if status.protocol != PROTOCOL_VERSION {
+            return Err(MinerError::Protocol {
+                server: status.protocol,
+                miner: PROTOCOL_VERSION,
+            });
+        }
+        let dir = self.settings.data_dir.clone();
+        let seen = Network {
+            genesis_hash: status.genesis_hash,
+            run_hash: status.run_hash,
+            ps_key: Some(status.ps_key),
+        };
+        if self.network == Some(seen) && self.settings.run.is_none_or(|run| run == seen.run_hash) {
+            return Ok(());
+        }
+        let known = self.network.unwrap_or(Network { ps_key: None, ..seen });
+        known.check_genesis(&seen, &dir)?;
+        self.confirm_run(&known, &seen).await?;
+        self.confirm_server(&known, &seen).await?;
+        seen.store(&dir)?;
+        self.network = Some(seen);
+        Ok(())
+    }
+
+    /// Another run than before counts if the user says so, or the chain: its governance decides, not a server alone.
+    async fn confirm_run(&mut self, known: &Network, seen: &Network) -> Result<(), MinerError> {
+        let (expected, found) = (self.settings.run.unwrap_or(known.run_hash), seen.run_hash);
+        if found == expected {
+            return Ok(());
+        }
+        let error = MinerError::OtherRun { expected, found };
+        let chain = match self.settings.run {
+            Some(_) => None,
+            None => self.stop.or(self.link.get(&seen.genesis_hash)).await?,
+        };
+        let Some(chain) = chain else { return Err(error) };
+        let parameters = self
+            .stop
+            .or(async { chain.parameters().await.map_err(crate::payout::chain_error) });
+        if parameters.await?.run_hash != found.0 {
+            return Err(error);
+        }
+        self.reporter.event(
+            "run",
+            &format!("the network has moved on to run {found}"),
+            json!({ "run_hash": found }),
+        );
+        Ok(())
+    }
+
+    /// Receipts and verdicts are worth what the key under them is worth: the chain knows the servers' keys; without a
+    /// chain the first one seen is kept.
+    async fn confirm_server(&mut self, known: &Network, seen: &Network) -> Result<(), MinerError> {
+        let Some(found) = seen.ps_key.filter(|_| known.ps_key != seen.ps_key) else {
+            return Ok(());
+        };
+        match (self.settings.ps_key, known.ps_key) {
+            (Some(wanted), _) if wanted == found => return Ok(()),
+            (Some(expected), _) => return Err(MinerError::OtherServer { expected, found }),
+            (None, _) => {}
+        }
+        match (self.stop.or(self.link.get(&seen.genesis_hash)).await?, known.ps_key) {
+            (Some(chain), _) => {
+                let servers = self
+                    .stop
+                    .or(async { chain.parameter_servers().await.map_err(crate::payout::chain_error) });
+                match servers.await?.keys.contains(&found.0) {
+                    true => Ok(()),
+                    false => Err(MinerError::untrue(
+                        "key",
+                        format!("the chain does not know the server {found}"),
+                    )),
+                }
+            }
+            (None, None) => Ok(()),
+            (None, Some(expected)) => Err(MinerError::OtherServer { expected, found }),
+        }
+    }
+
+    async fn open_run(&mut self, status: &Status) -> Result<(), MinerError> {
+        if self.run.as_ref().is_some_and(|r| r.hash == status.run_hash) {
+            return Ok(());
+        }
+        let dir = Run::dir(&self.settings.data_dir, &status.run_hash);
+        let text = match Run::stored_spec(&dir, &status.run_hash)? {
+            Some(_) => None,
+            None => Some(self.stop.or(self.settings.client.run()).await?),
+        };
+        let run = Run::open(
+            &self.settings.data_dir,
+            text.as_deref(),
+            status.run_hash,
+            status.genesis_hash,
+        )?;
+        let parameters = run.spec.parameters();
+        self.reporter.event(
+            "run",
+            &format!(
+                "run {} ({parameters} parameters, {} tokens a task), server {}",
+                run.spec.name,
+                run.spec.cost().task_tokens,
+                self.settings.client.url()
+            ),
+            json!({ "run": run.spec.name, "run_hash": run.hash, "parameters": parameters, "genesis_hash": run.genesis }),
+        );
+        self.run = Some(run);
+        Ok(())
+    }
+
+    /// Takes the steps that are missing for what the journal has. None where nothing is in hand.
+    async fn finish_work_in_hand(&mut self, status: &Status) -> Result<Option<Next>, MinerError> {
+        loop {
+            let Some(run) = &mut self.run else { return Ok(None) };
+            let around = run.surroundings(&self.receipts, status.block)?;
+            match next_step(run.journal.state(), around) {
+                Step::Claim => return Ok(None),
+                Step::Train(lease) => {
+                    self.train(&lease, status).await?;
+                    return Ok(Some(Next::Now));
+                }
+                Step::Send(outgoing) => self.send(&outgoing, status).await?,
+                Step::AdoptResidual(_) => run.adopt_residual()?,
+                Step::RestoreResidual(outgoing) => run.restore_residual(&outgoing)?,
+                Step::Clear(why) => {
+                    run.journal.clear()?;
+                    tracing::debug!(why, "work in hand is put away");
+                }
+            }
+        }
+    }
+
+    async fn train(&mut self, lease: &Lease, status: &Status) -> Result<(), MinerError> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let (client, stop, reporter) = (&self.settings.client, &self.stop, &mut self.reporter);
+        let task = &lease.task;
+        if run.corpus.is_none() {
+            run.corpus = Some(crate::corpus::Corpus::open(client, &run.spec, &run.dir, stop).await?);
+        }
+        let source = Source {
+            client,
+            spec: &run.spec,
+            genesis: run.genesis,
+            run_dir: &run.dir,
+            stop,
+        };
+        if let Err(error) = run.weights.bring_to(&task.base_root, &source, reporter).await {
+            if matches!(error, MinerError::Untrue { .. }) {
+                // The lease leads nowhere; the next claim may.
+                run.journal.clear()?;
+            }
+            return Err(error);
+        }
+        let Some(corpus) = &run.corpus else { return Ok(()) };
+        let all = corpus.sequences();
+        let indices = alice_data::task_sequences(&run.spec, all, &task.epoch_seed.0, task.slice);
+        let sequences = corpus.load(client, &indices, reporter, stop).await?;
+        let text = format!(
+            "epoch {}: training slice {} on {} sequences",
+            task.epoch,
+            task.slice,
+            sequences.len()
+        );
+        reporter.event(
+            "training",
+            &text,
+            json!({ "epoch": task.epoch, "slice": task.slice, "task_id": task.task_id }),
+        );
+        let (device, micro_batch) = (self.device, self.micro_batch);
+        let job = work::Job {
+            spec: run.spec.clone(),
+            device,
+            theta: run.weights.theta(),
+            micro_batch,
+            sequences,
+        };
+        let mut desk = PayDesk {
+            genesis: run.genesis,
+            epoch: self.standings.epoch,
+            client,
+            link: &mut self.link,
+            receipts: &self.receipts,
+            pays: &mut self.pays,
+            follower: &mut self.follower,
+        };
+        let result = match work::train(job, lease, &mut desk, reporter, stop).await? {
+            Trained::Done(result) => result,
+            Trained::TooLate => {
+                run.journal.clear()?;
+                self.worked.insert(task.epoch);
+                return self.note_too_late(lease, status);
+            }
+        };
+        self.micro_batch = Some(result.micro_batch);
+        self.standings.loss = Some(result.loss_last);
+        self.standings.tokens_per_second = Some(result.tokens as f64 / result.seconds.max(1e-9));
+        reporter.event(
+            "trained",
+            &format!(
+                "epoch {}: loss {:.3} → {:.3}, {} tokens in {:.1} s, micro-batch {}",
+                task.epoch, result.loss_first, result.loss_last, result.tokens, result.seconds, result.micro_batch
+            ),
+            json!({
+                "epoch": task.epoch, "loss_first": result.loss_first, "loss_last": result.loss_last,
+                "tokens": result.tokens, "seconds": result.seconds, "micro_batch": result.micro_batch,
+            }),
+        );
+        let miner = self.key.key.public();
+        work::store(
+            &run.spec,
+            &miner,
+            lease,
+            &result.d,
+            &run.feedback,
+            &mut run.journal,
+            reporter,
+        )
+    }
+
+    /// Even work that was never sent gets its reason.
+    fn note_too_late(&mut self, lease: &Lease, status: &Status) -> Result<(), MinerError> {
+        let task = &lease.task;
+        let message = format!(
+            "training was not done at the deadline (block {}); a task of this run is too large for this device, or it was started late",
+            task.deadline_block
+        );
+        let record = Record {
+            genesis_hash: status.genesis_hash,
+            run_hash: task.run_hash,
+            // There are no bytes to name it by.
+            id: task.task_id,
+            task_id: task.task_id,
+            epoch: task.epoch,
+            bytes: 0,
+            receipt: None,
+            verdict: None,
+            refusal: Some(Refusal {
+                code: ErrorCode::Late.code().into(),
+                message,
+            }),
+            closed: None,
+        };
+        verdicts::announce(&record, &mut self.reporter);
+        self.receipts.put(record)?;
+        self.show(true);
+        Ok(())
+    }
+
+    async fn send(&mut self, outgoing: &Outgoing, status: &Status) -> Result<(), MinerError> {
+        let Some(run) = &self.run else { return Ok(()) };
+        // Gone between two looks: the next look puts the journal away.
+        let Some(update) = run.journal.update(outgoing)? else {
+            return Ok(());
+        };
+        let sender = Sender {
+            client: &self.settings.client,
+            key: &self.key.key,
+            genesis: run.genesis,
+            ps_key: status.ps_key,
+            stop: &self.stop,
+        };
+        let record = match sender.send(outgoing, update, &mut self.reporter).await {
+            // Sent again at every look, until nothing can come of it any more.
+            Err(MinerError::Untrue { what, problem })
+                if status.epoch > outgoing.lease.task.epoch.saturating_add(verdicts::VERDICT_EPOCHS_MAX) =>
+            {
+                sender.given_up(outgoing, format!("the server gave no {what} that holds: {problem}"))
+            }
+            sent => sent?,
+        };
+        self.worked.insert(record.epoch);
+        verdicts::announce(&record, &mut self.reporter);
+        // From here on the journal knows what became of the update.
+        self.receipts.put(record)?;
+        self.show(true);
+        Ok(())
+    }
+
+    async fn hear_verdicts(&mut self, status: &Status) -> Result<(), MinerError> {
+        let heard = verdicts::hear(
+            status,
+            &self.settings.client,
+            &mut self.receipts,
+            &mut self.reporter,
+            &self.stop,
+        )
+        .await;
+        // What was heard before an error counts.
+        if let Some(run) = &mut self.run {
+            run.settle_feedback(&self.receipts)?;
+        }
+        match heard {
+            Ok(0) => {}
+            Ok(_) => self.show(true),
+            // Said, and no reason to stop working.
+            Err(error @ MinerError::Untrue { .. }) => self.reporter.waiting(&error.to_string()),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Pay is followed beside the work: trouble with it is said, and work goes on.
+    async fn follow_pay(&mut self) {
+        let Some(network) = self.network else { return };
+        let mut desk = PayDesk {
+            genesis: network.genesis_hash,
+            epoch: self.standings.epoch,
+            client: &self.settings.client,
+            link: &mut self.link,
+            receipts: &self.receipts,
+            pays: &mut self.pays,
+            follower: &mut self.follower,
+        };
+        desk.look_and_say(&mut self.reporter, &self.stop).await;
+    }
+
+    fn limit_reached(&self, status: &Status) -> Option<Next> {
+        let limit = self.settings.epochs?;
+        if (self.worked.len() as u32) < limit {
+            return None;
+        }
+        let mine = || self.receipts.iter().filter(|r| self.worked.contains(&r.epoch));
+        let last = self.worked.last().copied().unwrap_or(0);
+        if mine().any(|r| r.standing() == Standing::Pending) {
+            return Some(Next::Wait("the work is in; waiting for its verdict".into()));
+        }
+        let page_missing = mine().filter(|r| r.standing() == Standing::Accepted).any(|r| {
+            let account = r.receipt.as_ref().map(|receipt| receipt.body.payout);
+            account.is_some_and(|a| self.pays.get(r.epoch, &a).is_none())
+        });
+        if page_missing && status.epoch <= last.saturating_add(LEAVE_EPOCHS) {
+            return Some(Next::Wait("the work is scored; waiting for its payout page".into()));
+        }
+        Some(Next::Leave)
+    }
+
+    async fn claim(&mut self, status: &Status) -> Result<Next, MinerError> {
+        let Some(run) = &mut self.run else { return Ok(Next::Now) };
+        let notice = status.notice.as_ref().map(|n| format!(" ({n})")).unwrap_or_default();
+        let wait = |why: String| Ok(Next::Wait(why));
+        let (Phase::Open, Some(epoch)) = (status.phase, status.round_epoch) else {
+            return wait(match status.phase {
+                Phase::Open | Phase::Idle => format!("no round is open{notice}"),
+                Phase::Sealed => format!("the round is over and waits for the seed of its validation{notice}"),
+                Phase::Scoring => format!("the round is being scored{notice}"),
+                Phase::Settling => format!("the round is scored; the next opens with the next epoch{notice}"),
+            });
+        };
+        if self.receipts.in_epoch(epoch) >= self.settings.tasks_per_epoch {
+            return wait(format!("the work for epoch {epoch} is in; waiting for the next"));
+        }
+        let (miner, payout) = (self.key.key.public(), self.settings.payout);
+        let request = ClaimRequest::new(&self.key.key, &run.genesis.0, &run.hash.0, epoch, payout);
+        let claimed = self
+            .stop
+            .or(async { Ok::<_, MinerError>(self.settings.client.claim(&request).await) })
+            .await?;
+        let lease = match claimed {
+            Ok(lease) => lease,
+            Err(e) if matches!(e.code(), Some(ErrorCode::NoRound | ErrorCode::NoTask)) => return wait(e.to_string()),
+            Err(e) => return Err(e.into()),
+        };
+        run.check_lease(&lease, &status.ps_key, &Asked { epoch, miner, payout })?;
+        if self.receipts.has_task(&lease.task.task_id) {
+            return wait(format!("the server has no further task in epoch {epoch}"));
+        }
+        let text = format!(
+            "epoch {epoch}: task {} is ours until block {}",
+            lease.task.slice, lease.task.deadline_block
+        );
+        let fields = json!({ "epoch": epoch, "slice": lease.task.slice, "deadline_block": lease.task.deadline_block });
+        self.reporter.event("claimed", &text, fields);
+        run.journal.leased(lease)?;
+        Ok(Next::Now)
+    }
+
+    fn show(&mut self, now: bool) {
+        self.standings.counts = self.receipts.counts();
+        self.standings.score = self.receipts.last_score();
+        self.standings.paid = self.pays.paid();
+        match now {
+            true => self.reporter.status(&self.standings),
+            false => self.reporter.status_at_intervals(&self.standings),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! One task: train, combine with the residual, encode, store. Sending comes after, from what is stored.
+
+use crate::{
+    MinerError,
+    journal::{Journal, Outgoing},
+    payout::PayDesk,
+    report::Reporter,
+    stop::Stop,
+};
+use alice_api::{Hex32, Lease, sign::submission_id};
+use alice_model::Device;
+use alice_spec::RunSpec;
+use alice_trainer::{Options, Progress, TaskResult};
+use alice_update::{ErrorFeedback, Header, Layout};
+use serde_json::json;
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How often the server is asked for its block while a task runs.
+const DEADLINE_POLL: Duration = Duration::from_secs(15);
+/// How long it may take to answer.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a task was stopped by.
+pub enum Trained {
+    /// It is done.
+    Done(Box<TaskResult>),
+    /// The deadline passed before it was done.
+    TooLate,
+}
+
+/// What the trainer needs.
+pub struct Job {
+    /// Run.
+    pub spec: Arc<RunSpec>,
+    /// Device.
+    pub device: Device,
+    /// Weights to start from.
+    pub theta: Arc<Vec<f32>>,
+    /// Sequences that fitted the device at once in the last task.
+    pub micro_batch: Option<u32>,
+    /// The task's text.
+    pub sequences: Vec<Vec<u16>>,
+}
+
+/// Trains for a lease on a thread of its own, and follows earlier work's pay meanwhile. Ends early when the user wants to
+/// stop or the deadline has passed.
+pub async fn train(
+    job: Job,
+    lease: &Lease,
+    desk: &mut PayDesk<'_>,
+    reporter: &mut Reporter,
+    stop: &Stop,
+) -> Result<Trained, MinerError> {
+    let end = Arc::new(AtomicBool::new(false));
+    let (sender, mut progress) = watch::channel(None::<Progress>);
+    let task = tokio::task::spawn_blocking({
+        let end = end.clone();
+        move || {
+            let mut on_progress = |p: Progress| {
+                let _ = sender.send(Some(p));
+                if end.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            let options = Options {
+                micro_batch: job.micro_batch,
+            };
+            alice_trainer::train_with(
+                &job.spec,
+                job.device,
+                &job.theta,
+                &job.sequences,
+                options,
+                &mut on_progress,
+            )
+        }
+    });
+    tokio::pin!(task);
+    let bar = reporter.bar("training", u64::from(lease.task.steps), false);
+    let mut poll = tokio::time::interval(DEADLINE_POLL);
+    let (mut too_late, mut stop_seen) = (false, false);
+    let result = loop {
+        tokio::select! {
+            result = &mut task => break result,
+            Ok(()) = progress.changed() => {
+                if let Some(p) = progress.borrow().as_ref() {
+                    bar.set_position(u64::from(p.step));
+                    bar.set_message(format!("loss {:.3}", p.loss));
+                }
+            }
+            // The thread looks at `end` between two steps; it is always waited for, so that the device is let go.
+            () = stop.wanted(), if !stop_seen => {
+                stop_seen = true;
+                end.store(true, Ordering::Relaxed);
+            }
+            _ = poll.tick(), if !too_late => {
+                let ask = tokio::time::timeout(STATUS_TIMEOUT, desk.client.status()).await;
+                if let Ok(Ok(status)) = ask {
+                    desk.epoch = status.epoch;
+                    if status.block >= lease.task.deadline_block {
+                        too_late = true;
+                        end.store(true, Ordering::Relaxed);
+                    }
+                }
+                desk.look_and_say(reporter, stop).await;
+            }
+        }
+    };
+    reporter.bar_done();
+    match result {
+        Ok(Ok(result)) => Ok(Trained::Done(Box::new(result))),
+        Ok(Err(_)) if stop.requested() => Err(MinerError::Stopped),
+        Ok(Err(_)) if too_late => Ok(Trained::TooLate),
+        Ok(Err(error)) => Err(MinerError::Train(error.to_string())),
+        Err(join) => Err(MinerError::Train(format!("the training thread died: {join}"))),
+    }
+}
+
+/// Encodes what a task brought together with the residual and stores everything that sending needs.
+pub fn store(
+    spec: &RunSpec,
+    miner: &Hex32,
+    lease: &Lease,
+    d: &[f32],
+    feedback: &ErrorFeedback,
+    journal: &mut Journal,
+    reporter: &mut Reporter,
+) -> Result<(), MinerError> {
+    let layout = Layout::from_spec(spec);
+    let combined = feedback.combine(d);
+    let task = &lease.task;
+    let header = Header {
+        run_hash: task.run_hash.0,
+        epoch: task.epoch,
+        base_root: task.base_root.0,
+    };
+    let encoded = alice_update::encode(&layout, &spec.update, &header, &combined)
+        .map_err(|e| MinerError::Encode(e.to_string()))?;
+    let blob = Hex32(*blake3::hash(&encoded.bytes).as_bytes());
+    let id = submission_id(&task.task_id, miner, &blob);
+    let mut after = feedback.clone();
+    after.commit(id.0, combined, &encoded.sent, spec.update.feedback_decay as f32);
+    let outgoing = Outgoing {
+        id,
+        lease: lease.clone(),
+        blob,
+        bytes: encoded.bytes.len() as u64,
+    };
+    journal.ready(outgoing, &encoded.bytes, &after.to_bytes())?;
+    reporter.event(
+        "encoded",
+        &format!("update of {} bytes is encoded and stored", encoded.bytes.len()),
+        json!({ "id": id, "epoch": task.epoch, "bytes": encoded.bytes.len(), "norm": encoded.sent.norm() }),
+    );
+    Ok(())
+}

@@ -1,0 +1,370 @@
+//! A parameter server in the test's own process: real types, signatures and hashes, one tiny run, no scoring.
+
+use alice_api::{
+    ApiError, ClaimRequest, CommitRequest, CorpusManifest, DeclareRequest, EpochSummary, ErrorCode, Hex32, Key, Lease,
+    ModelManifest, Outcome, PayoutEntry, PayoutPage, Phase, Receipt, ReceiptBody, Shard, Snapshot, Status,
+    SubmissionStatus, Task, UploadState, Verdict, VerdictBody, sign,
+};
+use alice_data::{Manifest, ShardEntry};
+use alice_primitives::pages;
+use alice_spec::RunSpec;
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, patch, post},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+pub const GENESIS: [u8; 32] = [42; 32];
+const EPOCH_BLOCKS: u32 = 30;
+
+/// What the test tells the server, and what the server saw.
+#[derive(Default)]
+pub struct Seen {
+    pub epoch: u32,
+    /// Commits that are stored but answered 503: as if the miner died before the answer.
+    pub lose_commits: u32,
+    /// Commits are refused with this code.
+    pub refuse_commits: Option<ErrorCode>,
+    /// What verdicts say; accepted where the test sets nothing.
+    pub outcome: Option<Outcome>,
+    pub claims: u32,
+    pub commits: u32,
+    pub ids: BTreeSet<Hex32>,
+    pub lease: Option<Lease>,
+    pub declared: BTreeMap<Hex32, DeclareRequest>,
+    pub bytes: BTreeMap<Hex32, Vec<u8>>,
+    pub receipts: BTreeMap<Hex32, Receipt>,
+}
+
+pub struct FakePs {
+    pub spec: RunSpec,
+    pub key: Key,
+    pub root: Hex32,
+    shards: BTreeMap<Hex32, Vec<u8>>,
+    corpus: CorpusManifest,
+    seen: Mutex<Seen>,
+}
+
+type Ps = State<Arc<FakePs>>;
+
+impl FakePs {
+    /// Starts the server; returns it with its address.
+    pub async fn start() -> (Arc<Self>, String) {
+        let text: Vec<u16> = (0..4096u32).map(|i| (i * i % 251) as u16).collect();
+        let (mut shards, mut entries) = (BTreeMap::new(), Vec::new());
+        for part in text.chunks(1500) {
+            let bytes: Vec<u8> = part.iter().flat_map(|t| t.to_le_bytes()).collect();
+            let blob = *blake3::hash(&bytes).as_bytes();
+            entries.push(ShardEntry {
+                blob,
+                tokens: part.len() as u64,
+            });
+            shards.insert(Hex32(blob), bytes);
+        }
+        let manifest = Manifest::new(entries);
+        let spec = tiny_spec(&Hex32(manifest.root), text.len() as u64);
+        let theta = alice_model::init_theta(&spec, &GENESIS);
+        let root = Hex32(alice_store::model_root(&spec.tensors(), &theta));
+        let listed = manifest
+            .shards
+            .iter()
+            .map(|s| Shard {
+                blob: Hex32(s.blob),
+                tokens: s.tokens,
+            })
+            .collect();
+        let corpus = CorpusManifest {
+            root: Hex32(manifest.root),
+            shards: listed,
+        };
+        let key = Key::from_seed(&[9; 32]);
+        let ps = Arc::new(Self {
+            spec,
+            key,
+            root,
+            shards,
+            corpus,
+            seen: Mutex::default(),
+        });
+        let router = Router::new()
+            .route("/v1/status", get(|State(ps): Ps| async move { Json(ps.status()) }))
+            .route(
+                "/v1/run",
+                get(|State(ps): Ps| async move { toml::to_string(&ps.spec).unwrap() }),
+            )
+            .route("/v1/model", get(|State(ps): Ps| async move { Json(ps.model()) }))
+            .route(
+                "/v1/corpus",
+                get(|State(ps): Ps| async move { Json(ps.corpus.clone()) }),
+            )
+            .route("/v1/blobs/{hash}", get(blob))
+            .route("/v1/tasks", post(claim))
+            .route("/v1/uploads", post(declare))
+            .route("/v1/uploads/{id}", patch(part))
+            .route("/v1/uploads/{id}/commit", post(commit))
+            .route("/v1/submissions/{id}", get(submission))
+            .route("/v1/epochs/{epoch}", get(epoch))
+            .route("/v1/epochs/{epoch}/pages", get(page))
+            .with_state(ps.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (ps, url)
+    }
+
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap()
+    }
+
+    fn status(&self) -> Status {
+        let seen = self.seen();
+        // The round is scored as soon as there is a submission.
+        let decided = seen.receipts.values().any(|r| r.body.epoch == seen.epoch);
+        Status {
+            protocol: alice_api::PROTOCOL_VERSION,
+            ps_key: self.key.public(),
+            genesis_hash: Hex32(GENESIS),
+            run_hash: Hex32(self.spec.run_hash()),
+            run: self.spec.name.clone(),
+            block: seen.epoch * EPOCH_BLOCKS + 1,
+            epoch: seen.epoch,
+            phase: if decided { Phase::Settling } else { Phase::Open },
+            round_epoch: Some(seen.epoch),
+            deadline_block: Some(self.spec.deadline(seen.epoch)),
+            model_root: self.root,
+            model_step: 0,
+            held_out_loss: None,
+            submissions: seen.receipts.len() as u32,
+            notice: None,
+        }
+    }
+
+    fn model(&self) -> ModelManifest {
+        let bytes = self.spec.parameters() * 4;
+        let snapshot = Snapshot {
+            model_root: self.root,
+            step: 0,
+            bytes,
+            chunk_bytes: 4 << 20,
+            chunks: vec![],
+        };
+        ModelManifest {
+            model_root: self.root,
+            model_step: 0,
+            snapshot,
+            deltas: vec![],
+        }
+    }
+
+    fn upload(&self, id: Hex32) -> Response {
+        let seen = self.seen();
+        let (Some(declared), Some(bytes)) = (seen.declared.get(&id), seen.bytes.get(&id)) else {
+            return refuse(ErrorCode::NotFound);
+        };
+        Json(UploadState {
+            id,
+            offset: bytes.len() as u64,
+            bytes: declared.bytes,
+            part_bytes_max: 1000,
+            committed: seen.receipts.contains_key(&id),
+        })
+        .into_response()
+    }
+}
+
+fn tiny_spec(corpus_root: &Hex32, corpus_tokens: u64) -> RunSpec {
+    let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+    spec.name = "tiny".into();
+    let m = &mut spec.model;
+    (m.hidden, m.layers, m.heads, m.kv_heads, m.ffn, m.context) = (16, 1, 2, 2, 32, 16);
+    spec.data.corpus_root = corpus_root.to_string();
+    spec.data.corpus_tokens = corpus_tokens;
+    (spec.inner.steps, spec.inner.batch_sequences, spec.inner.warmup_steps) = (3, 2, 1);
+    (spec.update.chunk, spec.update.k_max, spec.update.budget_bytes) = (512, 64, 2048);
+    spec.validate().unwrap();
+    spec
+}
+
+fn refuse(error: ErrorCode) -> Response {
+    let body = ApiError {
+        error,
+        message: "said the test's server".into(),
+        hint: "what to do".into(),
+    };
+    (StatusCode::from_u16(error.http_status()).unwrap(), Json(body)).into_response()
+}
+
+async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
+    ps.shards
+        .get(&hash)
+        .map_or_else(|| refuse(ErrorCode::NotFound), |bytes| bytes.clone().into_response())
+}
+
+async fn claim(State(ps): Ps, Json(request): Json<ClaimRequest>) -> Response {
+    let run_hash = ps.spec.run_hash();
+    assert!(request.verify(&GENESIS, &run_hash));
+    let mut seen = ps.seen();
+    assert_eq!(request.epoch, seen.epoch);
+    seen.claims += 1;
+    let deadline_block = ps.spec.deadline(seen.epoch);
+    let task = Task {
+        task_id: sign::task_id(&run_hash, seen.epoch, 0),
+        run_hash: Hex32(run_hash),
+        epoch: seen.epoch,
+        base_root: ps.root,
+        base_step: 0,
+        slice: 0,
+        epoch_seed: Hex32(alice_data::epoch_seed(&GENESIS, &run_hash, seen.epoch)),
+        steps: ps.spec.inner.steps,
+        batch_sequences: ps.spec.inner.batch_sequences,
+        miner: request.miner,
+        payout: request.payout,
+        lease_block: deadline_block,
+        deadline_block,
+    };
+    let lease = Lease::new(&ps.key, &GENESIS, task);
+    seen.lease = Some(lease.clone());
+    Json(lease).into_response()
+}
+
+async fn declare(State(ps): Ps, Json(request): Json<DeclareRequest>) -> Response {
+    assert!(request.verify(&GENESIS));
+    let id = request.id();
+    {
+        let mut seen = ps.seen();
+        seen.ids.insert(id);
+        seen.bytes.entry(id).or_default();
+        seen.declared.insert(id, request);
+    }
+    ps.upload(id)
+}
+
+#[derive(serde::Deserialize)]
+struct Offset {
+    offset: usize,
+}
+
+async fn part(State(ps): Ps, Path(id): Path<Hex32>, Query(at): Query<Offset>, body: Bytes) -> Response {
+    {
+        let mut seen = ps.seen();
+        let bytes = seen.bytes.entry(id).or_default();
+        if at.offset != bytes.len() {
+            return refuse(ErrorCode::WrongOffset);
+        }
+        bytes.extend_from_slice(&body);
+    }
+    ps.upload(id)
+}
+
+async fn commit(State(ps): Ps, Path(id): Path<Hex32>, Json(request): Json<CommitRequest>) -> Response {
+    assert!(request.verify(&GENESIS) && request.id == id);
+    let mut seen = ps.seen();
+    seen.commits += 1;
+    if let Some(code) = seen.refuse_commits {
+        return refuse(code);
+    }
+    let declared = seen.declared[&id].clone();
+    let bytes = seen.bytes[&id].clone();
+    assert_eq!(Hex32(*blake3::hash(&bytes).as_bytes()), declared.blob);
+    let task = seen.lease.clone().unwrap().task;
+    let sequence = seen.receipts.len() as u32;
+    let receipt = seen.receipts.entry(id).or_insert_with(|| {
+        let body = ReceiptBody {
+            id,
+            task_id: task.task_id,
+            epoch: task.epoch,
+            miner: task.miner,
+            payout: task.payout,
+            blob: declared.blob,
+            bytes: declared.bytes,
+            block: task.epoch * EPOCH_BLOCKS + 2,
+            sequence,
+        };
+        Receipt::new(&ps.key, &GENESIS, body)
+    });
+    let receipt = receipt.clone();
+    if seen.commits <= seen.lose_commits {
+        return refuse(ErrorCode::Unavailable);
+    }
+    Json(receipt).into_response()
+}
+
+async fn submission(State(ps): Ps, Path(id): Path<Hex32>) -> Response {
+    let (receipt, outcome) = {
+        let seen = ps.seen();
+        (
+            seen.receipts.get(&id).cloned(),
+            seen.outcome.unwrap_or(Outcome::Accepted),
+        )
+    };
+    let Some(receipt) = receipt else {
+        return refuse(ErrorCode::NotFound);
+    };
+    let body = VerdictBody {
+        id,
+        epoch: receipt.body.epoch,
+        outcome,
+        detail: "said the test's server".into(),
+        improvement_nano_nats: 1,
+        standard_error_nano_nats: 1,
+        factor_bits: 1f32.to_bits(),
+        norm_bits: 1f32.to_bits(),
+        score: if outcome == Outcome::Accepted { 1_000_000_000 } else { 0 },
+    };
+    Json(SubmissionStatus {
+        verdict: Some(Verdict::new(&ps.key, &GENESIS, body)),
+        receipt,
+    })
+    .into_response()
+}
+
+async fn epoch(Path(epoch): Path<u32>) -> Json<EpochSummary> {
+    Json(EpochSummary {
+        epoch,
+        model_root: Hex32([0; 32]),
+        manifest_hash: Hex32([0; 32]),
+        loss_before: 5.0,
+        loss_after: 4.9,
+        loss_standard_error: 0.1,
+        submitted: 1,
+        accepted: 1,
+        late: 0,
+        refused: BTreeMap::new(),
+        update_bytes_max: 1,
+        update_bytes_mean: 1,
+        alpha_used: 1.0,
+        settlement: "final".into(),
+        settled_block: None,
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct Account {
+    account: Hex32,
+}
+
+async fn page(Path(epoch): Path<u32>, Query(of): Query<Account>) -> Json<PayoutPage> {
+    let entries = [pages::Entry {
+        account: of.account.0,
+        score: 1_000_000_000,
+    }];
+    let leaf = pages::leaf(epoch, 0, &entries);
+    Json(PayoutPage {
+        epoch,
+        index: 0,
+        pages: 1,
+        contributions_root: Hex32(pages::root(&[leaf])),
+        entries: vec![PayoutEntry {
+            account: of.account,
+            score: 1_000_000_000,
+        }],
+        proof: vec![],
+    })
+}

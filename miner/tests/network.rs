@@ -1,0 +1,241 @@
+//! The whole miner against a parameter server in the same process: real training, real files, crashes.
+
+mod common;
+
+use alice_api::{ErrorCode, Hex32, Outcome, ss58};
+use alice_miner::{
+    MinerError,
+    cli::{PlaceArgs, RunArgs},
+    device,
+    key::MiningKey,
+    miner::Miner,
+    pages::Pays,
+    receipts::{Receipts, Record, Standing},
+    report::Reporter,
+    run::{Network, Run},
+    settings::Settings,
+    stop::{Stop, StopHandle},
+};
+use alice_update::{ErrorFeedback, Layout};
+use common::FakePs;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn miner(data_dir: &Path, url: &str) -> (Miner, StopHandle) {
+    let config = data_dir.join("settings.toml");
+    std::fs::write(&config, "device = 'cpu'\nthreads = 1\n").unwrap();
+    let place = PlaceArgs {
+        data_dir: Some(data_dir.to_owned()),
+        config: Some(config),
+    };
+    let (ps, payout) = (Some(url.to_owned()), Some(ss58::encode(&[3; 32])));
+    let settings = Settings::load(&RunArgs {
+        ps,
+        payout,
+        once: true,
+        place,
+        ..RunArgs::default()
+    })
+    .unwrap();
+    let key = MiningKey::load_or_create(data_dir).unwrap();
+    let (handle, stop) = Stop::new();
+    let device = device::resolve("cpu").unwrap();
+    (
+        Miner::new(settings, key, device, Reporter::new(true), stop).unwrap(),
+        handle,
+    )
+}
+
+async fn mine(data_dir: &Path, url: &str) -> Result<(), MinerError> {
+    let (mut miner, _handle) = miner(data_dir, url);
+    tokio::time::timeout(PATIENCE, miner.run())
+        .await
+        .expect("the miner does not come to an end")
+}
+
+/// Lets a miner work until `enough`, then drops it in the middle of whatever it does.
+async fn mine_and_die(data_dir: &Path, url: &str, enough: impl Fn() -> bool) {
+    let (mut miner, _handle) = miner(data_dir, url);
+    let task = tokio::spawn(async move { miner.run().await });
+    let started = Instant::now();
+    while !enough() {
+        assert!(started.elapsed() < PATIENCE, "the miner does not get there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+}
+
+fn run_dir(data_dir: &Path, ps: &FakePs) -> PathBuf {
+    Run::dir(data_dir, &Hex32(ps.spec.run_hash()))
+}
+
+fn feedback(data_dir: &Path, ps: &FakePs) -> ErrorFeedback {
+    let bytes = std::fs::read(run_dir(data_dir, ps).join("residual.bin")).unwrap();
+    ErrorFeedback::from_bytes(&bytes, Layout::from_spec(&ps.spec).total()).unwrap()
+}
+
+fn assert_one_accepted(data_dir: &Path, ps: &Arc<FakePs>) {
+    let receipts = Receipts::open(data_dir).unwrap();
+    let records: Vec<_> = receipts.iter().collect();
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].standing(), Standing::Accepted);
+    assert_eq!(records[0].verify(), Ok(()));
+    let seen = ps.seen();
+    assert_eq!((seen.ids.len(), seen.claims), (1, 1));
+    assert_eq!(records[0].receipt.as_ref(), seen.receipts.get(&records[0].id));
+    let page = Pays::open(data_dir)
+        .unwrap()
+        .get(0, &Hex32([3; 32]))
+        .and_then(|p| p.page.clone());
+    assert!(page.is_some(), "the payout page is not kept");
+    assert!(!run_dir(data_dir, ps).join("outgoing.update").exists());
+    assert!(!run_dir(data_dir, ps).join("outgoing.residual").exists());
+    let feedback = feedback(data_dir, ps);
+    assert!(feedback.pending().is_empty(), "an accepted update is still set aside");
+    assert!(
+        feedback.residual().iter().any(|v| *v != 0.0),
+        "a lossy update leaves a residual"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_task_should_be_trained_sent_judged_and_its_page_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start().await;
+    mine(dir.path(), &url).await.unwrap();
+    assert_one_accepted(dir.path(), &ps);
+    let seen = ps.seen();
+    let bytes = seen.bytes.values().next().unwrap();
+    assert!(bytes.len() as u64 <= ps.spec.update.budget_bytes);
+    let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, bytes).unwrap();
+    assert_eq!((Hex32(update.header.base_root), update.header.epoch), (ps.root, 0));
+    assert!(update.norm() > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_killed_between_commit_and_receipt_should_get_the_same_receipt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start().await;
+    ps.seen().lose_commits = u32::MAX;
+    mine_and_die(dir.path(), &url, || ps.seen().commits > 0).await;
+    assert_eq!(Receipts::open(dir.path()).unwrap().iter().count(), 0);
+    let stored = std::fs::read(run_dir(dir.path(), &ps).join("outgoing.update")).unwrap();
+    ps.seen().lose_commits = 0;
+    mine(dir.path(), &url).await.unwrap();
+    assert_one_accepted(dir.path(), &ps);
+    assert_eq!(ps.seen().bytes.values().next(), Some(&stored));
+}
+
+/// Mines one task against a server that was told what to say; returns the record, the residual and the sent update.
+async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, ErrorFeedback, alice_update::Update) {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start().await;
+    tell(&mut ps.seen());
+    mine(dir.path(), &url).await.unwrap();
+    let record = Receipts::open(dir.path()).unwrap().iter().next().unwrap().clone();
+    let bytes = ps.seen().bytes.values().next().unwrap().clone();
+    let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
+    (record, feedback(dir.path(), &ps), update)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_accepted_should_return_to_the_residual() {
+    let decay = alice_spec::RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml")).unwrap();
+    let decay = decay.update.feedback_decay as f32;
+    let (record, settled, sent) = mine_one(|_| ()).await;
+    assert_eq!(record.standing(), Standing::Accepted);
+    let (late, of_late, sent_late) = mine_one(|seen| seen.refuse_commits = Some(ErrorCode::Late)).await;
+    assert_eq!(late.standing(), Standing::Late);
+    assert_eq!(late.reason(), "late, no score: said the test's server");
+    let (refused, of_refused, sent_refused) = mine_one(|seen| seen.outcome = Some(Outcome::NoImprovement)).await;
+    assert_eq!(refused.standing(), Standing::Refused);
+    assert_eq!(refused.reason(), "no_improvement, score 0.00: said the test's server");
+
+    // The same task of the same model on the same machine is the same update.
+    assert_eq!((&sent.indices, &sent.values), (&sent_late.indices, &sent_late.values));
+    assert_eq!(
+        (&sent.indices, &sent.values),
+        (&sent_refused.indices, &sent_refused.values)
+    );
+    let mut expected = settled.residual().to_vec();
+    for (index, value) in sent.indices.iter().zip(&sent.values) {
+        expected[*index as usize] += decay * value;
+    }
+    for feedback in [of_late, of_refused] {
+        assert!(feedback.pending().is_empty());
+        assert_eq!(feedback.residual(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_network_or_with_another_key_should_get_no_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start().await;
+    mine(dir.path(), &url).await.unwrap();
+    let file = dir.path().join("network.json");
+    let mut network: Network = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(network.ps_key, Some(ps.key.public()));
+    // Another key: the miner waits, and says what to do, until it is stopped.
+    network.ps_key = Some(Hex32([1; 32]));
+    network.store(dir.path()).unwrap();
+    ps.seen().epoch = 1;
+    let (mut patient, handle) = miner(dir.path(), &url);
+    let task = tokio::spawn(async move { patient.run().await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!task.is_finished());
+    handle.stop();
+    task.await.unwrap().unwrap();
+    assert_eq!(ps.seen().claims, 1);
+    // Another chain: only another data directory helps, so the miner leaves.
+    network.genesis_hash = Hex32([2; 32]);
+    network.store(dir.path()).unwrap();
+    let error = mine(dir.path(), &url).await.unwrap_err();
+    assert!(matches!(error, MinerError::OtherNetwork { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_caches_should_not_stop_the_next_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start().await;
+    mine(dir.path(), &url).await.unwrap();
+    let run = run_dir(dir.path(), &ps);
+    let mut theta = std::fs::read(run.join("theta.bin")).unwrap();
+    theta[100] ^= 1;
+    std::fs::write(run.join("theta.bin"), theta).unwrap();
+    std::fs::write(run.join("run.toml"), "garbage").unwrap();
+    std::fs::write(run.join("corpus.json"), "garbage").unwrap();
+    for shard in std::fs::read_dir(run.join("shards")).unwrap() {
+        std::fs::write(shard.unwrap().path(), "garbage").unwrap();
+    }
+    std::fs::write(run.join("residual.bin"), "garbage").unwrap();
+    ps.seen().epoch = 1;
+    mine(dir.path(), &url).await.unwrap();
+    let receipts = Receipts::open(dir.path()).unwrap();
+    assert_eq!(receipts.counts().accepted, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_should_end_the_miner_while_the_server_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let (mut miner, handle) = miner(dir.path(), &format!("http://127.0.0.1:{port}"));
+    let task = tokio::spawn(async move { miner.run().await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!task.is_finished(), "an absent server must not end the miner");
+    handle.stop();
+    tokio::time::timeout(Duration::from_secs(5), task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}

@@ -1,0 +1,410 @@
+//! `alice-ps audit`: recomputes a run from nothing but what is published.
+//!
+//! Starts at the first state that follows from block 0 and takes every published step again: updates, factors and α
+//! come from the manifests, everything else is computed here (protocol §6). The model roots, the aggregates' bytes, the
+//! factors and the payout tree must agree bit by bit. With a chain, the manifests must be those that the quorum signed,
+//! and what was paid must be the shares of the schedule. Losses come from libtorch and are not measured again.
+
+use crate::{PsError, network::Network};
+use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord};
+use alice_chain::{Chain, EpochStatus};
+use alice_primitives::{
+    Hash, emission,
+    pages::{self, Entry},
+};
+use alice_score::{FACTOR_MAX, lower_median};
+use alice_spec::RunSpec;
+use alice_store::model_root;
+use alice_update::{Update, aggregate, decode};
+use serde::Serialize;
+
+/// Bytes of a published aggregate beyond four for each parameter: header, counts and scales of the chunks.
+const AGGREGATE_BYTES_EXTRA: u64 = 1 << 20;
+
+/// What the audit of one epoch found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EpochAudit {
+    /// Epoch.
+    pub epoch: u32,
+    /// Committed submissions.
+    pub submissions: usize,
+    /// Accepted ones.
+    pub accepted: usize,
+    /// Root of the model after the epoch, as recomputed.
+    pub model_root: Hex32,
+    /// What the chain says; none without a chain.
+    pub chain: Option<String>,
+    /// Planck that the chain paid; none without a chain or before the first page.
+    pub paid_planck: Option<String>,
+}
+
+/// Where an audit stands: the model after the epochs that were checked.
+struct Auditor<'a> {
+    client: &'a Client,
+    chain: Option<&'a Chain>,
+    net: Network,
+    theta: Vec<f32>,
+    root: Hash,
+    median_norm: Option<f32>,
+    /// Epochs after this one are not checked.
+    until: u32,
+}
+
+/// Audits every scored epoch up to `until`, oldest first; `report` is called after each. The first difference ends it
+/// with [`PsError::Audit`].
+pub async fn audit(
+    client: &Client,
+    chain: Option<&Chain>,
+    until: u32,
+    report: &mut (dyn FnMut(&EpochAudit) + Send),
+) -> Result<Hex32, PsError> {
+    let status = client.status().await?;
+    let text = client.run().await?;
+    let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;
+    let genesis = status.genesis_hash.0;
+    if let Some(chain) = chain {
+        same(
+            "the genesis hash",
+            None,
+            &status.genesis_hash,
+            &Hex32(chain.genesis_hash()),
+        )?;
+    }
+    same("the run hash", None, &status.run_hash, &Hex32(spec.run_hash()))?;
+    let net = Network::new(genesis, text, spec);
+    let theta = alice_model::init_theta(&net.spec, &genesis);
+    let root = model_root(&net.tensors, &theta);
+    let mut auditor = Auditor {
+        client,
+        chain,
+        net,
+        theta,
+        root,
+        median_norm: None,
+        until,
+    };
+    for summary in auditor.summaries().await? {
+        report(&auditor.epoch(&summary).await?);
+    }
+    Ok(Hex32(auditor.root))
+}
+
+impl Auditor<'_> {
+    /// All scored epochs up to the last that is wanted, oldest first.
+    async fn summaries(&self) -> Result<Vec<EpochSummary>, PsError> {
+        let mut all = Vec::new();
+        let mut before = self.until.checked_add(1);
+        loop {
+            let page = self.client.epochs_before(before).await?;
+            let Some(oldest) = page.iter().map(|s| s.epoch).min() else {
+                break;
+            };
+            // A server that repeats itself would keep us here for ever.
+            if before.is_some_and(|before| oldest >= before) {
+                return Err(PsError::Audit(format!("the list of epochs repeats epoch {oldest}")));
+            }
+            all.extend(page);
+            before = Some(oldest);
+        }
+        all.sort_by_key(|s| s.epoch);
+        Ok(all)
+    }
+
+    async fn epoch(&mut self, summary: &EpochSummary) -> Result<EpochAudit, PsError> {
+        let epoch = summary.epoch;
+        let at = Some(epoch);
+        let bytes = self.client.manifest_bytes(epoch).await?;
+        let manifest_hash = *blake3::hash(&bytes).as_bytes();
+        same("the manifest's hash", at, &summary.manifest_hash, &Hex32(manifest_hash))?;
+        let manifest: EpochManifest = serde_json::from_slice(&bytes)
+            .map_err(|e| PsError::Audit(format!("epoch {epoch}: the manifest cannot be read: {e}")))?;
+        same("the manifest's epoch", at, &manifest.epoch, &epoch)?;
+        same("the manifest's run", at, &manifest.run_hash, &Hex32(self.net.run_hash))?;
+        same(
+            "the manifest's network",
+            at,
+            &manifest.genesis_hash,
+            &Hex32(self.net.genesis),
+        )?;
+        same("the model before", at, &manifest.base_root, &Hex32(self.root))?;
+
+        let accepted = self.accepted(&manifest).await?;
+        self.step(&manifest, &accepted).await?;
+        same("the model after", at, &manifest.model_root, &Hex32(self.root))?;
+        same(
+            "the model root of the summary",
+            at,
+            &summary.model_root,
+            &Hex32(self.root),
+        )?;
+        let contributions_root = check_entries(&manifest)?;
+        let (chain, paid_planck) = self.check_chain(&manifest, manifest_hash, contributions_root).await?;
+        Ok(EpochAudit {
+            epoch,
+            submissions: manifest.submissions.len(),
+            accepted: accepted.len(),
+            model_root: Hex32(self.root),
+            chain,
+            paid_planck,
+        })
+    }
+
+    /// Fetches the accepted updates and checks each one's norm and factor (protocol §5, common norm).
+    async fn accepted(&mut self, manifest: &EpochManifest) -> Result<Vec<(Hash, Update, f32)>, PsError> {
+        let at = Some(manifest.epoch);
+        if !manifest.submissions.is_sorted_by(|a, b| a.receipt.id < b.receipt.id) {
+            return Err(PsError::Audit(format!(
+                "epoch {}: the submissions are not in ascending order",
+                manifest.epoch
+            )));
+        }
+        let measured = |s: &&SubmissionRecord| matches!(s.verdict.outcome, Outcome::Accepted | Outcome::NoImprovement);
+        let norm = |s: &SubmissionRecord| f32::from_bits(s.verdict.norm_bits);
+        let norms: Vec<f64> = manifest
+            .submissions
+            .iter()
+            .filter(measured)
+            .map(|s| norm(s).into())
+            .collect();
+        let reference = match self.median_norm {
+            Some(reference) => reference,
+            None => lower_median(&norms).unwrap_or(0.0) as f32,
+        };
+        let mut accepted = Vec::new();
+        for record in manifest
+            .submissions
+            .iter()
+            .filter(|s| s.verdict.outcome == Outcome::Accepted)
+        {
+            same(
+                "the submission of a verdict",
+                at,
+                &record.verdict.id,
+                &record.receipt.id,
+            )?;
+            let budget = self.net.spec.update.budget_bytes;
+            let bytes = self.client.blob(&record.receipt.blob, budget).await?;
+            let update = decode(&self.net.layout, &self.net.spec.update, &bytes).map_err(|e| {
+                PsError::Audit(format!(
+                    "epoch {}: accepted update {} does not decode: {e}",
+                    manifest.epoch, record.receipt.id
+                ))
+            })?;
+            let norm = update.norm() as f32;
+            same("an update's norm", at, &record.verdict.norm_bits, &norm.to_bits())?;
+            let factor = FACTOR_MAX.min(reference / norm);
+            same("an update's factor", at, &record.verdict.factor_bits, &factor.to_bits())?;
+            accepted.push((record.receipt.id.0, update, factor));
+        }
+        let norms: Vec<f64> = accepted
+            .iter()
+            .map(|(_, update, _)| f64::from(update.norm() as f32))
+            .collect();
+        if let Some(median) = lower_median(&norms) {
+            self.median_norm = Some(median as f32);
+        }
+        let median_bits: Vec<u32> = self.median_norm.map(f32::to_bits).into_iter().collect();
+        same(
+            "the median norm",
+            at,
+            &format!("{:?}", manifest.median_norm_bits),
+            &format!("{median_bits:?}"),
+        )?;
+        Ok(accepted)
+    }
+
+    /// Protocol §6, steps 1–3 and 5: what is published must be what the accepted updates give.
+    async fn step(&mut self, manifest: &EpochManifest, accepted: &[(Hash, Update, f32)]) -> Result<(), PsError> {
+        let at = Some(manifest.epoch);
+        let Some(published) = manifest.aggregate.as_ref() else {
+            return same(
+                "the number of accepted updates without an aggregate",
+                at,
+                &0,
+                &accepted.len(),
+            );
+        };
+        let ids: Vec<Hash> = accepted.iter().map(|(id, _, _)| *id).collect();
+        let updates: Vec<(&Update, f32)> = accepted.iter().map(|(_, update, factor)| (update, *factor)).collect();
+        let mean = aggregate::mean(&self.net.layout, &updates);
+        let seed = aggregate::rounding_seed(&self.root, &ids);
+        let bytes = aggregate::publish(&self.net.layout, self.net.spec.update.publish_bits, &mean, seed);
+        same(
+            "the aggregate's hash",
+            at,
+            &published.blob,
+            &Hex32(*blake3::hash(&bytes).as_bytes()),
+        )?;
+        // It can be fetched, too: others join by it.
+        let bytes_max = self
+            .net
+            .spec
+            .parameters()
+            .saturating_mul(4)
+            .saturating_add(AGGREGATE_BYTES_EXTRA);
+        let fetched = self.client.blob(&published.blob, bytes_max).await?;
+        same("the aggregate's bytes", at, &fetched.len(), &bytes.len())?;
+        same(
+            "the step size of the aggregate",
+            at,
+            &published.alpha_bits,
+            &manifest.alpha_bits,
+        )?;
+        let alpha = f32::from_bits(manifest.alpha_bits);
+        let full = self.net.spec.outer.alpha as f32;
+        // Halved at most three times by the guard, or skipped.
+        if ![full, full / 2.0, full / 4.0, full / 8.0, 0.0].contains(&alpha) {
+            return Err(PsError::Audit(format!(
+                "epoch {}: the guard cannot have used the step size {alpha}",
+                manifest.epoch
+            )));
+        }
+        if alpha > 0.0 {
+            let d = aggregate::decode_published(&self.net.layout, &bytes)
+                .map_err(|e| PsError::Audit(format!("epoch {}: the aggregate does not decode: {e}", manifest.epoch)))?;
+            aggregate::apply(&mut self.theta, &d, alpha);
+            self.root = model_root(&self.net.tensors, &self.theta);
+        }
+        Ok(())
+    }
+
+    /// What the quorum signed and what was paid.
+    async fn check_chain(
+        &self,
+        manifest: &EpochManifest,
+        manifest_hash: Hash,
+        contributions_root: Hash,
+    ) -> Result<(Option<String>, Option<String>), PsError> {
+        let Some(chain) = self.chain else {
+            return Ok((None, None));
+        };
+        let (epoch, at) = (manifest.epoch, Some(manifest.epoch));
+        let status = match chain.epoch_status(epoch).await? {
+            EpochStatus::Open => "open",
+            EpochStatus::Accepted { .. } => "accepted",
+            EpochStatus::Final { .. } => "final",
+            EpochStatus::Settled { .. } => "settled",
+            EpochStatus::Forfeited => "forfeited",
+        };
+        if let Some(commitment) = chain.commitment(epoch).await? {
+            same(
+                "the signed manifest hash",
+                at,
+                &Hex32(commitment.manifest_hash),
+                &Hex32(manifest_hash),
+            )?;
+            same(
+                "the signed model root",
+                at,
+                &Hex32(commitment.model_root),
+                &Hex32(self.root),
+            )?;
+            same(
+                "the signed payout root",
+                at,
+                &Hex32(commitment.contributions_root),
+                &Hex32(contributions_root),
+            )?;
+            same(
+                "the signed total score",
+                at,
+                &commitment.total_score.to_string(),
+                &manifest.total_score,
+            )?;
+        }
+        let paid = chain.ledger(epoch).await?.map(|ledger| ledger.paid);
+        if status == "settled" {
+            let total: u128 = manifest.entries.iter().map(|e| u128::from(e.score)).sum();
+            let budget = emission::budget(epoch);
+            let shares: u128 = manifest
+                .entries
+                .iter()
+                .map(|e| emission::share(budget, e.score, total))
+                .sum();
+            // Less where an account would have stayed below the existential deposit.
+            if paid.is_none_or(|paid| paid > shares) {
+                return Err(PsError::Audit(format!(
+                    "epoch {epoch}: {paid:?} planck were paid, the shares are {shares}"
+                )));
+            }
+        }
+        Ok((Some(status.into()), paid.map(|paid| paid.to_string())))
+    }
+}
+
+/// The payout entries are the accepted scores by account; returns the root of their pages.
+fn check_entries(manifest: &EpochManifest) -> Result<Hash, PsError> {
+    let at = Some(manifest.epoch);
+    let mut scores = std::collections::BTreeMap::<Hex32, u64>::new();
+    for record in &manifest.submissions {
+        if record.verdict.score > 0 {
+            if record.verdict.outcome != Outcome::Accepted {
+                return Err(PsError::Audit(format!(
+                    "epoch {}: submission {} was refused and has a score",
+                    manifest.epoch, record.receipt.id
+                )));
+            }
+            let score = scores.entry(record.receipt.payout).or_default();
+            *score = score.saturating_add(record.verdict.score);
+        }
+    }
+    let expected: Vec<Entry> = scores
+        .iter()
+        .map(|(account, score)| Entry {
+            account: account.0,
+            score: *score,
+        })
+        .collect();
+    let found: Vec<Entry> = manifest
+        .entries
+        .iter()
+        .map(|e| Entry {
+            account: e.account.0,
+            score: e.score,
+        })
+        .collect();
+    if found != expected {
+        return Err(PsError::Audit(format!(
+            "epoch {}: the payout entries are not the accepted scores",
+            manifest.epoch
+        )));
+    }
+    let total: u128 = expected.iter().map(|e| u128::from(e.score)).sum();
+    same("the total score", at, &manifest.total_score, &total.to_string())?;
+    let leaves: Vec<Hash> = pages::paginate(&expected)
+        .zip(0..)
+        .map(|(page, i)| pages::leaf(manifest.epoch, i, page))
+        .collect();
+    Ok(pages::root(&leaves))
+}
+
+/// An error that names what differs, where, and both values.
+fn same<T: PartialEq + std::fmt::Display>(
+    what: &str,
+    epoch: Option<u32>,
+    published: &T,
+    computed: &T,
+) -> Result<(), PsError> {
+    if published == computed {
+        return Ok(());
+    }
+    let place = epoch.map(|epoch| format!("epoch {epoch}: ")).unwrap_or_default();
+    Err(PsError::Audit(format!(
+        "{place}{what} is published as {published}, recomputed as {computed}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_should_name_place_and_both_values() {
+        assert!(same("the root", Some(3), &1, &1).is_ok());
+        let error = same("the root", Some(3), &1, &2).unwrap_err().to_string();
+        assert!(
+            error.contains("epoch 3: the root is published as 1, recomputed as 2"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,353 @@
+//! Command line.
+
+use crate::{
+    PsError, audit,
+    config::{Config, SettingsArgs},
+    init, key,
+    network::read_spec,
+    server,
+};
+use alice_api::{Client, Hex32, Key, ss58};
+use alice_chain::Chain;
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Parameter server of Alice: hands out tasks, scores updates, publishes every decision, attests epochs
+#[derive(Debug, Parser)]
+#[command(
+    name = "alice-ps",
+    version,
+    after_help = "\
+examples:
+  alice-ps key generate --out ps.seed
+  alice-ps corpus build --text texts/ --out corpus/
+  alice-ps spec check chain-spec/runs/dev.toml
+  alice-ps init --config ps.toml
+  alice-ps run --config ps.toml
+  alice-ps audit --ps http://127.0.0.1:8440 --chain ws://127.0.0.1:9944
+
+exit codes: 0 done, 1 failed, 2 wrong flags, settings, key or specification,
+            3 data directory, chain, run and corpus do not belong together, 4 chain not reached,
+            5 audit found a difference
+RUST_LOG sets what is logged (default: info)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve: follow the chain, open rounds, score, attest
+    #[command(
+        after_help = "example: ALICE_PS_THREADS=8 alice-ps run --config ps.toml --listen 0.0.0.0:8440\n\
+        Settings: flags over ALICE_PS_* variables over the file."
+    )]
+    Run(SettingsArgs),
+    /// Make the first state from run specification and chain; does nothing if it is there
+    #[command(after_help = "example: alice-ps init --config ps.toml")]
+    Init(SettingsArgs),
+    /// Recompute a run from what its parameter server publishes, from the first state on
+    #[command(
+        after_help = "example: alice-ps audit --ps https://ps.example.org --chain wss://rpc.example.org\n\
+        Needs no key and no data directory. Exit code 5: something published is not what it should be."
+    )]
+    Audit(AuditArgs),
+    /// Run specifications
+    #[command(subcommand)]
+    Spec(SpecCommand),
+    /// Texts
+    #[command(subcommand)]
+    Corpus(CorpusCommand),
+    /// Keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// Flags of `audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// Parameter server whose run is checked
+    #[arg(long, value_name = "URL")]
+    pub ps: String,
+    /// A node's WebSocket: the manifests must be those that were signed, and the pay their shares
+    #[arg(long, value_name = "WS_URL")]
+    pub chain: Option<String>,
+    /// Last epoch to check [default: all that are scored]
+    #[arg(long, value_name = "EPOCH", default_value_t = u32::MAX, hide_default_value = true)]
+    pub until: u32,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alice-ps spec`.
+#[derive(Debug, Subcommand)]
+pub enum SpecCommand {
+    /// Validate a run specification and say what the run costs
+    #[command(after_help = "example: alice-ps spec check chain-spec/runs/genesis-7b.toml --json")]
+    Check {
+        /// Run specification (TOML)
+        file: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `alice-ps corpus`.
+#[derive(Debug, Subcommand)]
+pub enum CorpusCommand {
+    /// Tokenise a folder of .txt files into shards; every tenth document goes to the validation reserve
+    #[command(after_help = "example: alice-ps corpus build --text texts/ --out corpus/\n\
+        The roots it prints belong into [data] of the run specification.")]
+    Build(BuildArgs),
+}
+
+/// Flags of `corpus build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// Folder of .txt files, one document each, UTF-8
+    #[arg(long, value_name = "DIR")]
+    pub text: PathBuf,
+    /// Folder for shards and manifests
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `alice-ps key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key; prints its public key and address, never the seed
+    #[command(after_help = "example: alice-ps key generate --out ps.seed")]
+    Generate {
+        /// File for the seed; it must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the public key and address of a key file
+    #[command(after_help = "example: alice-ps key show ps.seed")]
+    Show {
+        /// Key file
+        file: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Cli {
+    /// Does what was asked; what it prints goes to `out`.
+    pub async fn execute(self, out: &mut (dyn std::io::Write + Send)) -> Result<(), PsError> {
+        let text = match self.command {
+            Command::Run(args) => {
+                server::run(Config::load(&args)?, stop_signal()).await?;
+                return Ok(());
+            }
+            Command::Init(args) => {
+                let config = Config::load(&args)?;
+                let done = init::init(&config).await?;
+                let what = if done.created {
+                    "made the first state"
+                } else {
+                    "the state is there"
+                };
+                format!(
+                    "{what} in {}: model root {}\n",
+                    config.data_dir.display(),
+                    Hex32(done.model_root)
+                )
+            }
+            Command::Audit(args) => return run_audit(&args, out).await,
+            Command::Spec(SpecCommand::Check { file, json }) => check_spec(&file, json)?,
+            Command::Corpus(CorpusCommand::Build(args)) => build_corpus(&args)?,
+            Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),
+            Command::Key(KeyCommand::Show { file, json }) => show_key(&key::load(&file)?, json),
+        };
+        out.write_all(text.as_bytes())
+            .map_err(|e| PsError::Setting(format!("cannot print: {e}")))
+    }
+}
+
+async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> Result<(), PsError> {
+    let client = Client::new(&args.ps)?;
+    let chain = match &args.chain {
+        Some(url) => Some(Chain::connect(url).await?),
+        None => None,
+    };
+    let mut checked = 0u32;
+    // A reader that went away is no reason to stop checking.
+    let mut report = |found: &audit::EpochAudit| {
+        checked += 1;
+        let line = match args.json {
+            true => serde_json::to_string(found).unwrap_or_default(),
+            false => format!(
+                "epoch {:<6} {} of {} accepted  model {}  chain {}",
+                found.epoch,
+                found.accepted,
+                found.submissions,
+                found.model_root,
+                found.chain.as_deref().unwrap_or("not asked")
+            ),
+        };
+        let _ = writeln!(out, "{line}");
+    };
+    let root = audit::audit(&client, chain.as_ref(), args.until, &mut report).await?;
+    if !args.json {
+        let _ = writeln!(out, "{checked} epochs recomputed, all as published; model root {root}");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Checked {
+    name: String,
+    run_hash: Hex32,
+    epoch_blocks: u32,
+    corpus_root: Hex32,
+    reserve_root: Hex32,
+    #[serde(flatten)]
+    cost: alice_spec::Cost,
+}
+
+fn check_spec(file: &std::path::Path, json: bool) -> Result<String, PsError> {
+    let (_, spec) = read_spec(file)?;
+    let checked = Checked {
+        name: spec.name.clone(),
+        run_hash: Hex32(spec.run_hash()),
+        epoch_blocks: spec.round.epoch_blocks,
+        corpus_root: Hex32(spec.corpus_root()),
+        reserve_root: Hex32(spec.reserve_root()),
+        cost: spec.cost(),
+    };
+    if json {
+        return to_json(&checked);
+    }
+    let cost = &checked.cost;
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let reserve = match cost.reserve_epochs {
+        Some(epochs) => format!("{epochs} epochs"),
+        None => "no limit, sequences are drawn again".into(),
+    };
+    Ok(format!(
+        "run {} is valid\n  run hash          {}\n  parameters        {}\n  snapshot          {}\n  \
+         update at most    {} ({:.2} bits a parameter)\n  task              {} tokens, {:.3e} floating point operations\n  \
+         scoring           {} tokens a submission\n  reserve           {reserve}\n  \
+         device ({})      {} of state and {} of activations for one sequence\n",
+        checked.name,
+        checked.run_hash,
+        cost.parameters,
+        mib(cost.snapshot_bytes),
+        mib(cost.update_bytes_max),
+        cost.update_bits_per_parameter,
+        cost.task_tokens,
+        cost.task_flops,
+        cost.score_tokens,
+        cost.device.precision,
+        mib(cost.device.state_bytes),
+        mib(cost.device.activation_bytes),
+    ))
+}
+
+#[derive(Serialize)]
+struct Built {
+    corpus_root: Hex32,
+    reserve_root: Hex32,
+    corpus_tokens: u64,
+    reserve_tokens: u64,
+    documents: usize,
+    corpus_shards: usize,
+    reserve_shards: usize,
+}
+
+fn build_corpus(args: &BuildArgs) -> Result<String, PsError> {
+    let made = alice_data::build(&args.text, &args.out)?;
+    let built = Built {
+        corpus_root: Hex32(made.corpus.root),
+        reserve_root: Hex32(made.reserve.root),
+        corpus_tokens: made.corpus.tokens(),
+        reserve_tokens: made.reserve.tokens(),
+        documents: made.documents,
+        corpus_shards: made.corpus.shards.len(),
+        reserve_shards: made.reserve.shards.len(),
+    };
+    if args.json {
+        return to_json(&built);
+    }
+    Ok(format!(
+        "{} documents; for [data] of the run specification:\ncorpus_root = \"{}\"\nreserve_root = \"{}\"\n\
+         corpus_tokens = {}\nreserve_tokens = {}\n",
+        built.documents, built.corpus_root, built.reserve_root, built.corpus_tokens, built.reserve_tokens
+    ))
+}
+
+fn show_key(key: &Key, json: bool) -> String {
+    let public = key.public();
+    let address = ss58::encode(&public.0);
+    if json {
+        format!("{{\"public\":\"{public}\",\"address\":\"{address}\"}}\n")
+    } else {
+        format!("public key  {public}\naddress     {address}\n")
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<String, PsError> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| PsError::Setting(format!("cannot write JSON: {e}")))?;
+    Ok(text + "\n")
+}
+
+/// Ctrl-C, or SIGTERM from a service manager.
+async fn stop_signal() {
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_should_be_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_checked_spec_should_be_priced() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../chain-spec/runs/dev.toml");
+        let json: serde_json::Value = serde_json::from_str(&check_spec(&file, true).unwrap()).unwrap();
+        assert_eq!(json["epoch_blocks"], 30);
+        assert!(json["parameters"].as_u64().unwrap() > 100_000);
+        assert_eq!(json["run_hash"].as_str().unwrap().len(), 64);
+        assert!(check_spec(&file, false).unwrap().starts_with("run dev is valid"));
+        let missing = check_spec(std::path::Path::new("/nowhere.toml"), true).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere.toml"));
+    }
+}

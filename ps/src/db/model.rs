@@ -1,0 +1,126 @@
+//! Which network and run the directory belongs to, and the steps of the model.
+
+use super::{Db, DbError, from_json, hash, number, to_json};
+use alice_api::{Delta, Hex32, ModelManifest, Snapshot};
+use alice_primitives::Hash;
+use sqlx::{Sqlite, Transaction};
+
+/// The newest step of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Steps taken.
+    pub step: u32,
+    /// Root of the weights.
+    pub root: Hash,
+}
+
+impl Db {
+    /// Stores network, run and first state, all at once.
+    pub async fn init(&self, genesis: &Hash, run_hash: &Hash, run_text: &str, first: &Snapshot) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        let mut tx = self.pool.begin().await?;
+        let facts: [(&str, &[u8]); 3] = [
+            ("genesis", genesis),
+            ("run_hash", run_hash),
+            ("run_text", run_text.as_bytes()),
+        ];
+        for (key, value) in facts {
+            sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?)")
+                .bind(key)
+                .bind(value)
+                .execute(&mut *tx)
+                .await?;
+        }
+        sqlx::query("INSERT INTO steps (step, root, snapshot) VALUES (0, ?, ?)")
+            .bind(&first.model_root.0[..])
+            .bind(to_json("a snapshot", first)?)
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Newest step; none before `init`.
+    pub async fn model_step(&self) -> Result<Option<Step>, DbError> {
+        let row: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT step, root FROM steps ORDER BY step DESC LIMIT 1")
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|(step, root)| {
+            Ok(Step {
+                step: number("a step", step)?,
+                root: hash("a model root", root)?,
+            })
+        })
+        .transpose()
+    }
+
+    /// How to get the current model.
+    pub async fn model_manifest(&self) -> Result<Option<ModelManifest>, DbError> {
+        // One transaction: the snapshot and the deltas must be of one instant.
+        let mut tx = self.pool.begin().await?;
+        let row: Option<(i64, String)> =
+            sqlx::query_as("SELECT step, snapshot FROM steps WHERE snapshot IS NOT NULL ORDER BY step DESC LIMIT 1")
+                .fetch_optional(&mut *tx)
+                .await?;
+        let Some((from, snapshot)) = row else { return Ok(None) };
+        let rows: Vec<(i64, Vec<u8>, Option<String>)> =
+            sqlx::query_as("SELECT step, root, delta FROM steps WHERE step >= ? ORDER BY step")
+                .bind(from)
+                .fetch_all(&mut *tx)
+                .await?;
+        let snapshot: Snapshot = from_json("a snapshot", &snapshot)?;
+        let (mut root, mut step, mut deltas) = (snapshot.model_root, snapshot.step, Vec::new());
+        for (at, at_root, delta) in rows {
+            (root, step) = (Hex32(hash("a model root", at_root)?), number("a step", at)?);
+            if at > from {
+                let delta = delta.ok_or(DbError::Damaged {
+                    what: "a step",
+                    problem: format!("step {at} has no delta"),
+                })?;
+                deltas.push(from_json::<Delta>("a delta", &delta)?);
+            }
+        }
+        Ok(Some(ModelManifest {
+            model_root: root,
+            model_step: step,
+            snapshot,
+            deltas,
+        }))
+    }
+
+    /// Snapshots that were published, oldest first.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, DbError> {
+        let rows: Vec<String> =
+            sqlx::query_scalar("SELECT snapshot FROM steps WHERE snapshot IS NOT NULL ORDER BY step")
+                .fetch_all(&self.pool)
+                .await?;
+        rows.iter().map(|text| from_json("a snapshot", text)).collect()
+    }
+
+    /// Forgets an old snapshot; its chunks may be removed afterwards.
+    pub async fn forget_snapshot(&self, step: u32) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query("UPDATE steps SET snapshot = NULL WHERE step = ?")
+            .bind(step)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Adds a step as part of an epoch's results.
+pub(super) async fn insert_step(
+    tx: &mut Transaction<'_, Sqlite>,
+    step: u32,
+    delta: &Delta,
+    snapshot: Option<&Snapshot>,
+) -> Result<(), DbError> {
+    let snapshot = snapshot.map(|s| to_json("a snapshot", s)).transpose()?;
+    sqlx::query("INSERT INTO steps (step, root, delta, snapshot) VALUES (?, ?, ?, ?)")
+        .bind(step)
+        .bind(&delta.model_root.0[..])
+        .bind(to_json("a delta", delta)?)
+        .bind(snapshot)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Rounds, their tasks and what was refused in them.
+
+use super::{Db, DbError, from_json, hash, number, to_json};
+use alice_api::{ErrorCode, Hex32, Lease, SeedBlock, Task};
+use alice_primitives::Hash;
+use std::collections::BTreeMap;
+
+/// Stage of a round on disk. Scoring is not stored: after a restart it starts again from `Sealed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredStage {
+    /// Commits are accepted.
+    Open,
+    /// No more.
+    Sealed,
+    /// Decided.
+    Scored,
+}
+
+/// A round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoundRow {
+    /// Epoch.
+    pub epoch: u32,
+    /// Stage.
+    pub stage: StoredStage,
+    /// Model it trains on.
+    pub base_root: Hash,
+    /// Steps that model has taken.
+    pub base_step: u32,
+}
+
+impl Db {
+    /// Opens a round on the current model. Opening it again changes nothing.
+    pub async fn open_round(&self, epoch: u32, block: u32) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query(
+            "INSERT INTO rounds (epoch, stage, base_root, base_step, opened_block)
+             SELECT ?, 'open', root, step, ? FROM steps ORDER BY step DESC LIMIT 1 ON CONFLICT DO NOTHING",
+        )
+        .bind(epoch)
+        .bind(block)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// From now on no commit is accepted.
+    pub async fn seal_round(&self, epoch: u32) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query("UPDATE rounds SET stage = 'sealed' WHERE epoch = ? AND stage = 'open'")
+            .bind(epoch)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a round in which nothing was submitted.
+    pub async fn close_empty_round(&self, epoch: u32) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query("UPDATE rounds SET stage = 'scored' WHERE epoch = ?")
+            .bind(epoch)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The newest round.
+    pub async fn newest_round(&self) -> Result<Option<RoundRow>, DbError> {
+        self.round_where("ORDER BY epoch DESC LIMIT 1", None).await
+    }
+
+    /// The round of an epoch.
+    pub async fn round(&self, epoch: u32) -> Result<Option<RoundRow>, DbError> {
+        self.round_where("WHERE epoch = ?", Some(epoch)).await
+    }
+
+    async fn round_where(&self, clause: &'static str, epoch: Option<u32>) -> Result<Option<RoundRow>, DbError> {
+        let sql = format!("SELECT epoch, stage, base_root, base_step FROM rounds {clause}");
+        let mut query = sqlx::query_as::<_, (i64, String, Vec<u8>, i64)>(&sql);
+        if let Some(epoch) = epoch {
+            query = query.bind(epoch);
+        }
+        let Some((epoch, stage, base_root, base_step)) = query.fetch_optional(&self.pool).await? else {
+            return Ok(None);
+        };
+        let stage = match stage.as_str() {
+            "open" => StoredStage::Open,
+            "sealed" => StoredStage::Sealed,
+            "scored" => StoredStage::Scored,
+            other => {
+                return Err(DbError::Damaged {
+                    what: "a round's stage",
+                    problem: format!("'{other}'"),
+                });
+            }
+        };
+        let base_root = hash("a base root", base_root)?;
+        Ok(Some(RoundRow {
+            epoch: number("an epoch", epoch)?,
+            stage,
+            base_root,
+            base_step: number("a step", base_step)?,
+        }))
+    }
+
+    /// Stores the blocks of the validation seed. The first stay: what was drawn is not drawn again.
+    pub async fn store_seed(&self, epoch: u32, blocks: &[SeedBlock]) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query("UPDATE rounds SET seed = ? WHERE epoch = ? AND seed IS NULL")
+            .bind(to_json("seed blocks", &blocks)?)
+            .bind(epoch)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// The blocks of the validation seed.
+    pub async fn seed(&self, epoch: u32) -> Result<Option<Vec<SeedBlock>>, DbError> {
+        let text: Option<Option<String>> = sqlx::query_scalar("SELECT seed FROM rounds WHERE epoch = ?")
+            .bind(epoch)
+            .fetch_optional(&self.pool)
+            .await?;
+        text.flatten().map(|text| from_json("seed blocks", &text)).transpose()
+    }
+
+    /// A task's lease.
+    pub async fn lease(&self, task: &Hex32) -> Result<Option<Lease>, DbError> {
+        let text: Option<String> = sqlx::query_scalar("SELECT lease FROM tasks WHERE task_id = ?")
+            .bind(&task.0[..])
+            .fetch_optional(&self.pool)
+            .await?;
+        text.map(|text| from_json("a lease", &text)).transpose()
+    }
+
+    /// The task that a key holds and has not answered, under a lease that lasts beyond `block`.
+    pub async fn open_lease(&self, epoch: u32, miner: &Hex32, block: u32) -> Result<Option<Lease>, DbError> {
+        let text: Option<String> = sqlx::query_scalar(
+            "SELECT lease FROM tasks WHERE epoch = ? AND miner = ? AND lease_block >= ?
+             AND task_id NOT IN (SELECT task_id FROM submissions WHERE epoch = tasks.epoch) ORDER BY slice LIMIT 1",
+        )
+        .bind(epoch)
+        .bind(&miner.0[..])
+        .bind(block)
+        .fetch_optional(&self.pool)
+        .await?;
+        text.map(|text| from_json("a lease", &text)).transpose()
+    }
+
+    /// The next slice of a round: the claim counter's, and once that has reached `slices_max`, one whose lease expired
+    /// before it was answered. None where there is neither.
+    pub async fn next_slice(&self, epoch: u32, slices_max: u32, block: u32) -> Result<Option<u32>, DbError> {
+        let next: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(slice) + 1, 0) FROM tasks WHERE epoch = ?")
+            .bind(epoch)
+            .fetch_one(&self.pool)
+            .await?;
+        let next = number("a slice", next)?;
+        if next < slices_max {
+            return Ok(Some(next));
+        }
+        let expired: Option<i64> = sqlx::query_scalar(
+            "SELECT slice FROM tasks WHERE epoch = ? AND lease_block < ?
+             AND task_id NOT IN (SELECT task_id FROM submissions WHERE epoch = tasks.epoch) ORDER BY slice LIMIT 1",
+        )
+        .bind(epoch)
+        .bind(block)
+        .fetch_optional(&self.pool)
+        .await?;
+        expired.map(|slice| number("a slice", slice)).transpose()
+    }
+
+    /// Stores a lease; it replaces an expired one of the same task.
+    pub async fn store_lease(&self, lease: &Lease) -> Result<(), DbError> {
+        let task = &lease.task;
+        sqlx::query(
+            "INSERT INTO tasks (task_id, epoch, slice, miner, lease_block, lease) VALUES (?, ?, ?, ?, ?, ?)
+             ON CONFLICT (task_id) DO UPDATE SET miner = excluded.miner, lease_block = excluded.lease_block,
+             lease = excluded.lease",
+        )
+        .bind(&task.task_id.0[..])
+        .bind(task.epoch)
+        .bind(task.slice)
+        .bind(&task.miner.0[..])
+        .bind(task.lease_block)
+        .bind(to_json("a lease", lease)?)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// All tasks of a round in order of their slices.
+    pub async fn tasks(&self, epoch: u32) -> Result<Vec<Task>, DbError> {
+        let rows: Vec<String> = sqlx::query_scalar("SELECT lease FROM tasks WHERE epoch = ? ORDER BY slice")
+            .bind(epoch)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|text| Ok(from_json::<Lease>("a lease", text)?.task))
+            .collect()
+    }
+
+    /// Counts a refusal, once for each subject.
+    pub async fn count_refusal(&self, epoch: u32, code: ErrorCode, subject: &Hex32) -> Result<(), DbError> {
+        sqlx::query("INSERT INTO refusals (epoch, code, subject) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(epoch)
+            .bind(code.code())
+            .bind(&subject.0[..])
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Refusals of a round by code.
+    pub async fn refusals(&self, epoch: u32) -> Result<BTreeMap<String, u32>, DbError> {
+        let rows: Vec<(String, i64)> =
+            sqlx::query_as("SELECT code, COUNT(*) FROM refusals WHERE epoch = ? GROUP BY code")
+                .bind(epoch)
+                .fetch_all(&self.pool)
+                .await?;
+        rows.into_iter()
+            .map(|(code, count)| Ok((code, number("a count", count)?)))
+            .collect()
+    }
+
+    /// Reserve sequences that were drawn in other epochs than this.
+    pub async fn reserve_used(&self, except_epoch: u32) -> Result<std::collections::BTreeSet<u32>, DbError> {
+        let rows: Vec<i64> = sqlx::query_scalar("SELECT sequence FROM reserve_used WHERE epoch <> ?")
+            .bind(except_epoch)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter().map(|s| number("a reserve sequence", s)).collect()
+    }
+}

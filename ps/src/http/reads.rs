@@ -1,0 +1,192 @@
+//! Everything that only reads.
+
+use super::{
+    answers::Answer,
+    blobs::serve,
+    extract::{account, bad_request, hex32, not_found, number, query},
+};
+use crate::service::{Refusal, Service};
+use alice_api::{
+    ApiError, CorpusManifest, EpochManifest, EpochSummary, ErrorCode, MinerHistory, ModelManifest, PayoutPage, Status,
+    SubmissionStatus,
+};
+use axum::{
+    Json,
+    extract::{Path, RawQuery, State},
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+use std::sync::Arc;
+
+/// Epochs in one answer: by default and at most.
+const EPOCHS_DEFAULT: u32 = 100;
+const EPOCHS_MAX: u32 = 1000;
+
+/// What the server is doing.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+pub async fn status(State(service): State<Arc<Service>>) -> Answer<Json<Status>> {
+    Ok(Json(service.status().await?))
+}
+
+/// The run specification, TOML.
+#[utoipa::path(get, path = "/v1/run", responses((status = 200, body = String, content_type = "application/toml")))]
+pub async fn run(State(service): State<Arc<Service>>) -> Response {
+    (
+        [(header::CONTENT_TYPE, "application/toml")],
+        service.net.run_text.clone(),
+    )
+        .into_response()
+}
+
+/// How to get the current model.
+#[utoipa::path(get, path = "/v1/model", responses((status = 200, body = ModelManifest)))]
+pub async fn model(State(service): State<Arc<Service>>) -> Answer<Json<ModelManifest>> {
+    let manifest = service.db.model_manifest().await?;
+    Ok(Json(manifest.ok_or_else(|| {
+        not_found("there is no model yet", "run alice-ps init")
+    })?))
+}
+
+/// The training shards.
+#[utoipa::path(get, path = "/v1/corpus", responses((status = 200, body = CorpusManifest)))]
+pub async fn corpus(State(service): State<Arc<Service>>) -> Json<CorpusManifest> {
+    Json(service.corpus.manifest.clone())
+}
+
+/// Receipt and verdict of a submission.
+#[utoipa::path(get, path = "/v1/submissions/{id}", params(("id" = String, Path)), responses(
+    (status = 200, body = SubmissionStatus), (status = 404, body = ApiError),
+))]
+pub async fn submission(State(service): State<Arc<Service>>, Path(id): Path<String>) -> Answer<Json<SubmissionStatus>> {
+    let id = hex32("a submission", &id)?;
+    let found = service.db.submission(&id).await?;
+    Ok(Json(found.ok_or_else(|| {
+        not_found(format!("there is no submission {id}"), "it exists from its commit on")
+    })?))
+}
+
+/// Scored epochs, newest first.
+#[utoipa::path(get, path = "/v1/epochs",
+    params(("before" = Option<u32>, Query, description = "only epochs before this one"),
+           ("limit" = Option<u32>, Query, description = "at most so many; 100 by default, 1000 at most")),
+    responses((status = 200, body = Vec<EpochSummary>)))]
+pub async fn epochs(State(service): State<Arc<Service>>, RawQuery(raw): RawQuery) -> Answer<Json<Vec<EpochSummary>>> {
+    let before = query(raw.as_deref(), "before")
+        .map(|v| number("an epoch", v))
+        .transpose()?;
+    let limit = query(raw.as_deref(), "limit")
+        .map(|v| number("a limit", v))
+        .transpose()?;
+    let limit = limit.unwrap_or(EPOCHS_DEFAULT).min(EPOCHS_MAX);
+    Ok(Json(service.db.epochs(before.unwrap_or(u32::MAX), limit).await?))
+}
+
+fn no_epoch(epoch: u32) -> Refusal {
+    not_found(
+        format!("epoch {epoch} has no result"),
+        "it is there once the epoch is scored; GET /v1/epochs lists them",
+    )
+}
+
+/// Summary of an epoch.
+#[utoipa::path(get, path = "/v1/epochs/{epoch}", params(("epoch" = u32, Path)), responses(
+    (status = 200, body = EpochSummary), (status = 404, body = ApiError),
+))]
+pub async fn epoch(State(service): State<Arc<Service>>, Path(epoch): Path<String>) -> Answer<Json<EpochSummary>> {
+    let epoch = number("an epoch", &epoch)?;
+    let row = service.db.epoch(epoch).await?.ok_or_else(|| no_epoch(epoch))?;
+    Ok(Json(row.summary))
+}
+
+/// The epoch's manifest, byte by byte as it was hashed.
+#[utoipa::path(get, path = "/v1/epochs/{epoch}/manifest", params(("epoch" = u32, Path)), responses(
+    (status = 200, body = EpochManifest), (status = 404, body = ApiError),
+))]
+pub async fn manifest(
+    State(service): State<Arc<Service>>,
+    Path(epoch): Path<String>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    let epoch = number("an epoch", &epoch)?;
+    let row = service.db.epoch(epoch).await?.ok_or_else(|| no_epoch(epoch))?;
+    serve(
+        &service.blobs,
+        &row.summary.manifest_hash.0,
+        &headers,
+        "application/json",
+    )
+    .await
+}
+
+/// A payout page with its proof.
+#[utoipa::path(get, path = "/v1/epochs/{epoch}/pages/{index}",
+    params(("epoch" = u32, Path), ("index" = u32, Path)), responses(
+    (status = 200, body = PayoutPage), (status = 404, body = ApiError),
+))]
+pub async fn page(
+    State(service): State<Arc<Service>>,
+    Path((epoch, index)): Path<(String, String)>,
+) -> Answer<Json<PayoutPage>> {
+    let (epoch, index) = (number("an epoch", &epoch)?, number("a page", &index)?);
+    let found = service.db.page(epoch, index).await?;
+    let missing = || {
+        not_found(
+            format!("epoch {epoch} has no payout page {index}"),
+            "pages are there once the epoch is scored",
+        )
+    };
+    Ok(Json(found.ok_or_else(missing)?))
+}
+
+/// The payout page that has an account.
+#[utoipa::path(get, path = "/v1/epochs/{epoch}/pages",
+    params(("epoch" = u32, Path), ("account" = String, Query)), responses(
+    (status = 200, body = PayoutPage), (status = 404, body = ApiError),
+))]
+pub async fn page_of(
+    State(service): State<Arc<Service>>,
+    Path(epoch): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Answer<Json<PayoutPage>> {
+    let epoch = number("an epoch", &epoch)?;
+    let wanted = query(raw.as_deref(), "account").ok_or_else(|| {
+        bad_request(
+            "the query has no account",
+            "add ?account= with an address or hexadecimal digits",
+        )
+    })?;
+    let wanted = account(wanted)?;
+    let found = service.db.page_of(epoch, &wanted).await?;
+    let missing = || {
+        not_found(
+            format!("account {wanted} is paid nothing in epoch {epoch}"),
+            "see the verdicts at /v1/miners/{key}",
+        )
+    };
+    Ok(Json(found.ok_or_else(missing)?))
+}
+
+/// History of a mining key or payout account.
+#[utoipa::path(get, path = "/v1/miners/{key}", params(("key" = String, Path)), responses(
+    (status = 200, body = MinerHistory), (status = 404, body = ApiError),
+))]
+pub async fn miner(State(service): State<Arc<Service>>, Path(key): Path<String>) -> Answer<Json<MinerHistory>> {
+    let key = account(&key)?;
+    let found = service.db.history(&key.0).await?;
+    Ok(Json(found.ok_or_else(|| {
+        not_found(
+            format!("{key} never took a task here"),
+            "it is known from its first task on",
+        )
+    })?))
+}
+
+/// Whether the server answers and reads its database; the chain's state is in `/v1/status`.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, body = String), (status = 503, body = ApiError)))]
+pub async fn health(State(service): State<Arc<Service>>) -> Answer<&'static str> {
+    match service.db.model_step().await {
+        Ok(Some(_)) => Ok("ok\n"),
+        Ok(None) => Err(Refusal::new(ErrorCode::Unavailable, "the server has no model", "run alice-ps init").into()),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,54 @@
+//! What is fixed while the server runs: network, run, and what follows from the run.
+
+use crate::PsError;
+use alice_primitives::Hash;
+use alice_spec::{RunSpec, TensorShape};
+use alice_update::Layout;
+use std::path::Path;
+
+/// Network and run.
+#[derive(Debug)]
+pub struct Network {
+    /// Genesis hash of the chain.
+    pub genesis: Hash,
+    /// The run.
+    pub spec: RunSpec,
+    /// The run's text, as it is served.
+    pub run_text: String,
+    /// Its hash.
+    pub run_hash: Hash,
+    /// Its tensors in canonical order.
+    pub tensors: Vec<TensorShape>,
+    /// Layout of the flat vector of parameters.
+    pub layout: Layout,
+}
+
+impl Network {
+    /// From a genesis hash and a run.
+    pub fn new(genesis: Hash, run_text: String, spec: RunSpec) -> Self {
+        let (run_hash, tensors, layout) = (spec.run_hash(), spec.tensors(), Layout::from_spec(&spec));
+        Self {
+            genesis,
+            spec,
+            run_text,
+            run_hash,
+            tensors,
+            layout,
+        }
+    }
+
+    /// Epoch of a block.
+    pub fn epoch(&self, block: u32) -> u32 {
+        block / self.spec.round.epoch_blocks.max(1)
+    }
+}
+
+/// Reads and checks a specification.
+pub fn read_spec(path: &Path) -> Result<(String, RunSpec), PsError> {
+    let text = std::fs::read_to_string(path).map_err(|e| PsError::file("read", path, &e))?;
+    let spec = RunSpec::parse(&text).map_err(|source| PsError::Spec {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    Ok((text, spec))
+}

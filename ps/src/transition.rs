@@ -1,0 +1,86 @@
+//! From accepted updates to the model's next state, in one function.
+//!
+//! **Architecture invariant:** θ(e+1) is plain Rust over IEEE floats in a fixed order. Given the same θ, the same
+//! accepted updates with their factors, and the same α from the guard, every machine comes to the same root. The guard
+//! alone looks at losses; its α stands in the manifest.
+
+use alice_primitives::Hash;
+use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
+use alice_spec::{RunSpec, TensorShape};
+use alice_store::model_root;
+use alice_update::{DecodeError, Layout, Update, aggregate};
+
+/// Why a step could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TransitionError {
+    /// Losses could not be measured.
+    #[error("the guard could not measure the loss: {0}")]
+    Oracle(#[from] OracleError),
+    /// Our own encoding does not decode: a bug, never a miner's doing.
+    #[error("the published aggregate does not decode: {0}; this is a bug, please report it")]
+    Published(#[from] DecodeError),
+}
+
+/// An accepted update.
+#[derive(Clone, Copy, Debug)]
+pub struct Accepted<'a> {
+    /// Submission.
+    pub id: Hash,
+    /// Its update.
+    pub update: &'a Update,
+    /// Factor f_i.
+    pub factor: f32,
+}
+
+/// A step of the model.
+#[derive(Debug)]
+pub struct Transition {
+    /// Encoded D, as published.
+    pub aggregate: Vec<u8>,
+    /// What the guard did, with θ(e+1).
+    pub guard: GuardResult,
+    /// Root of θ(e+1).
+    pub model_root: Hash,
+}
+
+/// What a round works on.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    /// Run.
+    pub spec: &'a RunSpec,
+    /// The run's tensors.
+    pub tensors: &'a [TensorShape],
+    /// Layout of the flat vector.
+    pub layout: &'a Layout,
+    /// θ(e).
+    pub theta: &'a [f32],
+    /// Its root.
+    pub root: Hash,
+}
+
+/// Protocol §6: mean, publication with the rounding seed, guard, step, root. `accepted` may be in any order: it is put
+/// into ascending order of id first.
+pub fn transition(
+    base: &Base<'_>,
+    accepted: &[Accepted<'_>],
+    guard_split: &[u32],
+    oracle: &mut dyn LossOracle,
+) -> Result<Transition, TransitionError> {
+    let mut accepted = accepted.to_vec();
+    accepted.sort_unstable_by_key(|a| a.id);
+    let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
+    let updates: Vec<(&Update, f32)> = accepted.iter().map(|a| (a.update, a.factor)).collect();
+    let mean = aggregate::mean(base.layout, &updates);
+    let seed = aggregate::rounding_seed(&base.root, &ids);
+    let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
+    // The step is made with what others can read, not with what was there before rounding.
+    let d = aggregate::decode_published(base.layout, &published)?;
+    let alpha = base.spec.outer.alpha as f32;
+    let guard = guarded_step(oracle, base.theta, &d, alpha, base.spec.score.z, guard_split)?;
+    let model_root = model_root(base.tensors, &guard.theta_next);
+    Ok(Transition {
+        aggregate: published,
+        guard,
+        model_root,
+    })
+}

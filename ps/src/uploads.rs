@@ -1,0 +1,199 @@
+//! Uploads: declared before a byte is sent, received in parts that are synced before they are acknowledged, resumable.
+
+use crate::{
+    PsError,
+    db::Upload,
+    service::{Refusal, Service, bad_signature, unknown_upload},
+};
+use alice_api::{DeclareRequest, ErrorCode, Hex32, UploadState};
+use bytes::Bytes;
+use std::{
+    fs::OpenOptions,
+    io::{self, Read, Seek, SeekFrom, Write},
+    path::Path,
+};
+use tokio::sync::MutexGuard;
+
+/// Largest part in one request, bytes.
+pub const PART_BYTES_MAX: u64 = 1 << 20;
+/// Uploads that a key may declare for one task: a restarted miner may come to another update.
+const UPLOADS_PER_TASK_MAX: u32 = 4;
+
+impl Service {
+    /// Takes a declaration; for a known upload this is its state.
+    pub async fn declare(&self, request: &DeclareRequest) -> Result<UploadState, Refusal> {
+        if !request.verify(&self.net.genesis) {
+            return Err(bad_signature("declaration", "genesis hash, task, key, hash and size"));
+        }
+        let budget = self.net.spec.update.budget_bytes;
+        if request.bytes > budget {
+            return Err(Refusal::new(
+                ErrorCode::TooLarge,
+                format!("the update has {} bytes, the run allows {budget}", request.bytes),
+                "encode it within update.budget_bytes of the run specification",
+            ));
+        }
+        if request.bytes == 0 {
+            return Err(Refusal::new(
+                ErrorCode::BadRequest,
+                "the update has no bytes",
+                "declare the size of the encoded update",
+            ));
+        }
+        let id = request.id();
+        let _lock = self.upload_lock(&id).await;
+        if let Some(known) = self.db.upload(&id).await? {
+            return self.state(known).await;
+        }
+        let _guard = self.db.write().await;
+        let block = self.best()?;
+        let lease = self.db.lease(&request.task_id).await?;
+        if let Some(lease) = &lease
+            && lease.task.miner == request.miner
+        {
+            self.in_time(lease.task.epoch, &request.task_id).await?;
+        }
+        let lease = self.live_lease(&request.task_id, &request.miner, block, &id).await?;
+        if self.db.count_uploads(&request.task_id, &request.miner).await? >= UPLOADS_PER_TASK_MAX {
+            return Err(Refusal::new(
+                ErrorCode::NoTask,
+                format!(
+                    "{UPLOADS_PER_TASK_MAX} uploads were already declared for task {}",
+                    request.task_id
+                ),
+                "finish one of them, or claim another task",
+            ));
+        }
+        let upload = Upload {
+            id,
+            task_id: request.task_id,
+            epoch: lease.task.epoch,
+            miner: request.miner,
+            blob: request.blob,
+            bytes: request.bytes,
+            received: 0,
+        };
+        self.db.store_upload(&upload).await?;
+        tracing::debug!(upload = %id, bytes = request.bytes, "declared");
+        self.state(upload).await
+    }
+
+    /// State of an upload.
+    pub async fn upload_state(&self, id: &Hex32) -> Result<UploadState, Refusal> {
+        let upload = self.db.upload(id).await?.ok_or_else(|| unknown_upload(id))?;
+        self.state(upload).await
+    }
+
+    /// Appends a part. It is on disk and synced before this returns.
+    pub async fn receive(&self, id: &Hex32, offset: u64, part: Bytes) -> Result<UploadState, Refusal> {
+        let _lock = self.upload_lock(id).await;
+        let mut upload = self.db.upload(id).await?.ok_or_else(|| unknown_upload(id))?;
+        if self.db.submission(id).await?.is_some() {
+            return self.state(upload).await;
+        }
+        self.in_time(upload.epoch, id).await?;
+        if offset != upload.received {
+            return Err(Refusal::new(
+                ErrorCode::WrongOffset,
+                format!("the part starts at byte {offset}, the server has {}", upload.received),
+                format!("go on with ?offset={}", upload.received),
+            ));
+        }
+        let end = offset.saturating_add(part.len() as u64);
+        if end > upload.bytes {
+            return Err(Refusal::new(
+                ErrorCode::TooLarge,
+                format!("the part ends at byte {end}, {} were declared", upload.bytes),
+                "declare the update again with its real size",
+            ));
+        }
+        let path = self.files.upload(id);
+        let write = move || append(&path, offset, &part).map_err(|e| PsError::file("write", &path, &e));
+        blocking(write).await?;
+        self.db.set_received(id, end).await?;
+        upload.received = end;
+        self.state(upload).await
+    }
+
+    /// Whether all bytes are there and have the declared hash. Bytes with another hash are thrown away, so that the
+    /// miner can send them again.
+    pub(crate) async fn check_bytes(&self, upload: &Upload) -> Result<(), Refusal> {
+        if upload.received < upload.bytes {
+            return Err(Refusal::new(
+                ErrorCode::Incomplete,
+                format!("{} of {} bytes are there", upload.received, upload.bytes),
+                format!("send the rest from ?offset={}, then commit again", upload.received),
+            ));
+        }
+        let path = self.files.upload(&upload.id);
+        let bytes_max = upload.bytes.saturating_add(1);
+        let found = blocking(move || hash(&path, bytes_max).map_err(|e| PsError::file("read", &path, &e))).await?;
+        if found == upload.blob.0 {
+            return Ok(());
+        }
+        self.db.set_received(&upload.id, 0).await?;
+        self.db
+            .count_refusal(upload.epoch, ErrorCode::HashMismatch, &upload.id)
+            .await?;
+        Err(Refusal::new(
+            ErrorCode::HashMismatch,
+            format!("the bytes hash to {}, {} was declared", Hex32(found), upload.blob),
+            "send all bytes again from ?offset=0, or declare what you have",
+        ))
+    }
+
+    /// Held while an upload is written, hashed or committed.
+    pub(crate) async fn upload_lock(&self, id: &Hex32) -> Option<MutexGuard<'_, ()>> {
+        let index =
+            id.0.iter()
+                .fold(0usize, |sum, byte| sum.wrapping_add(usize::from(*byte)));
+        match self.upload_locks.get(index % self.upload_locks.len().max(1)) {
+            Some(lock) => Some(lock.lock().await),
+            None => None,
+        }
+    }
+
+    async fn state(&self, upload: Upload) -> Result<UploadState, Refusal> {
+        Ok(UploadState {
+            id: upload.id,
+            offset: upload.received,
+            bytes: upload.bytes,
+            part_bytes_max: PART_BYTES_MAX,
+            committed: self.db.submission(&upload.id).await?.is_some(),
+        })
+    }
+}
+
+/// Writes at `offset`: after a crash between the write and its acknowledgement the same bytes come again.
+fn append(path: &Path, offset: u64, part: &[u8]) -> io::Result<()> {
+    let created = !path.exists();
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    file.set_len(offset)?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(part)?;
+    file.sync_all()?;
+    if created && let Some(dir) = path.parent() {
+        // A new file's name is in its folder, which has to be synced by itself.
+        std::fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn hash(path: &Path, bytes_max: u64) -> io::Result<[u8; 32]> {
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file.take(bytes_max),
+        // Lost with the disk: the hash of nothing makes the miner send it again.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(*blake3::hash(&[]).as_bytes()),
+        Err(e) => return Err(e),
+    };
+    let mut hasher = blake3::Hasher::new();
+    io::copy(&mut file, &mut hasher)?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, PsError> + Send + 'static) -> Result<T, PsError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}

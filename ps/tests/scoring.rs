@@ -1,0 +1,419 @@
+//! A round from training to payout pages, with the real model and the real codec.
+
+mod common;
+
+use alice_api::{
+    EpochManifest, EpochSummary, Hex32, Key, MinerHistory, ModelManifest, Outcome, PayoutPage, Receipt, SeedBlock,
+    Status, SubmissionStatus,
+};
+use alice_primitives::pages;
+use alice_ps::{
+    driver::score_epoch,
+    init::{create_state, open_state},
+    settle::{attestation, record},
+};
+use alice_round::ChainStatus;
+use alice_update::{Layout, aggregate};
+use axum::http::StatusCode;
+use common::{DEADLINE, EPOCH, Fixture, GENESIS, Ps};
+use std::collections::BTreeMap;
+
+fn key(seed: u8) -> Key {
+    Key::from_seed(&[seed; 32])
+}
+
+/// As the driver does it: sealed at the deadline, seed from two finalised blocks.
+async fn seal(ps: &Ps, epoch: u32) {
+    ps.service.db.seal_round(epoch).await.unwrap();
+    ps.at(epoch * 30 + 18);
+    let block = |number: u32| SeedBlock {
+        number,
+        hash: Hex32([7; 32]),
+        vrf_output: Hex32([number as u8; 32]),
+    };
+    ps.service
+        .db
+        .store_seed(epoch, &[block(epoch * 30 + 19), block(epoch * 30 + 20)])
+        .await
+        .unwrap();
+}
+
+/// Two honest miners with one payout account, one whose update has the wrong sign, and three that are no updates.
+async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> {
+    ps.open_round().await;
+    let mut receipts = BTreeMap::new();
+    for (name, seed) in [("honest", 1), ("second", 2), ("negated", 3)] {
+        let lease = ps.claim(&key(seed), [if seed == 3 { 30 } else { 10 }; 32]).await;
+        let mut d = fixture.train(ps, &lease);
+        if name == "negated" {
+            d.iter_mut().for_each(|v| *v = -*v);
+        }
+        let bytes = fixture.encode(&lease, &d);
+        assert!(bytes.len() as u64 <= fixture.spec.update.budget_bytes);
+        receipts.insert(name, ps.submit(&key(seed), lease.task.task_id, &bytes).await);
+    }
+    let lease = ps.claim(&key(4), [40; 32]).await;
+    receipts.insert(
+        "malformed",
+        ps.submit(&key(4), lease.task.task_id, b"not an update").await,
+    );
+    let mut lease = ps.claim(&key(5), [50; 32]).await;
+    lease.task.base_root = Hex32([1; 32]);
+    let d = vec![0.5; fixture.spec.parameters() as usize];
+    let wrong = fixture.encode(&lease, &d);
+    receipts.insert("wrong_base", ps.submit(&key(5), lease.task.task_id, &wrong).await);
+    receipts
+}
+
+async fn status(ps: &Ps, id: Hex32) -> SubmissionStatus {
+    ps.get(&format!("/v1/submissions/{id}")).await.parse()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_should_be_scored_published_and_attested_once() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    let receipts = collect(&fixture, &ps).await;
+    seal(&ps, EPOCH).await;
+    let scorer = fixture.scorer().await;
+    let base: Status = ps.get("/v1/status").await.parse();
+    assert!(score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+
+    // Every submission has a signed verdict with its reason.
+    let expected = [
+        ("honest", Outcome::Accepted),
+        ("second", Outcome::Accepted),
+        ("negated", Outcome::NoImprovement),
+        ("malformed", Outcome::Malformed),
+        ("wrong_base", Outcome::WrongBase),
+    ];
+    let mut scores = 0;
+    for (name, outcome) in expected {
+        let found = status(&ps, receipts[name].body.id).await;
+        let verdict = found.verdict.unwrap();
+        assert_eq!(verdict.body.outcome, outcome, "{name}: {}", verdict.body.detail);
+        assert!(verdict.verify(&GENESIS) && !verdict.body.detail.is_empty());
+        assert_eq!(verdict.body.score > 0, outcome == Outcome::Accepted);
+        scores += verdict.body.score;
+        if name == "negated" {
+            assert!(verdict.body.improvement_nano_nats < 0, "the sign is tested end to end");
+        }
+    }
+
+    // The summary, the manifest under its hash, and the model.
+    let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert_eq!((summary.submitted, summary.accepted, summary.late), (5, 2, 0));
+    assert_eq!(summary.refused.values().sum::<u32>(), 3);
+    assert!(
+        summary.loss_after < summary.loss_before - 3.0 * summary.loss_standard_error,
+        "{summary:?}"
+    );
+    assert_eq!(
+        ps.get("/v1/epochs").await.parse::<Vec<EpochSummary>>(),
+        std::slice::from_ref(&summary)
+    );
+    let bytes = ps.get(&format!("/v1/epochs/{EPOCH}/manifest")).await.body;
+    assert_eq!(blake3::hash(&bytes).as_bytes(), &summary.manifest_hash.0);
+    assert_eq!(
+        ps.get(&format!("/v1/blobs/{}", summary.manifest_hash)).await.body,
+        bytes
+    );
+    let manifest: EpochManifest = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(
+        (manifest.base_root, manifest.model_root),
+        (base.model_root, summary.model_root)
+    );
+    assert_eq!(
+        (manifest.submissions.len(), manifest.tasks.len(), manifest.model_step),
+        (5, 5, 1)
+    );
+    assert!(
+        manifest
+            .submissions
+            .windows(2)
+            .all(|w| w[0].receipt.id < w[1].receipt.id)
+    );
+    let now: Status = ps.get("/v1/status").await.parse();
+    assert_eq!((now.model_root, now.model_step), (summary.model_root, 1));
+    assert_eq!(now.held_out_loss, Some(summary.loss_after));
+
+    audit(&fixture, &ps, &manifest).await;
+
+    // One entry for the account of both honest miners; its page is under the root.
+    assert_eq!(manifest.entries.len(), 1);
+    assert_eq!(
+        (manifest.entries[0].account, manifest.entries[0].score),
+        (Hex32([10; 32]), scores)
+    );
+    assert_eq!(manifest.total_score, scores.to_string());
+    let page: PayoutPage = ps
+        .get(&format!("/v1/epochs/{EPOCH}/pages?account={}", Hex32([10; 32])))
+        .await
+        .parse();
+    assert_eq!(
+        ps.get(&format!("/v1/epochs/{EPOCH}/pages/0"))
+            .await
+            .parse::<PayoutPage>(),
+        page
+    );
+    let entries: Vec<_> = page
+        .entries
+        .iter()
+        .map(|e| pages::Entry {
+            account: e.account.0,
+            score: e.score,
+        })
+        .collect();
+    let proof: Vec<_> = page.proof.iter().map(|h| h.0).collect();
+    assert!(pages::verify(
+        &page.contributions_root.0,
+        page.pages,
+        0,
+        &pages::leaf(EPOCH, 0, &entries),
+        &proof
+    ));
+    ps.get(&format!("/v1/epochs/{EPOCH}/pages?account={}", Hex32([30; 32])))
+        .await
+        .refused("not_found");
+
+    // Updates are public now, the upload folder is empty, and receipts stay what they were.
+    for receipt in receipts.values() {
+        assert_eq!(
+            ps.get(&format!("/v1/blobs/{}", receipt.body.blob)).await.status,
+            StatusCode::OK
+        );
+        assert_eq!(status(&ps, receipt.body.id).await.receipt, *receipt);
+    }
+    assert_eq!(std::fs::read_dir(ps.service.files.uploads()).unwrap().count(), 0);
+    assert_eq!(
+        ps.commit(&key(1), receipts["honest"].body.id).await.parse::<Receipt>(),
+        receipts["honest"]
+    );
+    let history: MinerHistory = ps.get(&format!("/v1/miners/{}", key(1).public())).await.parse();
+    assert_eq!((history.submitted, history.accepted), (1, 1));
+    // Scoring again (a crash before the driver heard of it) changes nothing.
+    assert!(score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+    assert_eq!(
+        ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse::<EpochSummary>(),
+        summary
+    );
+
+    settle_over_a_restart(&fixture, ps, summary).await;
+}
+
+/// Recomputes the step from what is published (protocol §6): updates, factors and α from the manifest.
+async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
+    let layout = Layout::from_spec(&fixture.spec);
+    let mut updates = Vec::new();
+    for record in manifest
+        .submissions
+        .iter()
+        .filter(|s| s.verdict.outcome == Outcome::Accepted)
+    {
+        let bytes = ps.get(&format!("/v1/blobs/{}", record.receipt.blob)).await.body;
+        let update = alice_update::decode(&layout, &fixture.spec.update, &bytes).unwrap();
+        updates.push((record.receipt.id.0, update, f32::from_bits(record.verdict.factor_bits)));
+    }
+    let pairs: Vec<_> = updates.iter().map(|(_, update, factor)| (update, *factor)).collect();
+    let ids: Vec<_> = updates.iter().map(|(id, _, _)| *id).collect();
+    let mean = aggregate::mean(&layout, &pairs);
+    let seed = aggregate::rounding_seed(&manifest.base_root.0, &ids);
+    let published = aggregate::publish(&layout, fixture.spec.update.publish_bits, &mean, seed);
+    let delta = manifest.aggregate.clone().unwrap();
+    assert_eq!(blake3::hash(&published).as_bytes(), &delta.blob.0);
+    assert_eq!(ps.get(&format!("/v1/blobs/{}", delta.blob)).await.body, published);
+
+    // Joining: snapshot plus deltas.
+    let model: ModelManifest = ps.get("/v1/model").await.parse();
+    assert_eq!(
+        (model.model_root, model.snapshot.step, model.deltas.len()),
+        (manifest.model_root, 0, 1)
+    );
+    let mut theta = alice_model::init_theta(&fixture.spec, &GENESIS);
+    let d = aggregate::decode_published(&layout, &published).unwrap();
+    aggregate::apply(&mut theta, &d, f32::from_bits(delta.alpha_bits));
+    assert_eq!(
+        alice_store::model_root(&fixture.spec.tensors(), &theta),
+        manifest.model_root.0
+    );
+}
+
+/// Killed between signing and sending: the stored commitment is sent, whatever the chain says by then.
+async fn settle_over_a_restart(fixture: &Fixture, ps: Ps, summary: EpochSummary) {
+    let signed = attestation(&ps.service, EPOCH, 0, 7, [3; 32]).await.unwrap().unwrap();
+    assert_eq!(signed.commitment.model_root, summary.model_root.0);
+    assert_eq!(
+        (
+            signed.commitment.set_id,
+            signed.commitment.parent,
+            signed.commitment.pages
+        ),
+        (7, [3; 32], 1)
+    );
+    let payload = signed.commitment.attest_payload(&GENESIS, 0);
+    assert!(alice_api::sign::verify(
+        &ps.service.key.public(),
+        &payload,
+        &alice_api::Hex64(signed.signature)
+    ));
+    drop(ps);
+
+    let ps = fixture.open().await;
+    assert_eq!(ps.service.db.unsettled().await.unwrap(), [EPOCH]);
+    let again = attestation(&ps.service, EPOCH, 0, 8, [4; 32]).await.unwrap().unwrap();
+    assert_eq!(again, signed, "never a second signature for the same epoch and round");
+    let reopened = attestation(&ps.service, EPOCH, 1, 8, [4; 32]).await.unwrap().unwrap();
+    assert_eq!((reopened.round, reopened.commitment.parent), (1, [4; 32]));
+    assert_eq!(reopened.commitment.model_root, signed.commitment.model_root);
+    assert_eq!(
+        attestation(&ps.service, EPOCH, 0, 9, [5; 32]).await.unwrap().unwrap(),
+        signed
+    );
+
+    record(&ps.service, EPOCH, ChainStatus::Settled { block: 95 })
+        .await
+        .unwrap();
+    assert!(ps.service.db.unsettled().await.unwrap().is_empty());
+    let settled: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert_eq!(
+        (settled.settlement.as_str(), settled.settled_block),
+        ("settled", Some(95))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_without_accepted_work_should_give_verdicts_and_no_attestation() {
+    let fixture = Fixture::with(false).await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let lease = ps.claim(&key(3), [30; 32]).await;
+    let negated: Vec<f32> = fixture.train(&ps, &lease).iter().map(|v| -v).collect();
+    let receipt = ps
+        .submit(&key(3), lease.task.task_id, &fixture.encode(&lease, &negated))
+        .await;
+    let late = ps.claim(&key(4), [40; 32]).await;
+    let declaration = ps.declaration(&key(4), late.task.task_id, b"abc");
+    ps.post("/v1/uploads", &declaration)
+        .await
+        .parse::<alice_api::UploadState>();
+    let before: Status = ps.get("/v1/status").await.parse();
+    seal(&ps, EPOCH).await;
+    let scorer = fixture.scorer().await;
+    assert!(!score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+    assert_eq!(
+        status(&ps, receipt.body.id).await.verdict.unwrap().body.outcome,
+        Outcome::NoImprovement
+    );
+    assert_eq!(attestation(&ps.service, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
+    assert!(ps.service.db.unsettled().await.unwrap().is_empty());
+    // A commit that comes even now is told so, and counted.
+    ps.at(DEADLINE + 9);
+    ps.commit(&key(4), declaration.id()).await.refused("late");
+    let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert_eq!(
+        (summary.accepted, summary.late, summary.settlement.as_str()),
+        (0, 1, "forfeited")
+    );
+    assert_eq!(
+        (summary.model_root, summary.loss_after),
+        (before.model_root, summary.loss_before)
+    );
+    let manifest: EpochManifest = ps.get(&format!("/v1/epochs/{EPOCH}/manifest")).await.parse();
+    assert_eq!(
+        (manifest.aggregate, manifest.entries.len(), manifest.alpha_bits),
+        (None, 0, 0)
+    );
+
+    // Each reserve sequence once: the next round's draw has none of this one's.
+    let used = ps.service.db.reserve_used(EPOCH + 1).await.unwrap();
+    assert_eq!(used.len(), 96);
+    ps.service.db.open_round(EPOCH + 1, 90).await.unwrap();
+    seal(&ps, EPOCH + 1).await;
+    // Nothing submitted at all: the round closes and leaves no epoch.
+    assert!(!score_epoch(ps.service.clone(), scorer, EPOCH + 1).await.unwrap());
+    ps.get(&format!("/v1/epochs/{}", EPOCH + 1)).await.refused("not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    let scorer = fixture.scorer().await;
+    let mut claimed = Vec::new();
+    for epoch in [EPOCH, EPOCH + 1] {
+        ps.service.db.open_round(epoch, epoch * 30).await.unwrap();
+        ps.at(epoch * 30);
+        let request = alice_api::ClaimRequest::new(&key(1), &GENESIS, &ps.service.net.run_hash, epoch, Hex32([10; 32]));
+        let lease: alice_api::Lease = ps.post("/v1/tasks", &request).await.parse();
+        assert_eq!(lease.task.base_step, epoch - EPOCH);
+        let bytes = fixture.encode(&lease, &fixture.train(&ps, &lease));
+        let receipt = ps.submit(&key(1), lease.task.task_id, &bytes).await;
+        let collected = ps
+            .service
+            .db
+            .collected(epoch, |id| ps.service.files.upload(id))
+            .await
+            .unwrap();
+        assert_eq!(collected.iter().map(|c| c.proven).collect::<Vec<_>>(), [epoch > EPOCH]);
+        seal(&ps, epoch).await;
+        assert!(score_epoch(ps.service.clone(), scorer.clone(), epoch).await.unwrap());
+        claimed.push(receipt);
+    }
+    let model: ModelManifest = ps.get("/v1/model").await.parse();
+    assert_eq!((model.model_step, model.snapshot.step, model.deltas.len()), (2, 2, 0));
+    assert_eq!(model.snapshot.model_root, model.model_root);
+    let weights = std::fs::read_dir(ps.service.files.theta_dir()).unwrap().count();
+    assert_eq!(weights, 1, "only the current weights are kept");
+    let summaries: Vec<EpochSummary> = ps.get("/v1/epochs").await.parse();
+    assert_eq!(
+        summaries.iter().map(|s| s.epoch).collect::<Vec<_>>(),
+        [EPOCH + 1, EPOCH]
+    );
+    let bounded: Vec<EpochSummary> = ps
+        .get(&format!("/v1/epochs?before={}&limit=1", EPOCH + 1))
+        .await
+        .parse();
+    assert_eq!(bounded.iter().map(|s| s.epoch).collect::<Vec<_>>(), [EPOCH]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_upload_should_void_and_blame_nobody() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let lease = ps.claim(&key(1), [10; 32]).await;
+    let receipt = ps.submit(&key(1), lease.task.task_id, b"some bytes").await;
+    std::fs::write(ps.service.files.upload(&receipt.body.id), b"SOME bytes").unwrap();
+    seal(&ps, EPOCH).await;
+    score_epoch(ps.service.clone(), fixture.scorer().await, EPOCH)
+        .await
+        .unwrap();
+    let verdict = status(&ps, receipt.body.id).await.verdict.unwrap();
+    assert_eq!(verdict.body.outcome, Outcome::Voided);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_should_be_idempotent_and_refuse_another_run_or_network() {
+    let fixture = Fixture::new().await;
+    let (data, text, spec) = (fixture.data_dir(), fixture.text.clone(), fixture.spec.clone());
+    let first = fixture.open().await.service.db.model_step().await.unwrap().unwrap();
+    let again = create_state(&data, GENESIS, text.clone(), spec.clone()).await.unwrap();
+    assert_eq!((again.created, again.model_root), (false, first.root));
+    let other_network = create_state(&data, [1; 32], text.clone(), spec.clone())
+        .await
+        .unwrap_err();
+    assert!(
+        other_network.to_string().contains("the network of data_dir"),
+        "{other_network}"
+    );
+    let mut other = spec.clone();
+    other.outer.alpha = 0.5;
+    let other_run = create_state(&data, GENESIS, text.clone(), other.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(other_run.exit_code(), 3);
+    assert!(open_state(&data, text.clone(), other).await.is_err());
+    let empty = fixture.dir.path().join("empty");
+    let missing = open_state(&empty, text, spec).await.err().unwrap();
+    assert!(missing.to_string().contains("alice-ps init"), "{missing}");
+}

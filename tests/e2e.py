@@ -1,0 +1,176 @@
+"""End to end: a whole network as in scripts/localnet.py, disturbed while it works, then checked from outside.
+
+Real processes, real ports, real text. One network serves every check, because starting one takes minutes:
+
+* epoch 1, some updates committed: the parameter server and a miner are killed (-9) and started again;
+* epoch 2: the validator that everybody is connected to is killed and started again;
+* afterwards: receipts, the audit from the first state, payout by hand, wrong flags and ports in use, polkadot.js.
+"""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import localnet  # noqa: E402
+from localnet import BIN, Failure, http_json, note, output, until  # noqa: E402
+
+PARAMETER_SERVER_SECONDS_MAX = 60
+CHAIN_SECONDS_MAX = 90
+
+
+def equal(what, found, expected):
+    if found != expected:
+        raise Failure(f"{what} is {found}, expected {expected}")
+
+
+def fails(code, words, *command):
+    """The command ends with this exit code and says this, in one line that starts with `error: ` or is clap's."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=60)
+    if done.returncode != code or words not in done.stderr:
+        raise Failure(f"{' '.join(map(str, command))}: code {done.returncode}, expected {code}; it must say '{words}', it said:\n{done.stderr}")
+
+
+class Disturbed(localnet.Localnet):
+    """A network in which things break at known moments."""
+
+    def __init__(self, options):
+        super().__init__(options)
+        self.server_killed = self.chain_killed = False
+
+    def tick(self, status):
+        open_round = status["phase"] == "open"
+        if not self.server_killed and open_round and status["epoch"] >= 1 and status["submissions"] >= 1:
+            self.server_killed = True
+            self.kill_server_and_miner()
+        if not self.chain_killed and self.server_killed and open_round and status["epoch"] >= 2:
+            self.chain_killed = True
+            self.kill_validator()
+
+    def receipts(self):
+        """What the miners have in hand, by submission."""
+        found = {}
+        for path in (self.dir / "miners").glob("*/receipts/*.json"):
+            record = json.loads(path.read_text())
+            if record["receipt"]:
+                found[record["id"]] = record["receipt"]
+        return found
+
+    def kill_server_and_miner(self):
+        note("kill -9: parameter server and miner 0")
+        held = until("a receipt in a miner's hand", 20, self.processes, lambda: self.receipts() or None)
+        self.processes.kill("ps")
+        self.processes.kill("miner-0")
+        self.processes.start_again("ps")
+        self.processes.start_again("miner-0")
+        until("the parameter server's return", PARAMETER_SERVER_SECONDS_MAX, self.processes, lambda: http_json(self.ps_url + "/v1/status"))
+        for submission, receipt in held.items():
+            equal(f"the receipt of {submission} after the restart", http_json(f"{self.ps_url}/v1/submissions/{submission}")["receipt"], receipt)
+        note(f"the server is back and knows all {len(held)} receipts that miners hold")
+
+    def kill_validator(self):
+        note("kill -9: the validator that parameter server and miners are connected to")
+        self.processes.kill("validator-alice")
+        until(
+            "the parameter server's notice that the chain is away", 60, self.processes,
+            lambda: http_json(self.ps_url + "/v1/status")["notice"],
+        )  # fmt: skip
+        self.processes.start_again("validator-alice")
+        until("the validator's return", CHAIN_SECONDS_MAX, self.processes, lambda: self.chain.call("system_name"))
+        until(
+            "the parameter server's return to the chain", 60, self.processes,
+            lambda: http_json(self.ps_url + "/v1/status")["notice"] is None or None,
+        )  # fmt: skip
+        note("the validator is back, the parameter server follows it again")
+
+    # --- afterwards -----------------------------------------------------------------------------------------------
+
+    def check(self):
+        if not (self.server_killed and self.chain_killed):
+            raise Failure("the network was not disturbed: the test did not test what it is for")
+        self.check_summary()
+        self.check_miners()
+        self.check_audit()
+        self.check_mistakes()
+        self.check_polkadot_js()
+
+    def check_summary(self):
+        summary = json.loads((self.dir / "summary.json").read_text())
+        epochs, miners = summary["epochs"], summary["miners"]
+        equal("the number of miners", len(miners), self.options.miners)
+        balances = sum(int(m["balance_planck"]) for m in miners)
+        equal("the sum of the balances", balances, sum(int(e["minted_planck"]) for e in epochs))
+        for e in epochs:
+            if not 0 < int(e["minted_planck"]) <= int(e["budget_planck"]):
+                raise Failure(f"epoch {e['epoch']} minted {e['minted_planck']} of {e['budget_planck']} planck")
+        if any(int(m["balance_planck"]) == 0 for m in miners):
+            raise Failure(f"a miner has earned nothing in {len(epochs)} epochs: {miners}")
+        note("summary: every miner was paid, the balances are what was minted")
+
+    def check_miners(self):
+        for i in range(self.options.miners):
+            data = self.dir / "miners" / str(i)
+            lines = [json.loads(l) for l in output(BIN / "alice-miner", "receipts", "--verify", "--json", "--data-dir", data).splitlines()]
+            tasks = [l["task_id"] for l in lines]
+            equal(f"miner {i}: tasks answered twice", len(tasks) - len(set(tasks)), 0)
+            accepted = [l["epoch"] for l in lines if l["verdict"] and l["verdict"]["body"]["outcome"] == "accepted"]
+            if not accepted:
+                raise Failure(f"miner {i} has no accepted submission")
+            # It is paid already: pushing the page again says so and does no harm.
+            text = output(BIN / "alice-miner", "payout", "--epoch", accepted[0], "--chain", self.ws_url, "--data-dir", data)
+            if "is on the chain" not in text:
+                raise Failure(f"miner {i}: pushing its page said: {text}")
+        note("miners: every receipt and verdict verifies, no task was answered twice, pages can be pushed by anybody")
+
+    def check_audit(self):
+        text = output(BIN / "alice-ps", "audit", "--ps", self.ps_url, "--chain", self.ws_url, "--json")
+        audited = {a["epoch"]: a for a in map(json.loads, text.splitlines())}
+        for e in json.loads((self.dir / "summary.json").read_text())["epochs"]:
+            found = audited[e["epoch"]]
+            equal(f"epoch {e['epoch']}: the model root of a second process", found["model_root"], e["model_root"])
+            equal(f"epoch {e['epoch']}: what the audit says was paid", found["paid_planck"], e["minted_planck"])
+        note(f"audit: a second process recomputed {len(audited)} epochs from block 0 and came to the same roots and pay")
+
+    def check_mistakes(self):
+        config, ps, miner = self.dir / "ps" / "ps.toml", BIN / "alice-ps", BIN / "alice-miner"
+        address = self.miners[0]["address"]
+        elsewhere = self.dir / "elsewhere"
+        fails(2, "another alice-ps uses", ps, "run", "--config", config)
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            output(ps, "init", "--config", config, "--data-dir", elsewhere / "ps")
+            fails(1, "cannot listen on", ps, "run", "--config", config, "--data-dir", elsewhere / "ps", "--listen", f"127.0.0.1:{port}")
+            fails(
+                1, f"port {port} is in use", BIN / "alice-node", "--dev", "--base-path", elsewhere / "node",
+                "--rpc-port", port, "--port", 0, "--no-mdns", "--no-prometheus", "--no-telemetry",
+            )  # fmt: skip
+        fails(1, "corpus.json", ps, "init", "--config", config, "--corpus-dir", elsewhere / "no-corpus", "--data-dir", elsewhere / "ps2")
+        fails(4, "ws://127.0.0.1:1", ps, "init", "--config", config, "--chain-url", "ws://127.0.0.1:1", "--data-dir", elsewhere / "ps3")
+        fails(2, "address", miner, "--ps", self.ps_url, "--payout", address[:-1] + ("1" if address[-1] != "1" else "2"), "--data-dir", elsewhere / "m")
+        fails(2, "prefix 42", miner, "--ps", self.ps_url, "--payout", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY", "--data-dir", elsewhere / "m")
+        fails(2, "http://host:port", miner, "--ps", "nonsense", "--payout", address, "--data-dir", elsewhere / "m")
+        fails(1, "another miner uses", miner, "--device", "cpu", "--ps", self.ps_url, "--payout", address, "--data-dir", self.dir / "miners" / "0")
+        note("mistakes: each is refused with its exit code and a sentence that says what to do")
+
+    def check_polkadot_js(self):
+        seed = "0x" + (self.dir / "keys" / "payout-0.seed").read_text().strip().removeprefix("0x")
+        command = [
+            "node", ROOT / "tests/polkadot-js/check.mjs", self.ws_url, self.dir / "summary.json",
+            "--seed-from", seed, "--to", self.miners[1]["address"],
+        ]  # fmt: skip
+        if subprocess.run([str(c) for c in command]).returncode != 0:
+            raise Failure("the polkadot.js check failed, see above")
+
+
+if __name__ == "__main__":
+    arguments = localnet.parser()
+    arguments.prog = "tests/e2e.py"
+    options = arguments.parse_args()
+    net = Disturbed(options)
+    sys.exit(localnet.run(net, net.check))
