@@ -24,6 +24,8 @@ fn main() {
     for input in [
         "runtime/src",
         "runtime/Cargo.toml",
+        "Cargo.toml",
+        "Cargo.lock",
         "pallets",
         "crates/primitives",
         "chain-spec/genesis-message.txt",

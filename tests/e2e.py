@@ -41,6 +41,7 @@ class Disturbed(localnet.Localnet):
     def __init__(self, options):
         super().__init__(options)
         self.server_killed = self.chain_killed = False
+        self.held = set()
 
     def tick(self, status):
         open_round = status["phase"] == "open"
@@ -70,6 +71,7 @@ class Disturbed(localnet.Localnet):
         until("the parameter server's return", PARAMETER_SERVER_SECONDS_MAX, self.processes, lambda: http_json(self.ps_url + "/v1/status"))
         for submission, receipt in held.items():
             equal(f"the receipt of {submission} after the restart", http_json(f"{self.ps_url}/v1/submissions/{submission}")["receipt"], receipt)
+        self.held = set(held)
         note(f"the server is back and knows all {len(held)} receipts that miners hold")
 
     def kill_validator(self):
@@ -115,6 +117,10 @@ class Disturbed(localnet.Localnet):
         for i in range(self.options.miners):
             data = self.dir / "miners" / str(i)
             lines = [json.loads(l) for l in output(BIN / "alice-miner", "receipts", "--verify", "--json", "--data-dir", data).splitlines()]
+            for l in lines:
+                # A receipt is worth its bytes: none of them may have been lost with the killed server.
+                if l["id"] in self.held and (not l["verdict"] or l["verdict"]["body"]["outcome"] == "voided"):
+                    raise Failure(f"miner {i}: submission {l['id']} had a receipt when the server was killed, and came to nothing: {l}")
             tasks = [l["task_id"] for l in lines]
             equal(f"miner {i}: tasks answered twice", len(tasks) - len(set(tasks)), 0)
             accepted = [l["epoch"] for l in lines if l["verdict"] and l["verdict"]["body"]["outcome"] == "accepted"]

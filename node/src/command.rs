@@ -116,6 +116,7 @@ pub fn run() -> sc_cli::Result<()> {
             cli.run.network_params.node_key_params.unsafe_force_node_key_generation = true;
             let runner = cli.create_runner(&cli.run)?;
             runner.run_node_until_exit(|config| async move {
+                chain_spec::check_has_validators(&*config.chain_spec)?;
                 check_ports(&config)?;
                 match config.network.network_backend {
                     NetworkBackendType::Libp2p => service::new_full::<sc_network::NetworkWorker<_, _>>(config),

@@ -22,6 +22,7 @@ use std::{
 
 const NODE: &str = env!("CARGO_BIN_EXE_alice-node");
 const EPOCH_BLOCKS: u32 = 6;
+const WINDOW_BLOCKS: u32 = 2;
 /// Peer id of [`NODE_KEY`].
 const PEER_ID: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
 const NODE_KEY: &str = "0000000000000000000000000000000000000000000000000000000000000001";
@@ -70,7 +71,8 @@ impl Node {
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
         write!(
             stream,
-            "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST / HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.rpc_port,
             body.len()
         )?;
         let mut answer = String::new();
@@ -117,7 +119,11 @@ fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
 }
 
 fn key(pallet: &str, item: &str) -> Vec<u8> {
-    [sp_io::hashing::twox_128(pallet.as_bytes()), sp_io::hashing::twox_128(item.as_bytes())].concat()
+    [
+        sp_io::hashing::twox_128(pallet.as_bytes()),
+        sp_io::hashing::twox_128(item.as_bytes()),
+    ]
+    .concat()
 }
 
 fn epoch_key(pallet: &str, item: &str, epoch: u32) -> Vec<u8> {
@@ -158,7 +164,7 @@ fn write_spec(path: &Path) {
             "--epoch-blocks",
             &EPOCH_BLOCKS.to_string(),
             "--window-blocks",
-            "2",
+            &WINDOW_BLOCKS.to_string(),
             "--output",
         ])
         .arg(path)
@@ -251,18 +257,20 @@ fn two_validators_should_finalise_and_pay_an_attested_epoch() {
         entries,
         proof: Default::default(),
     });
-    wait("the page in the pool", Duration::from_secs(60), || {
-        alice.submit(&page).get("error").is_none()
+    // Not before: a page that is refused once is banned from the pool for half an hour.
+    let stored = || alice.storage::<pallet_epoch::Accepted>(&epoch_key("Epoch", "Commitments", 0));
+    wait("the end of the dispute window", Duration::from_secs(60), || {
+        stored().is_some_and(|accepted| alice.number(None) >= accepted.at + WINDOW_BLOCKS)
     });
+    let pushed = alice.submit(&page);
+    assert!(pushed.get("error").is_none(), "{pushed}");
     let issuance = || alice.storage::<u128>(&key("Balances", "TotalIssuance"));
     wait("the payout", Duration::from_secs(60), || issuance().is_some());
 
     let budget = emission::budget(0);
     assert_eq!(issuance(), Some(budget / 4 + budget * 3 / 4));
     assert_eq!(alice.storage::<u128>(&key("Emission", "Issued")), issuance());
-    let stored = alice
-        .storage::<pallet_epoch::Accepted>(&epoch_key("Epoch", "Commitments", 0))
-        .unwrap();
+    let stored = stored().unwrap();
     assert_eq!((stored.commitment, stored.settled), (commitment, true));
     let number = alice.number(None);
     wait("finality of the payout", Duration::from_secs(60), || {

@@ -8,12 +8,12 @@ use crate::{
     db::StoredStage,
     oracle::Scorer,
     publish::{Draw, publish, status_line, tidy},
-    scoring::Job,
+    scoring::{Job, ScoringError, refusal},
     service::Service,
     settle,
     view::View,
 };
-use alice_api::{Hex32, SeedBlock};
+use alice_api::{Hex32, Outcome, SeedBlock, Verdict};
 use alice_chain::{Chain, ChainError, EpochStatus};
 use alice_round::{ChainStatus, Effect, Event, Rules, Stage, State, step};
 use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
@@ -26,6 +26,10 @@ use tokio::{
 const POLL: Duration = Duration::from_millis(500);
 /// Longest pause after failed looks.
 const BACK_OFF_MAX: Duration = Duration::from_secs(10);
+/// Slots without a new block, and time at least, after which the server's view of the chain is out of date: then it takes
+/// nothing, because the deadline may have passed where it cannot see it.
+const STALE_SLOTS: u64 = 10;
+const STALE_MIN: Duration = Duration::from_secs(15);
 /// Pause before scoring that failed is tried again.
 const SCORING_RETRY: Duration = Duration::from_secs(30);
 /// Between questions whether the chain still pays for this run.
@@ -46,9 +50,13 @@ pub struct Driver {
     rescore: Option<(Instant, u32)>,
     /// What stands in the way although the chain answers.
     problem: Option<String>,
-    /// Why no round opens.
-    shut: Option<String>,
+    /// Why no round opens: the reserve is used up.
+    exhausted: Option<String>,
+    /// Why no round opens: the chain pays for another run.
+    other_run: Option<String>,
     parameters_seen: u32,
+    /// Longest time without a new block before the server takes its view for out of date.
+    stale_after: Duration,
 }
 
 impl Driver {
@@ -83,8 +91,10 @@ impl Driver {
             scoring_ends,
             rescore: None,
             problem: None,
-            shut: None,
+            exhausted: None,
+            other_run: None,
             parameters_seen: 0,
+            stale_after: STALE_MIN,
         };
         driver.view.send_modify(|v| v.phase = driver.state.phase());
         Ok(driver)
@@ -96,6 +106,7 @@ impl Driver {
         self.check(&chain).await?;
         self.look_at_reserve().await?;
         let (mut last, mut failures, mut next) = (None, 0u32, Instant::now());
+        let mut last_new = Instant::now();
         loop {
             tokio::select! {
                 done = self.scoring_ends.recv() => {
@@ -121,6 +132,7 @@ impl Driver {
                     failures = 0;
                     if last != Some(head) {
                         last = Some(head);
+                        last_new = Instant::now();
                         self.head(&chain, head).await?;
                     }
                 }
@@ -133,6 +145,9 @@ impl Driver {
                     self.view.send_modify(|v| v.notice = Some(error.to_string()));
                 }
             }
+            let stale = last_new.elapsed() > self.stale_after;
+            self.view
+                .send_if_modified(|v| std::mem::replace(&mut v.stale, stale) != stale);
             next = Instant::now() + back_off(failures);
         }
     }
@@ -167,12 +182,15 @@ impl Driver {
                 Err(error) => return Err(error.into()),
             }
         };
-        crate::init::check_chain(
+        // A chain that has moved on to another run is no reason to leave: miners still fetch verdicts and pages here.
+        crate::init::check_network(
             &self.service.net.spec,
             &self.service.net.genesis,
             &chain.genesis_hash(),
             &parameters,
         )?;
+        self.look_at_run(chain).await;
+        self.stale_after = STALE_MIN.max(Duration::from_millis(parameters.slot_ms.saturating_mul(STALE_SLOTS)));
         self.rules = Rules::new(&self.service.net.spec, parameters.late_window_epochs);
         tracing::info!(genesis = %Hex32(chain.genesis_hash()), url = chain.url(), "following the chain");
         Ok(())
@@ -192,7 +210,7 @@ impl Driver {
             v.best = Some(v.best.unwrap_or(0).max(best));
             v.finalized = finalized;
         });
-        let may_open = self.shut.is_none();
+        let may_open = self.exhausted.is_none() && self.other_run.is_none();
         self.handle(
             chain,
             Event::Head {
@@ -218,6 +236,10 @@ impl Driver {
                         // Asked for again with a later block.
                         tracing::warn!(?effect, %error, "not done; trying again with a later block");
                         self.problem = Some(error.to_string());
+                        if matches!(error, ChainError::Unreachable { .. }) {
+                            // The others would wait for the same node, and the head meanwhile stands still.
+                            break;
+                        }
                     }
                     Err(error @ PsError::Mismatch { .. }) => {
                         tracing::warn!(?effect, %error, "cannot settle");
@@ -227,7 +249,8 @@ impl Driver {
                 }
             }
         }
-        let notice = self.problem.clone().or_else(|| self.shut.clone());
+        let shut = self.other_run.clone().or_else(|| self.exhausted.clone());
+        let notice = self.problem.clone().or(shut);
         let phase = self.state.phase();
         self.view.send_if_modified(|v| {
             let changed = v.phase != phase || v.notice != notice;
@@ -269,19 +292,29 @@ impl Driver {
             }
             Effect::Score { epoch } => self.start_scoring(epoch),
             Effect::Follow { epoch } => {
-                let status = match chain.epoch_status(epoch).await? {
-                    EpochStatus::Open => ChainStatus::Open,
-                    EpochStatus::Accepted { .. } => ChainStatus::Accepted,
-                    EpochStatus::Final { .. } => ChainStatus::Final,
-                    EpochStatus::Settled { block } => ChainStatus::Settled { block },
-                    EpochStatus::Forfeited => ChainStatus::Forfeited,
+                // By the finalised state: what ends a settlement must not be taken back by a fork.
+                let status = match chain.finalized_epoch_status(epoch).await {
+                    Ok(EpochStatus::Open) => ChainStatus::Open,
+                    Ok(EpochStatus::Accepted { .. }) => ChainStatus::Accepted,
+                    Ok(EpochStatus::Final { .. }) => ChainStatus::Final,
+                    Ok(EpochStatus::Settled { block }) => ChainStatus::Settled { block },
+                    Ok(EpochStatus::Forfeited) => ChainStatus::Forfeited,
+                    // We were away for longer than the chain keeps anything: nothing can be attested or paid any more.
+                    Err(ChainError::Forgotten { .. }) => ChainStatus::Forfeited,
+                    Err(error) => return Err(error.into()),
                 };
                 return Ok(Some(Event::Chain { epoch, status }));
             }
-            Effect::Attest { epoch } => {
-                settle::attest(service, chain, epoch).await?;
-                self.problem = None;
-            }
+            Effect::Attest { epoch } => match settle::attest(service, chain, epoch).await {
+                Ok(()) => self.problem = None,
+                // What was signed once is never replaced, so this epoch is lost. Later ones go on without it.
+                Err(PsError::Chain(error @ ChainError::Rejected { retry: false, .. })) => {
+                    tracing::error!(epoch, %error, "the signed commitment cannot be accepted any more");
+                    self.problem = Some(error.to_string());
+                    return Ok(Some(Event::Unattestable { epoch }));
+                }
+                Err(error) => return Err(error),
+            },
             Effect::Pay { epoch } => {
                 settle::pay(service, chain, epoch).await?;
                 self.problem = None;
@@ -294,7 +327,10 @@ impl Driver {
     fn start_scoring(&self, epoch: u32) {
         let (service, scorer, done) = (self.service.clone(), self.scorer.clone(), self.scored.clone());
         tokio::spawn(async move {
-            let result = score_epoch(service, scorer, epoch).await;
+            let scoring = tokio::spawn(score_epoch(service, scorer, epoch));
+            let result = scoring
+                .await
+                .unwrap_or_else(|panic| Err(PsError::Scoring(ScoringError::Ended(format!("scoring died ({panic})")))));
             // The driver is gone only if the server is stopping.
             let _ = done.send((epoch, result)).await;
         });
@@ -306,6 +342,13 @@ impl Driver {
                 self.problem = None;
                 self.look_at_reserve().await?;
                 self.handle(chain, Event::Scored { epoch, attest }).await
+            }
+            // Only a new process has a scoring thread again.
+            Err(error @ PsError::Scoring(ScoringError::Ended(_))) => Err(error),
+            Err(PsError::Scoring(error)) if self.state.best >= self.rules.attestable_until(epoch) => {
+                tracing::error!(epoch, %error, "the round could not be scored in time; it is voided");
+                void(&self.service, epoch, &error.to_string()).await?;
+                self.handle(chain, Event::Scored { epoch, attest: false }).await
             }
             // Measuring may work again (memory of the device, say): miners must not pay for it.
             Err(PsError::Scoring(error)) => {
@@ -329,7 +372,7 @@ impl Driver {
         let left = self.service.corpus.reserve_sequences.saturating_sub(used);
         let need = u64::from(spec.score.sequences) + u64::from(spec.score.guard_sequences);
         if left < need {
-            self.shut = Some(format!(
+            self.exhausted = Some(format!(
                 "the validation reserve is exhausted: {left} sequences are left, a round draws {need}"
             ));
         }
@@ -342,15 +385,16 @@ impl Driver {
             return;
         };
         let ours = self.service.net.run_hash;
-        if parameters.run_hash != [0; 32] && parameters.run_hash != ours && self.shut.is_none() {
-            let text = format!(
-                "the chain now pays for run {}, this server serves {}",
-                Hex32(parameters.run_hash),
-                Hex32(ours)
-            );
+        let other = parameters.run_hash != [0; 32] && parameters.run_hash != ours;
+        let text = format!(
+            "the chain pays for run {}, this server serves {}; no round opens",
+            Hex32(parameters.run_hash),
+            Hex32(ours)
+        );
+        if other && self.other_run.is_none() {
             tracing::warn!("{text}");
-            self.shut = Some(text);
         }
+        self.other_run = other.then_some(text);
     }
 }
 
@@ -364,6 +408,19 @@ fn back_off(failures: u32) -> Duration {
     POLL.saturating_mul(1 << failures.min(8)).min(BACK_OFF_MAX).max(POLL)
 }
 
+/// Ends a round that could not be scored: nobody is blamed, nobody is paid, and every submission is told why.
+pub async fn void(service: &Service, epoch: u32, why: &str) -> Result<(), PsError> {
+    let submissions = service.db.collected(epoch, |id| service.files.upload(id)).await?;
+    let detail = format!("the server could not score the round ({why}); no fault of yours");
+    let verdicts: Vec<Verdict> = submissions
+        .iter()
+        .map(|s| refusal(epoch, s.receipt.body.id, Outcome::Voided, &detail))
+        .map(|body| Verdict::new(&service.key, &service.net.genesis, body))
+        .collect();
+    service.db.close_round(epoch, &verdicts).await?;
+    tidy(service, epoch).await
+}
+
 /// Scores and publishes an epoch whose seed is stored; says whether it is to be attested.
 pub async fn score_epoch(service: Arc<Service>, scorer: Scorer, epoch: u32) -> Result<bool, PsError> {
     let missing = |what: &str| PsError::Setting(format!("epoch {epoch} cannot be scored: {what} is not stored"));
@@ -373,7 +430,7 @@ pub async fn score_epoch(service: Arc<Service>, scorer: Scorer, epoch: u32) -> R
     }
     let submissions = service.db.collected(epoch, |id| service.files.upload(id)).await?;
     if submissions.is_empty() {
-        service.db.close_empty_round(epoch).await?;
+        service.db.close_round(epoch, &[]).await?;
         tidy(&service, epoch).await?;
         tracing::info!(epoch, "nothing was submitted; the epoch is not attested");
         return Ok(false);

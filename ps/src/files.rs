@@ -3,7 +3,6 @@
 use crate::PsError;
 use alice_api::Hex32;
 use alice_primitives::Hash;
-use alice_store::{BlobStore, StoreError, blob_hash, file::write_atomic};
 use std::path::{Path, PathBuf};
 
 /// The data directory.
@@ -18,6 +17,7 @@ impl Files {
         let files = Self { dir: dir.to_path_buf() };
         for part in [files.dir.clone(), files.blobs(), files.uploads(), files.theta_dir()] {
             std::fs::create_dir_all(&part).map_err(|e| PsError::file("make", &part, &e))?;
+            remove_partial(&part).map_err(|e| PsError::file("tidy", &part, &e))?;
         }
         Ok(files)
     }
@@ -65,13 +65,13 @@ impl Files {
     }
 }
 
-/// Stores a blob so that it survives a power failure: what the chain's commitment names must not be lost.
-pub async fn put_synced(store: &BlobStore, bytes: Vec<u8>) -> Result<Hash, StoreError> {
-    let hash = blob_hash(&bytes);
-    let path = store.file(&hash);
-    let write = move || write_atomic(&path, |out| out.write_all(&bytes));
-    match tokio::task::spawn_blocking(write).await {
-        Ok(done) => done.map(|()| hash),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+/// Files that a crash left half written: no name refers to them.
+fn remove_partial(dir: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(".partial-") {
+            std::fs::remove_file(entry.path())?;
+        }
     }
+    Ok(())
 }

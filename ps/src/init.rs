@@ -78,6 +78,22 @@ pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<
     Ok((net, files, db))
 }
 
+/// Ties a data directory to the key of its first start: what was signed with it is sent again after a crash, and would
+/// be nobody's under another.
+pub async fn bind_key(db: &Db, key: Hex32) -> Result<(), PsError> {
+    let bound = db.bind("ps_key", &key.0).await?;
+    if bound == key.0 {
+        return Ok(());
+    }
+    let bound = Hash::try_from(bound).map_or_else(|_| "damaged".into(), |key| Hex32(key).to_string());
+    Err(PsError::Mismatch {
+        what: "the public key of key_file",
+        found: key.to_string(),
+        expected: bound,
+        hint: "this data_dir holds attestations and receipts of that key; use its key_file, or another data_dir",
+    })
+}
+
 async fn stored(db: &Db) -> Result<Option<(Hash, Hash)>, PsError> {
     let (genesis, run) = (db.meta("genesis").await?, db.meta("run_hash").await?);
     Ok(genesis
@@ -103,8 +119,23 @@ fn same(net: &Network, (genesis, run_hash): (Hash, Hash)) -> Result<(), PsError>
     Ok(())
 }
 
-/// Whether a chain and a specification belong together.
+/// Whether a chain and a specification belong together: the network, and the run that the chain pays for.
 pub fn check_chain(spec: &RunSpec, ours: &Hash, chains: &Hash, parameters: &ChainParameters) -> Result<(), PsError> {
+    check_network(spec, ours, chains, parameters)?;
+    // A chain that names no run yet takes any.
+    if parameters.run_hash != [0; 32] && parameters.run_hash != spec.run_hash() {
+        return Err(PsError::Mismatch {
+            what: "the hash of run_spec",
+            found: Hex32(spec.run_hash()).to_string(),
+            expected: Hex32(parameters.run_hash).to_string(),
+            hint: "use the run specification that the chain pays for",
+        });
+    }
+    Ok(())
+}
+
+/// Whether a chain is the one that a data directory was made for.
+pub fn check_network(spec: &RunSpec, ours: &Hash, chains: &Hash, parameters: &ChainParameters) -> Result<(), PsError> {
     let mismatch = |what, found: String, expected: String, hint| {
         Err(PsError::Mismatch {
             what,
@@ -120,19 +151,6 @@ pub fn check_chain(spec: &RunSpec, ours: &Hash, chains: &Hash, parameters: &Chai
             Hex32(*chains).to_string(),
             Hex32(*ours).to_string(),
             hint,
-        );
-    }
-    // A chain that names no run yet takes any.
-    if parameters.run_hash != [0; 32] && parameters.run_hash != spec.run_hash() {
-        let (found, expected) = (
-            Hex32(spec.run_hash()).to_string(),
-            Hex32(parameters.run_hash).to_string(),
-        );
-        return mismatch(
-            "the hash of run_spec",
-            found,
-            expected,
-            "use the run specification that the chain pays for",
         );
     }
     if parameters.epoch_blocks != spec.round.epoch_blocks {

@@ -60,5 +60,5 @@ impl Scorer {
 }
 
 fn ended() -> ScoringError {
-    ScoringError::Device("the scoring thread has ended; restart alice-ps, and report it if it ends again".into())
+    ScoringError::Ended("the scoring thread is gone".into())
 }

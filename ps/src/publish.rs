@@ -6,7 +6,6 @@
 use crate::{
     PsError,
     db::{Collected, EpochRow, Results, RoundRow},
-    files::put_synced,
     scoring::{Job, Scored, nano},
     service::Service,
 };
@@ -42,7 +41,7 @@ pub async fn publish(service: &Service, draw: &Draw, job: &Job, scored: Scored) 
     let step = match &scored.transition {
         // A step that the guard skipped leaves the model as it is.
         Some(t) if t.guard.alpha_used > 0.0 => {
-            let blob = put_synced(&service.blobs, t.aggregate.clone()).await?;
+            let blob = service.blobs.put(t.aggregate.clone()).await?;
             let delta = delta(epoch, t.model_root, blob, &t.aggregate, t.guard.alpha_used);
             let path = service.files.theta(&t.model_root);
             // A few GB at most once an epoch, on the driver's own task: nobody waits for it but the round.
@@ -62,7 +61,7 @@ pub async fn publish(service: &Service, draw: &Draw, job: &Job, scored: Scored) 
     let manifest = manifest(service, draw, job, &scored, step.as_ref().map(|s| &s.1)).await?;
     let bytes =
         serde_json::to_vec(&manifest).map_err(|e| PsError::Setting(format!("the manifest cannot be written: {e}")))?;
-    let manifest_hash = put_synced(&service.blobs, bytes).await?;
+    let manifest_hash = service.blobs.put(bytes).await?;
 
     let (payout_pages, contributions_root) = payout_pages(epoch, &manifest.entries);
     let total_score = manifest.entries.iter().map(|e| u128::from(e.score)).sum();
@@ -118,7 +117,6 @@ pub async fn tidy(service: &Service, epoch: u32) -> Result<(), PsError> {
     let snapshots = service.db.snapshots().await?;
     let (old, kept) = snapshots.split_at(snapshots.len().saturating_sub(SNAPSHOTS_KEPT));
     for snapshot in old {
-        service.db.forget_snapshot(snapshot.step).await?;
         for chunk in snapshot
             .chunks
             .iter()
@@ -126,6 +124,8 @@ pub async fn tidy(service: &Service, epoch: u32) -> Result<(), PsError> {
         {
             service.blobs.remove(&chunk.0).await?;
         }
+        // Forgotten last: a crash in between removes the rest of its chunks at the next start.
+        service.db.forget_snapshot(snapshot.step).await?;
     }
     Ok(())
 }
@@ -168,7 +168,7 @@ async fn manifest(
         (Some(_), Some(delta)) => Some(delta.clone()),
         (Some(t), None) => {
             // Skipped by the guard: D is published all the same, so that the decision can be checked.
-            let blob = put_synced(&service.blobs, t.aggregate.clone()).await?;
+            let blob = service.blobs.put(t.aggregate.clone()).await?;
             Some(delta(epoch, job.base_root, blob, &t.aggregate, 0.0))
         }
     };

@@ -24,9 +24,12 @@ pub enum ScoringError {
     /// The model's step failed.
     #[error(transparent)]
     Transition(#[from] TransitionError),
-    /// The device or the scoring thread.
-    #[error("scoring cannot go on: {0}")]
+    /// The device.
+    #[error("the device for scoring cannot be used: {0}")]
     Device(String),
+    /// The scoring thread is gone: trying again in this process is of no use.
+    #[error("scoring cannot go on: {0}; restart alice-ps, and report it if it happens again")]
+    Ended(String),
 }
 
 /// A round to be scored.
@@ -134,7 +137,12 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
         } else {
             oracle.losses(&made.guard.theta_next, &job.scoring_split)?
         };
-        (Some(made), after)
+        if after.iter().all(|loss| loss.is_finite()) {
+            (Some(made), after)
+        } else {
+            // What the guard's text did not show the other did: no step is better than a broken model.
+            (Some(made.skipped(&base)), before.clone())
+        }
     };
     Ok(Scored {
         verdicts,
@@ -181,7 +189,8 @@ fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Updat
     Ok(update)
 }
 
-fn refusal(epoch: u32, id: Hex32, outcome: Outcome, detail: &str) -> VerdictBody {
+/// A verdict without numbers.
+pub fn refusal(epoch: u32, id: Hex32, outcome: Outcome, detail: &str) -> VerdictBody {
     VerdictBody {
         id,
         epoch,

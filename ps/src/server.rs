@@ -18,6 +18,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static
     let (text, spec) = read_spec(&config.run_spec)?;
     let _lock = init::lock(&config.data_dir)?;
     let (net, files, db) = init::open_state(&config.data_dir, text, spec).await?;
+    init::bind_key(&db, key.public()).await?;
     let corpus = Corpus::open(&net.spec, &config.corpus_dir)?;
     let scorer = start_scorer(&config, &net.spec, &corpus).await?;
     let shards = BlobStore::open(&config.corpus_dir)?;
@@ -44,6 +45,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static
     let mut serving = tokio::spawn(serving);
     let result = tokio::select! {
         () = stop => Ok(()),
+        () = http::metrics_upkeep() => Ok(()),
         result = driver.run(&config.chain_url) => result,
         ended = &mut serving => match ended {
             Ok(Ok(())) => Ok(()),

@@ -6,6 +6,7 @@ use alice_api::{
 };
 use alice_round::Phase;
 use alice_store::BlobStore;
+use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 
 /// Locks over uploads; more than can be received at the same time on one machine.
@@ -61,7 +62,7 @@ pub struct Service {
     pub key: Key,
     /// What the driver sees.
     pub view: watch::Receiver<View>,
-    pub(crate) upload_locks: Vec<Mutex<()>>,
+    pub(crate) upload_locks: Vec<Arc<Mutex<()>>>,
 }
 
 impl Service {
@@ -76,7 +77,7 @@ impl Service {
         view: watch::Receiver<View>,
     ) -> Result<Self, PsError> {
         let blobs = BlobStore::open(&files.blobs())?;
-        let upload_locks = (0..UPLOAD_LOCKS).map(|_| Mutex::new(())).collect();
+        let upload_locks = (0..UPLOAD_LOCKS).map(|_| Arc::default()).collect();
         Ok(Self {
             net,
             corpus,
@@ -90,15 +91,15 @@ impl Service {
         })
     }
 
-    /// Best block, or a refusal while the chain was not seen.
+    /// Best block, or a refusal while the chain was not seen or what was seen is out of date.
     pub fn best(&self) -> Result<u32, Refusal> {
-        self.view.borrow().best.ok_or_else(|| {
-            Refusal::new(
-                ErrorCode::Unavailable,
-                "the server has not reached the chain yet",
-                "try again in a few seconds",
-            )
-        })
+        let unavailable = |message: &str| Refusal::new(ErrorCode::Unavailable, message, "try again in a few seconds");
+        let view = self.view.borrow();
+        if view.stale {
+            return Err(unavailable("the server has seen no new block for some time"));
+        }
+        view.best
+            .ok_or_else(|| unavailable("the server has not reached the chain yet"))
     }
 
     /// Public status.
@@ -169,24 +170,28 @@ impl Service {
                 round.epoch
             )));
         }
-        let slice = match self.db.open_lease(round.epoch, &request.miner, best).await? {
+        let lease_block = best.saturating_add(self.net.spec.round.lease_blocks).min(deadline);
+        let (slice, lease_block) = match self.db.open_lease(round.epoch, &request.miner, best).await? {
             Some(lease) if lease.task.payout == request.payout => return Ok(lease),
-            // One task at a time for a key: with another payout account it is the same task, signed again.
-            Some(lease) => lease.task.slice,
-            None => self
-                .db
-                .next_slice(round.epoch, self.corpus.slices_max, best)
-                .await?
-                .ok_or_else(|| {
-                    Refusal::new(
-                        ErrorCode::NoTask,
-                        format!(
-                            "all {} tasks of epoch {} are taken",
-                            self.corpus.slices_max, round.epoch
-                        ),
-                        "try again in a few blocks, when a lease may have expired, or in the next epoch",
-                    )
-                })?,
+            // One task at a time for a key: with another payout account it is the same task for the same time, signed
+            // again.
+            Some(lease) => (lease.task.slice, lease.task.lease_block),
+            None => (
+                self.db
+                    .next_slice(round.epoch, self.corpus.slices_max, best)
+                    .await?
+                    .ok_or_else(|| {
+                        Refusal::new(
+                            ErrorCode::NoTask,
+                            format!(
+                                "all {} tasks of epoch {} are taken",
+                                self.corpus.slices_max, round.epoch
+                            ),
+                            "try again in a few blocks, when a lease may have expired, or in the next epoch",
+                        )
+                    })?,
+                lease_block,
+            ),
         };
         let net = &self.net;
         let task = Task {
@@ -201,7 +206,7 @@ impl Service {
             batch_sequences: net.spec.inner.batch_sequences,
             miner: request.miner,
             payout: request.payout,
-            lease_block: best.saturating_add(net.spec.round.lease_blocks).min(deadline),
+            lease_block,
             deadline_block: deadline,
         };
         let lease = Lease::new(&self.key, &net.genesis, task);

@@ -52,7 +52,9 @@ pub async fn attestation(
 
 /// Sends the attestation of an epoch.
 pub async fn attest(service: &Service, chain: &Chain, epoch: u32) -> Result<(), PsError> {
-    let Some((set_id, index)) = chain.ps_index(service.key.public().0).await? else {
+    // Finalised: a parent or a round that a fork takes away would make the one signature worthless.
+    let terms = chain.attestation_terms(epoch, service.key.public().0).await?;
+    let Some(index) = terms.ps_index else {
         return Err(PsError::Mismatch {
             what: "the server's key",
             found: service.key.public().to_string(),
@@ -60,9 +62,12 @@ pub async fn attest(service: &Service, chain: &Chain, epoch: u32) -> Result<(), 
             hint: "governance has to add it; scores are kept and attested later if that happens in time",
         });
     };
-    let round = chain.round(epoch).await?;
-    let parent = chain.latest_accepted().await?.map_or([0; 32], |(_, hash)| hash);
-    let Some(signed) = attestation(service, epoch, round, set_id, parent).await? else {
+    if terms.latest.is_some_and(|(latest, _)| latest >= epoch) {
+        // Accepted already, or passed by: the next look at the chain tells which.
+        return Ok(());
+    }
+    let (round, parent) = (terms.round, terms.latest.map_or([0; 32], |(_, hash)| hash));
+    let Some(signed) = attestation(service, epoch, round, terms.set_id, parent).await? else {
         return Ok(());
     };
     chain
@@ -78,6 +83,7 @@ pub async fn pay(service: &Service, chain: &Chain, epoch: u32) -> Result<(), PsE
     let Some(row) = service.db.epoch(epoch).await? else {
         return Ok(());
     };
+    let mut first = None;
     for index in 0..row.pages {
         let Some(page) = service.db.page(epoch, index).await? else {
             continue;
@@ -91,7 +97,13 @@ pub async fn pay(service: &Service, chain: &Chain, epoch: u32) -> Result<(), PsE
             })
             .collect();
         let proof: Vec<Hash> = page.proof.iter().map(|h| h.0).collect();
-        chain.submit_payout(epoch, index, &entries, &proof).await?;
+        // One page that is refused does not keep the others from being paid.
+        if let Err(error) = chain.submit_payout(epoch, index, &entries, &proof).await {
+            first.get_or_insert(error);
+        }
+    }
+    if let Some(error) = first {
+        return Err(error.into());
     }
     tracing::info!(epoch, pages = row.pages, "payout pages sent");
     Ok(())

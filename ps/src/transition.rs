@@ -43,6 +43,16 @@ pub struct Transition {
     pub model_root: Hash,
 }
 
+impl Transition {
+    /// The same decision with the step not taken.
+    pub fn skipped(mut self, base: &Base<'_>) -> Self {
+        self.guard.alpha_used = 0.0;
+        self.guard.theta_next = base.theta.to_vec();
+        self.model_root = base.root;
+        self
+    }
+}
+
 /// What a round works on.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {

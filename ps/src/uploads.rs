@@ -12,7 +12,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
-use tokio::sync::MutexGuard;
+use tokio::sync::OwnedMutexGuard;
 
 /// Largest part in one request, bytes.
 pub const PART_BYTES_MAX: u64 = 1 << 20;
@@ -86,7 +86,7 @@ impl Service {
 
     /// Appends a part. It is on disk and synced before this returns.
     pub async fn receive(&self, id: &Hex32, offset: u64, part: Bytes) -> Result<UploadState, Refusal> {
-        let _lock = self.upload_lock(id).await;
+        let lock = self.upload_lock(id).await;
         let mut upload = self.db.upload(id).await?.ok_or_else(|| unknown_upload(id))?;
         if self.db.submission(id).await?.is_some() {
             return self.state(upload).await;
@@ -108,8 +108,13 @@ impl Service {
             ));
         }
         let path = self.files.upload(id);
-        let write = move || append(&path, offset, &part).map_err(|e| PsError::file("write", &path, &e));
-        blocking(write).await?;
+        // The lock goes along: when the request is dropped (the client went away) the write is still going on, and must
+        // not cut off what another request has written by then.
+        let write = move || {
+            append(&path, offset, &part).map_err(|e| PsError::file("write", &path, &e))?;
+            Ok(lock)
+        };
+        let _lock = blocking(write).await?;
         self.db.set_received(id, end).await?;
         upload.received = end;
         self.state(upload).await
@@ -143,12 +148,12 @@ impl Service {
     }
 
     /// Held while an upload is written, hashed or committed.
-    pub(crate) async fn upload_lock(&self, id: &Hex32) -> Option<MutexGuard<'_, ()>> {
+    pub(crate) async fn upload_lock(&self, id: &Hex32) -> Option<OwnedMutexGuard<()>> {
         let index =
             id.0.iter()
                 .fold(0usize, |sum, byte| sum.wrapping_add(usize::from(*byte)));
         match self.upload_locks.get(index % self.upload_locks.len().max(1)) {
-            Some(lock) => Some(lock.lock().await),
+            Some(lock) => Some(lock.clone().lock_owned().await),
             None => None,
         }
     }

@@ -7,6 +7,8 @@ use alice_round::Phase;
 pub struct View {
     /// Best block; none until the chain was seen.
     pub best: Option<u32>,
+    /// Whether no new block has come for long: the best block may be out of date.
+    pub stale: bool,
     /// Finalised block.
     pub finalized: u32,
     /// Phase of the round.
@@ -19,6 +21,7 @@ impl Default for View {
     fn default() -> Self {
         Self {
             best: None,
+            stale: false,
             finalized: 0,
             phase: Phase::Idle,
             notice: Some("waiting for the chain".into()),

@@ -62,6 +62,15 @@ impl frame_support::traits::Get<Nonce> for DefaultNonce {
     }
 }
 
+/// Session keys can be replaced, not removed: a validator without keys leaves the set at once and, as long as nobody can
+/// join, for good, while GRANDPA may still count its vote.
+pub struct KeysStay;
+impl frame_support::traits::Contains<RuntimeCall> for KeysStay {
+    fn contains(call: &RuntimeCall) -> bool {
+        !matches!(call, RuntimeCall::Session(pallet_session::Call::purge_keys { .. }))
+    }
+}
+
 #[derive_impl(frame_system::config_preludes::SolochainDefaultConfig)]
 impl frame_system::Config for Runtime {
     type Block = Block;
@@ -77,6 +86,7 @@ impl frame_system::Config for Runtime {
     type SystemWeightInfo = frame_system::weights::SubstrateWeight<Runtime>;
     type ExtensionsWeightInfo = frame_system::SubstrateExtensionsWeight<Runtime>;
     type SS58Prefix = SS58Prefix;
+    type BaseCallFilter = KeysStay;
     type MaxConsumers = ConstU32<16>;
 }
 
@@ -188,15 +198,24 @@ impl pallet_session::historical::Config for Runtime {
 pub struct GenesisValidators;
 impl pallet_session::SessionManager<AccountId> for GenesisValidators {
     fn new_session(_: u32) -> Option<Vec<AccountId>> {
-        None
+        // The same validators; named only when one has new keys, so that the keys' root is noted for equivocation
+        // proofs. Naming them always would make GRANDPA change its set in every session.
+        let rotated = Session::queued_keys()
+            .into_iter()
+            .any(|(validator, keys)| pallet_session::NextKeys::<Runtime>::get(&validator) != Some(keys));
+        rotated.then(Session::validators)
     }
     fn new_session_genesis(_: u32) -> Option<Vec<AccountId>> {
         // Those with keys. Naming them makes pallet-session record their keys' root for equivocation proofs.
         let validators: Vec<_> = pallet_session::NextKeys::<Runtime>::iter_keys().collect();
         (!validators.is_empty()).then_some(validators)
     }
-    fn end_session(_: u32) {
+    fn end_session(index: u32) {
         AuthorPot::pay_out();
+        // Later than this nobody can report an equivocation.
+        if let Some(oldest) = index.checked_sub(REPORT_SESSIONS as u32) {
+            Historical::prune_up_to(oldest);
+        }
     }
     fn start_session(_: u32) {}
 }

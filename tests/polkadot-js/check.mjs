@@ -101,11 +101,11 @@ async function checkChain(api, summary) {
     equal('it', genesis, `0x${summary.genesis_hash.replace(/^0x/, '')}`);
     return genesis;
   });
-  await check('coin', async () => {
-    const properties = (await api.rpc.system.properties()).toJSON();
-    equal('symbol', [properties.tokenSymbol].flat().join(), 'ALICE');
-    equal('decimals', [properties.tokenDecimals].flat().join(), '12');
-    equal('address prefix', String(properties.ss58Format), '300');
+  await check('coin', () => {
+    // What polkadot.js read from the node's properties, and formats balances and addresses by.
+    equal('symbols', api.registry.chainTokens.join(), 'ALICE');
+    equal('decimals', api.registry.chainDecimals.join(), '12');
+    equal('address prefix', api.registry.chainSS58, 300);
     equal('prefix in the runtime', api.consts.system.ss58Prefix.toNumber(), 300);
     return 'ALICE, 12 decimals, prefix 300';
   });

@@ -22,4 +22,4 @@ mod types;
 pub use alice_primitives::{Commitment, Hash, pages::Entry};
 pub use client::{Chain, TIMEOUT};
 pub use error::ChainError;
-pub use types::{Block, ChainParameters, EpochStatus, Ledger, ParameterServers, SeedSource};
+pub use types::{AttestationTerms, Block, ChainParameters, EpochStatus, Ledger, ParameterServers, SeedSource};

@@ -1,7 +1,7 @@
 //! Questions to the chain's state, by the names in its metadata.
 
 use crate::{
-    Block, Chain, ChainError, ChainParameters, EpochStatus, Ledger, ParameterServers,
+    AttestationTerms, Block, Chain, ChainError, ChainParameters, EpochStatus, Ledger, ParameterServers,
     client::chained,
     layout::{Accepted, AccountInfo, LedgerFields, NetworkParameters, ParameterServer, Reopened},
 };
@@ -83,10 +83,35 @@ impl Chain {
             .map(|accepted| accepted.commitment.into()))
     }
 
-    /// How far an epoch has come.
+    /// How far an epoch has come, by the best block.
     pub async fn epoch_status(&self, epoch: u32) -> Result<EpochStatus, ChainError> {
+        self.epoch_status_at(epoch, self.best().await?).await
+    }
+
+    /// How far an epoch has come by the last finalised block: nothing that this says can be taken back by a fork.
+    pub async fn finalized_epoch_status(&self, epoch: u32) -> Result<EpochStatus, ChainError> {
+        self.epoch_status_at(epoch, self.finalized().await?).await
+    }
+
+    /// What a parameter server signs an epoch's commitment by, all of it from the last finalised block.
+    pub async fn attestation_terms(&self, epoch: u32, key: Hash) -> Result<AttestationTerms, ChainError> {
+        let what = "terms of an attestation";
+        let block = self.finalized().await?;
+        let state = self.at(what, block).await?;
+        let set_id: Option<u32> = self.fetch(&state, what, ("Epoch", "SetId"), ()).await?;
+        let servers: Option<Vec<ParameterServer>> = self.fetch(&state, what, ("Epoch", "ParameterServers"), ()).await?;
+        let place = servers.unwrap_or_default().iter().position(|server| server.key == key);
+        let reopened: Option<Reopened> = self.fetch(&state, what, ("Epoch", "ReopenedEpochs"), (epoch,)).await?;
+        Ok(AttestationTerms {
+            set_id: set_id.unwrap_or_default(),
+            ps_index: place.and_then(|at| u32::try_from(at).ok()),
+            round: reopened.map_or(0, |reopened| reopened.round),
+            latest: self.fetch(&state, what, ("Epoch", "Latest"), ()).await?,
+        })
+    }
+
+    async fn epoch_status_at(&self, epoch: u32, best: Block) -> Result<EpochStatus, ChainError> {
         let what = "status of an epoch";
-        let best = self.best().await?;
         let state = self.at(what, best).await?;
         let network = self.network(&state, what).await?;
         let Some(accepted) = self.accepted(&state, what, epoch).await? else {

@@ -46,6 +46,19 @@ pub struct ParameterServers {
     pub keys: Vec<Hash>,
 }
 
+/// What a parameter server signs an epoch's commitment by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttestationTerms {
+    /// Number of the current set.
+    pub set_id: u32,
+    /// The key's place in it; none where it is not one of the parameter servers.
+    pub ps_index: Option<u32>,
+    /// Round of attestation.
+    pub round: u32,
+    /// Epoch and hash of the last accepted commitment.
+    pub latest: Option<(u32, Hash)>,
+}
+
 /// How far an epoch has come on the chain (protocol §7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EpochStatus {

@@ -60,6 +60,11 @@ impl Rules {
         self.epoch_start(epoch).saturating_add(self.deadline_block)
     }
 
+    /// Block from which an epoch cannot be attested any more.
+    pub fn attestable_until(&self, epoch: u32) -> u32 {
+        self.epoch_start(epoch.saturating_add(1).saturating_add(self.late_window_epochs))
+    }
+
     /// Last of the blocks that the validation seed of an epoch is drawn from; the first is the one after the deadline.
     pub fn seed_last(&self, epoch: u32) -> u32 {
         self.deadline(epoch).saturating_add(self.seed_blocks)
@@ -182,6 +187,11 @@ pub enum Event {
         /// The answer.
         status: ChainStatus,
     },
+    /// The commitment that was signed for an epoch will never be accepted (another set, parent or round than it names).
+    Unattestable {
+        /// Epoch.
+        epoch: u32,
+    },
 }
 
 /// What is to be done.
@@ -264,6 +274,11 @@ pub fn step(mut state: State, event: Event, rules: &Rules) -> (State, Vec<Effect
             }
         }
         Event::Chain { epoch, status } => settle::answer(&mut state, epoch, status, rules, &mut effects),
+        Event::Unattestable { epoch } => {
+            if let Some(settlement) = state.settlements.get_mut(&epoch) {
+                settlement.lost = true;
+            }
+        }
     }
     (state, effects)
 }

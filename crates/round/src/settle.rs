@@ -27,6 +27,8 @@ pub struct Settlement {
     pub asked_at: Option<u32>,
     /// Best block when something was last sent in this stage.
     pub sent_at: Option<u32>,
+    /// Whether what was signed can no longer be accepted: others do not wait for it, and it is not sent again.
+    pub lost: bool,
 }
 
 /// Asks about every settlement whose epoch is over, once for each block.
@@ -48,7 +50,7 @@ pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: 
     let is_first = state
         .settlements
         .range(..epoch)
-        .all(|(_, earlier)| earlier.stage == SettlementStage::Paying);
+        .all(|(_, earlier)| earlier.stage == SettlementStage::Paying || earlier.lost);
     let Some(settlement) = state.settlements.get_mut(&epoch) else {
         return;
     };
@@ -67,6 +69,8 @@ pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: 
             stage,
             asked_at: settlement.asked_at,
             sent_at: None,
+            // The chain moved: a reopened epoch is signed anew.
+            lost: false,
         };
         effects.push(Effect::Record { epoch, status });
     }
@@ -75,15 +79,14 @@ pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: 
         .is_none_or(|sent| best.saturating_sub(sent) >= RESEND_BLOCKS);
     match stage {
         SettlementStage::Unattested => {
-            let expires = rules.epoch_start(epoch.saturating_add(1).saturating_add(rules.late_window_epochs));
-            if best >= expires {
+            if best >= rules.attestable_until(epoch) {
                 // The chain takes it no more, whether or not it has noted so itself.
                 state.settlements.remove(&epoch);
                 effects.push(Effect::Record {
                     epoch,
                     status: ChainStatus::Forfeited,
                 });
-            } else if is_first && due {
+            } else if is_first && due && !settlement.lost {
                 settlement.sent_at = Some(best);
                 effects.push(Effect::Attest { epoch });
             }

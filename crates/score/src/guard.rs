@@ -16,7 +16,8 @@ pub struct GuardResult {
     pub halvings: u32,
     /// Losses of θ(e) on the guard split, nats per token.
     pub before: Vec<f64>,
-    /// Losses of θ(e+1) on the guard split.
+    /// Losses on the guard split after the step; after the last refused attempt where the step was skipped, so that the
+    /// refusal can be checked.
     pub after: Vec<f64>,
     /// θ(e+1): equal to θ(e) if the step was skipped.
     pub theta_next: Vec<f32>,
@@ -46,6 +47,7 @@ pub fn guarded_step(
         });
     }
     let mut alpha_used = alpha;
+    let mut last_refused = Vec::new();
     for halvings in 0..=HALVINGS_MAX {
         let mut theta_next = theta.to_vec();
         aggregate::apply(&mut theta_next, d, alpha_used);
@@ -62,13 +64,13 @@ pub fn guarded_step(
             });
         }
         alpha_used /= 2.0;
+        last_refused = after;
     }
-    let (after, theta_next) = (before.clone(), theta.to_vec());
     Ok(GuardResult {
         alpha_used: 0.0,
         halvings: HALVINGS_MAX,
         before,
-        after,
-        theta_next,
+        after: last_refused,
+        theta_next: theta.to_vec(),
     })
 }

@@ -1,10 +1,10 @@
 //! The decisions of a round (protocol §5).
 
-use crate::stats::{Paired, lower_median, paired};
+use crate::stats::{Paired, Pooled, lower_median, paired, pooled};
 use crate::{LossOracle, OracleError, baseline, losses};
 use alice_spec::RunSpec;
 use alice_update::Update;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Largest factor f_i: a short update is stretched at most twofold, so that noise near zero is not blown up.
 pub const FACTOR_MAX: f32 = 2.0;
@@ -107,10 +107,11 @@ pub fn score_round(
         .collect();
     let probe = (spec.score.probe * spec.outer.alpha) as f32;
     let mut point = theta.to_vec();
-    let mut decisions = Vec::with_capacity(order.len());
+    let mut measurements = Vec::with_capacity(order.len());
+    let mut evidence: BTreeMap<[u8; 32], Vec<Paired>> = BTreeMap::new();
     for (done, (candidate, norm)) in order.into_iter().enumerate() {
-        let decision = match norm {
-            Err(reason) => Decision::degenerate(candidate.id, candidate.update.norm() as f32, reason),
+        let measured = match norm {
+            Err(reason) => Err(reason),
             Ok(norm) => {
                 let factor = FACTOR_MAX.min(reference / norm);
                 candidate.update.add_scaled(&mut point, -(probe * factor));
@@ -121,14 +122,35 @@ pub fn score_round(
                     mean: paired.mean / spec.score.probe,
                     standard_error: paired.standard_error / spec.score.probe,
                 };
-                let threshold = threshold(spec.score.z, candidate.proven, newcomers.len());
-                Decision::measured(candidate.id, factor, norm, measured, threshold)
+                if measured.is_usable() {
+                    evidence.entry(candidate.miner).or_default().push(measured);
+                }
+                Ok((norm, factor, measured))
             }
         };
-        decisions.push(decision);
+        measurements.push((candidate, measured));
         progress(done + 1);
     }
-    pay(&mut decisions);
+    let mut decisions = Vec::with_capacity(measurements.len());
+    let mut pooled_means = Vec::with_capacity(measurements.len());
+    for (candidate, measured) in measurements {
+        let of_key = evidence.get(&candidate.miner).map_or(&[][..], Vec::as_slice);
+        let pooled = pooled(of_key);
+        pooled_means.push(pooled.mean);
+        decisions.push(match measured {
+            Err(reason) => Decision::degenerate(candidate.id, candidate.update.norm() as f32, reason),
+            Ok((norm, factor, measured)) => {
+                let gate = Gate {
+                    threshold: threshold(spec.score.z, candidate.proven, newcomers.len()),
+                    pooled,
+                    submissions: of_key.len(),
+                    z: spec.score.z,
+                };
+                Decision::measured(candidate.id, factor, norm, measured, &gate)
+            }
+        });
+    }
+    pay(&mut decisions, &pooled_means);
     let accepted_norms: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.norm.into()).collect();
     Ok(RoundScore {
         decisions,
@@ -174,15 +196,35 @@ fn threshold(z: f64, proven: bool, newcomers: usize) -> f64 {
     }
 }
 
-/// Scores of the accepted: improvement relative to their lower median, clipped.
-fn pay(decisions: &mut [Decision]) {
-    let improvements: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.improvement).collect();
+/// Scores of the accepted: the key's pooled improvement relative to the lower median of the accepted, clipped.
+fn pay(decisions: &mut [Decision], pooled_means: &[f64]) {
+    let accepted = decisions
+        .iter()
+        .zip(pooled_means)
+        .filter(|(decision, _)| decision.accepted);
+    let improvements: Vec<f64> = accepted.map(|(_, mean)| *mean).collect();
     let Some(median) = lower_median(&improvements) else {
         return;
     };
-    for decision in decisions.iter_mut().filter(|decision| decision.accepted) {
-        decision.score = ((decision.improvement / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
+    for (decision, mean) in decisions
+        .iter_mut()
+        .zip(pooled_means)
+        .filter(|(decision, _)| decision.accepted)
+    {
+        decision.score = ((mean / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
     }
+}
+
+/// What a key's submission must pass.
+struct Gate {
+    /// Standard errors that the key's evidence must reach.
+    threshold: f64,
+    /// The key's evidence.
+    pooled: Pooled,
+    /// Submissions that it comes from.
+    submissions: usize,
+    /// z of the run.
+    z: f64,
 }
 
 impl Decision {
@@ -202,7 +244,7 @@ impl Decision {
         }
     }
 
-    fn measured(id: [u8; 32], factor: f32, norm: f32, measured: Paired, threshold: f64) -> Self {
+    fn measured(id: [u8; 32], factor: f32, norm: f32, measured: Paired, gate: &Gate) -> Self {
         let Paired {
             mean: improvement,
             standard_error,
@@ -218,7 +260,7 @@ impl Decision {
             norm,
             score: 0,
         };
-        if !improvement.is_finite() || standard_error.is_nan() {
+        if !measured.is_usable() {
             let detail = "the loss is not finite after the update".into();
             return Self {
                 detail,
@@ -227,16 +269,22 @@ impl Decision {
                 ..base
             };
         }
-        // Compared without a division: a zero standard error accepts any fall and refuses anything else.
-        let accepted = improvement > 0.0 && improvement >= threshold * standard_error;
+        // The key's evidence decides; an update that does clear harm itself is refused whatever its key's others did.
+        let harms = improvement < -gate.z * standard_error;
+        let accepted = gate.pooled.mean > 0.0 && gate.pooled.z >= gate.threshold && !harms;
         let outcome = if accepted {
             Outcome::Accepted
         } else {
             Outcome::NoImprovement
         };
         let verb = if accepted { "lowers" } else { "does not clearly lower" };
+        let evidence = match gate.submissions {
+            0 | 1 => String::new(),
+            n => format!("; the key's {n} updates together reach {:.2}", gate.pooled.z),
+        };
         let detail = format!(
-            "{verb} the loss: {improvement:.6} ± {standard_error:.6} nats per token, {threshold:.2} standard errors are needed"
+            "{verb} the loss: {improvement:.6} ± {standard_error:.6} nats per token, {:.2} standard errors are needed{evidence}",
+            gate.threshold
         );
         Self {
             accepted,

@@ -35,6 +35,47 @@ pub fn paired(before: &[f64], after: &[f64]) -> Paired {
     }
 }
 
+impl Paired {
+    /// Whether it can be compared with anything.
+    pub fn is_usable(&self) -> bool {
+        self.mean.is_finite() && !self.standard_error.is_nan()
+    }
+}
+
+/// Evidence of several measurements of one key (protocol §5).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pooled {
+    /// s̄ = Σ(s/SE²) / Σ(1/SE²), nats per token.
+    pub mean: f64,
+    /// z = Σ(s/SE²) / √Σ(1/SE²).
+    pub z: f64,
+}
+
+/// Pools measurements by the inverse of their variances. One without any spread outweighs all that have some: then such
+/// ones alone are averaged, and z is infinite with the mean's sign. Nothing at all is no evidence.
+pub fn pooled(measurements: &[Paired]) -> Pooled {
+    let exact = || measurements.iter().filter(|m| m.standard_error == 0.0);
+    let count = exact().count();
+    if count > 0 {
+        let mean = exact().fold(0.0, |sum, m| sum + m.mean) / count as f64;
+        let z = if mean == 0.0 { 0.0 } else { f64::INFINITY.copysign(mean) };
+        return Pooled { mean, z };
+    }
+    let (mut weights, mut weighted) = (0.0, 0.0);
+    for m in measurements {
+        let weight = 1.0 / (m.standard_error * m.standard_error);
+        weights += weight;
+        weighted += m.mean * weight;
+    }
+    if weights == 0.0 {
+        return Pooled { mean: 0.0, z: 0.0 };
+    }
+    Pooled {
+        mean: weighted / weights,
+        z: weighted / weights.sqrt(),
+    }
+}
+
 /// The lower median: the element at position ⌊(n − 1) / 2⌋ in ascending order. Always one of the values, so several
 /// servers can agree on it. None for an empty list.
 pub fn lower_median(values: &[f64]) -> Option<f64> {
@@ -47,6 +88,28 @@ pub fn lower_median(values: &[f64]) -> Option<f64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn evidence_should_be_pooled_by_inverse_variance() {
+        let of = |mean, standard_error| Paired { mean, standard_error };
+        let one = pooled(&[of(3.0, 2.0)]);
+        assert_eq!((one.mean, one.z), (3.0, 1.5));
+        // Four equal ones: the same mean, twice the evidence.
+        let four = pooled(&[of(3.0, 2.0); 4]);
+        assert_eq!((four.mean, four.z), (3.0, 3.0));
+        let mixed = pooled(&[of(4.0, 1.0), of(0.0, 2.0)]);
+        assert!((mixed.mean - 3.2).abs() < 1e-12 && (mixed.z - 4.0 / 1.25f64.sqrt()).abs() < 1e-12);
+        assert_eq!(
+            pooled(&[of(1.0, 0.0), of(-9.0, 1.0)]),
+            Pooled {
+                mean: 1.0,
+                z: f64::INFINITY
+            }
+        );
+        assert_eq!(pooled(&[of(-1.0, 0.0)]).z, f64::NEG_INFINITY);
+        assert_eq!(pooled(&[]), Pooled { mean: 0.0, z: 0.0 });
+        assert_eq!(pooled(&[of(1.0, f64::INFINITY)]), Pooled { mean: 0.0, z: 0.0 });
+    }
 
     #[test]
     fn paired_should_follow_the_textbook() {

@@ -1,9 +1,12 @@
 //! Blobs named by their BLAKE3, one file each, flat in a folder.
 
-use crate::{StoreError, blob_hash};
+use crate::{
+    StoreError, blob_hash,
+    file::{sync_folder, write_atomic},
+};
 use alice_primitives::Hash;
 use bytes::Bytes;
-use object_store::{ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path as ObjectPath};
+use object_store::{ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,15 +45,17 @@ impl BlobStore {
         self.dir.join(hex::encode(hash))
     }
 
-    /// Stores bytes and returns their name.
+    /// Stores bytes and returns their name. They survive a power failure: object_store's local files are not synced, so
+    /// what other things rest on is written here.
     pub async fn put(&self, bytes: impl Into<Bytes>) -> Result<Hash, StoreError> {
         let bytes = bytes.into();
         let hash = blob_hash(&bytes);
-        self.objects
-            .put(&key(&hash), PutPayload::from_bytes(bytes))
-            .await
-            .map_err(object("write a blob"))?;
-        Ok(hash)
+        let path = self.file(&hash);
+        let write = move || write_atomic(&path, |out| out.write_all(&bytes));
+        match tokio::task::spawn_blocking(write).await {
+            Ok(done) => done.map(|()| hash),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     /// Stores a copy of a file of any size without holding it in memory, and returns its name.
@@ -89,7 +94,17 @@ impl BlobStore {
             return Err(error);
         }
         upload.complete().await.map_err(object("write a blob"))?;
-        Ok(hash)
+        let (file, folder) = (self.file(&hash), self.dir.clone());
+        let sync = move || {
+            std::fs::File::open(&file)
+                .and_then(|file| file.sync_all())
+                .map_err(StoreError::io("sync", &file))?;
+            sync_folder(&folder)
+        };
+        match tokio::task::spawn_blocking(sync).await {
+            Ok(done) => done.map(|()| hash),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     /// Reads a blob and checks it against its name.

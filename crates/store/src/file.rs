@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// Writes a file through a temporary one in the same folder, synced and renamed: a crash at any instant leaves the old
-/// file or the new one. Missing parent folders are made.
+/// file or the new one. Missing parent folders are made. Once it returns, the new file survives a power failure.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), StoreError> {
     let parent = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
@@ -28,6 +28,18 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::
     file.as_file().sync_all().map_err(StoreError::io("sync", path))?;
     file.persist(path)
         .map_err(|e| StoreError::io("rename to", path)(e.error))?;
+    sync_folder(parent)
+}
+
+/// A file's name is in its folder, which has to be synced by itself to survive a power failure.
+pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    // Other systems cannot open a folder as a file, and need not.
+    #[cfg(unix)]
+    std::fs::File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(StoreError::io("sync the folder", folder))?;
+    #[cfg(not(unix))]
+    let _ = folder;
     Ok(())
 }
 

@@ -118,6 +118,9 @@ impl Parameters {
         if self.epoch_blocks == 0 {
             return Err("an epoch must have blocks");
         }
+        if self.window_blocks >= self.epoch_blocks {
+            return Err("the dispute window must be shorter than an epoch");
+        }
         if self.session_slots < 4 {
             return Err("a session must have at least 4 slots");
         }
@@ -163,6 +166,8 @@ pub enum Status {
     Settled,
     /// Nothing was accepted in time: the budget is never minted.
     Forfeited,
+    /// More than `HISTORY_EPOCHS` ago: what became of it stands in the events and the manifest of its time.
+    Forgotten,
 }
 
 /// What the running epoch is.
@@ -512,6 +517,9 @@ pub mod pallet {
                 } else {
                     Status::Final
                 };
+            }
+            if epoch < PrunedBefore::<T>::get() {
+                return Status::Forgotten;
             }
             if epoch < ClosedBefore::<T>::get() || Self::is_late(epoch) {
                 return Status::Forfeited;

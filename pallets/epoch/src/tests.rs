@@ -493,7 +493,7 @@ fn on_idle_should_remove_epochs_when_they_are_old() {
         Epoch::on_idle(0, Weight::MAX);
         assert!(!Commitments::<Test>::contains_key(0));
         assert!(!ReopenedEpochs::<Test>::contains_key(0));
-        assert_eq!(Epoch::status(0), Status::Forfeited);
+        assert_eq!(Epoch::status(0), Status::Forgotten);
         // The chain of commitments goes on.
         assert_eq!(attest(&commitment(HISTORY_EPOCHS), 0, 0), Ok(()));
     });

@@ -298,6 +298,10 @@ pub mod pallet {
             if Ledgers::<T>::get(epoch).is_some_and(|ledger| ledger.is_paid(*index)) {
                 return Err(InvalidTransaction::Stale.into());
             }
+            // In the block in which its history ends the commitment may still be there; nothing can be issued for it.
+            if T::CurrentEpoch::get().saturating_sub(*epoch) > HISTORY_EPOCHS {
+                return refuse(refusal::NOT_PAYABLE);
+            }
             let Some(commitment) = T::Outcomes::payable(*epoch) else {
                 return refuse(refusal::NOT_PAYABLE);
             };

@@ -68,14 +68,7 @@ impl Db {
         if inserted.rows_affected() == 0 {
             return Ok(());
         }
-        for verdict in &results.verdicts {
-            sqlx::query("UPDATE submissions SET verdict = ?, accepted = ? WHERE id = ?")
-                .bind(to_json("a verdict", verdict)?)
-                .bind(i64::from(verdict.body.outcome == Outcome::Accepted))
-                .bind(&verdict.body.id.0[..])
-                .execute(&mut *tx)
-                .await?;
-        }
+        store_verdicts(&mut tx, &results.verdicts).await?;
         for page in &results.pages {
             sqlx::query("INSERT INTO pages (epoch, page, body) VALUES (?, ?, ?)")
                 .bind(epoch)
@@ -196,6 +189,18 @@ impl Db {
             None => Ok(None),
         }
     }
+}
+
+pub(super) async fn store_verdicts(tx: &mut sqlx::SqliteConnection, verdicts: &[Verdict]) -> Result<(), DbError> {
+    for verdict in verdicts {
+        sqlx::query("UPDATE submissions SET verdict = ?, accepted = ? WHERE id = ?")
+            .bind(to_json("a verdict", verdict)?)
+            .bind(i64::from(verdict.body.outcome == Outcome::Accepted))
+            .bind(&verdict.body.id.0[..])
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
 }
 
 fn epoch_row(row: Columns) -> Result<EpochRow, DbError> {

@@ -106,6 +106,17 @@ impl Db {
             .await?)
     }
 
+    /// Stores a fact unless it is known, and returns what is stored.
+    pub async fn bind(&self, key: &'static str, value: &[u8]) -> Result<Vec<u8>, DbError> {
+        let _guard = self.write().await;
+        sqlx::query("INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(key)
+            .bind(value)
+            .execute(&self.pool)
+            .await?;
+        self.meta(key).await.map(Option::unwrap_or_default)
+    }
+
     /// Closes all connections; what was acknowledged is on disk with or without it.
     pub async fn close(&self) {
         self.pool.close().await;

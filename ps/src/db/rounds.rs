@@ -1,7 +1,7 @@
 //! Rounds, their tasks and what was refused in them.
 
-use super::{Db, DbError, from_json, hash, number, to_json};
-use alice_api::{ErrorCode, Hex32, Lease, SeedBlock, Task};
+use super::{Db, DbError, epochs::store_verdicts, from_json, hash, number, to_json};
+use alice_api::{ErrorCode, Hex32, Lease, SeedBlock, Task, Verdict};
 use alice_primitives::Hash;
 use std::collections::BTreeMap;
 
@@ -54,14 +54,16 @@ impl Db {
         Ok(())
     }
 
-    /// Ends a round in which nothing was submitted.
-    pub async fn close_empty_round(&self, epoch: u32) -> Result<(), DbError> {
+    /// Ends a round without results: nothing was submitted, or it is voided with these verdicts.
+    pub async fn close_round(&self, epoch: u32, verdicts: &[Verdict]) -> Result<(), DbError> {
         let _guard = self.write().await;
+        let mut tx = self.pool.begin().await?;
+        store_verdicts(&mut tx, verdicts).await?;
         sqlx::query("UPDATE rounds SET stage = 'scored' WHERE epoch = ?")
             .bind(epoch)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await?;
-        Ok(())
+        Ok(tx.commit().await?)
     }
 
     /// The newest round.

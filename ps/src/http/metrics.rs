@@ -5,6 +5,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::{sync::OnceLock, time::Duration};
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+/// Between two tidyings of the recorder.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// Upper bounds of the request durations, seconds.
 const DURATION_BUCKETS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0];
 
@@ -36,6 +38,16 @@ pub fn install() {
         metrics::describe_gauge!("alice_ps_scoring_seconds", "duration of the last scoring");
         handle
     });
+}
+
+/// Lets the recorder put away what was measured; without it histograms would grow until somebody scrapes.
+pub async fn upkeep() {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        if let Some(handle) = HANDLE.get() {
+            handle.run_upkeep();
+        }
+    }
 }
 
 /// Counts a request.

@@ -15,17 +15,22 @@ use alice_api::ErrorCode;
 use answers::Answer;
 use axum::{
     Router,
+    body::{Body, HttpBody},
     extract::{MatchedPath, Request},
     http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use std::{
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Longest time for a request, the body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -68,6 +73,11 @@ pub fn install_metrics() {
     metrics::install();
 }
 
+/// Keeps the counting in bounds; runs for as long as the server.
+pub async fn metrics_upkeep() {
+    metrics::upkeep().await;
+}
+
 async fn no_route(request: Request) -> Answer<()> {
     Err(Refusal::new(
         ErrorCode::NotFound,
@@ -91,10 +101,43 @@ fn shortened(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
+/// A body that holds its request's place.
+struct Slotted {
+    body: Body,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl HttpBody for Slotted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// Puts limits on every request and counts it.
 async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let method = request.method().to_string();
+    // Known names only: every name is a time series of its own, and anybody can make up methods.
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    };
     let path = request
         .extensions()
         .get::<MatchedPath>()
@@ -103,13 +146,14 @@ async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Respons
         let refusal = Refusal::new(ErrorCode::Unavailable, message, "try again in a few seconds");
         answers::Failure(refusal).into_response()
     };
-    let response = match slots.try_acquire() {
-        Ok(_slot) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-            Ok(response) => response,
+    let response = match slots.try_acquire_owned() {
+        Ok(slot) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+            // A download holds its place until its last byte.
+            Ok(response) => response.map(|body| Body::new(Slotted { body, _slot: slot })),
             Err(_) => busy("the request took too long"),
         },
         Err(_) => busy("the server handles as many requests as it may"),
     };
-    metrics::observe(&method, &path, response.status().as_u16(), started.elapsed());
+    metrics::observe(method, &path, response.status().as_u16(), started.elapsed());
     response
 }
