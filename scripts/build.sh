@@ -7,6 +7,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ALICE_ROOT"
 
+[ -e "$LIBTORCH/build-version" ] || die "libtorch is not in $LIBTORCH: run scripts/setup.sh, which downloads it"
 case ${1:-} in
 "") exec cargo build --locked --workspace --bins ;;
 --tests) ;;

@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache/alice"))
 BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
 UNIT = 10**12
+# Says that a directory is this script's own, so that it may be emptied.
+MARKER = ".alice-localnet"
 # What a run's directory holds besides summary.json.
 PARTS = ("logs", "chain", "corpus", "ps", "miners", "keys")
 # Blocks are due every 2 s; on a busy machine slots are missed.
@@ -274,7 +276,7 @@ class Localnet:
         self.processes = None
         self.miners = []
 
-    def prepare(self):
+    def check_options(self):
         if not self.spec_file.exists():
             known = ", ".join(sorted(p.stem for p in self.spec_file.parent.glob("*.toml")))
             raise Failure(f"there is no run '{self.options.run}'; known runs: {known}")
@@ -282,18 +284,23 @@ class Localnet:
             raise Failure(f"--validators must be between 1 and {len(VALIDATOR_NAMES)}")
         if not 1 <= self.options.miners <= 64 or self.options.epochs < 1:
             raise Failure("--miners must be between 1 and 64, --epochs at least 1")
+        if not (self.dir / MARKER).exists() and self.dir.exists() and any(self.dir.iterdir()):
+            raise Failure(f"{self.dir} is not empty and not a localnet's; choose another --dir, nothing was changed")
+
+    def prepare(self):
+        self.check_options()
         for program in ("alice-node", "alice-ps", "alice-miner"):
             if not (BIN / program).exists():
                 raise Failure(f"{BIN / program} is not built; run scripts/localnet.sh, which builds first")
-        logs, marker = self.dir / "logs", self.dir / ".alice-localnet"
+        if not (CACHE / "corpus-sotu").is_dir():
+            raise Failure(f"the text is not in {CACHE / 'corpus-sotu'}; run scripts/setup.sh, which downloads it")
+        logs, marker = self.dir / "logs", self.dir / MARKER
         if marker.exists():
             self.refuse_if_running(logs)
             # A new run is a new chain: nothing of an earlier one may remain. Only what this script made is removed.
             for part in PARTS:
                 shutil.rmtree(self.dir / part, ignore_errors=True)
             (self.dir / "summary.json").unlink(missing_ok=True)
-        elif self.dir.exists() and any(self.dir.iterdir()):
-            raise Failure(f"{self.dir} is not empty and not a localnet's; choose another --dir, nothing was changed")
         for part in PARTS:
             (self.dir / part).mkdir(parents=True, exist_ok=True)
         marker.touch()
@@ -508,6 +515,7 @@ def parser():
     parser.add_argument("--validators", type=int, default=2, metavar="V", help="validators, 1 to 6 (default 2)")
     parser.add_argument("--run", default="dev", metavar="NAME", help="run specification in chain-spec/runs (default dev)")
     parser.add_argument("--dir", default=str(ROOT / ".localnet"), help="where state, logs and summary.json go (default ./.localnet)")
+    parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help="stay up after the last epoch until Ctrl-C")
     return parser
 
@@ -521,6 +529,9 @@ def run(net, after=None):
     signal.signal(signal.SIGTERM, interrupted)
     signal.signal(signal.SIGHUP, interrupted)
     try:
+        if net.options.check_arguments:
+            net.check_options()
+            return 0
         net.prepare()
         net.start()
         net.finish(net.watch())

@@ -6,6 +6,8 @@ set -euo pipefail
 
 case " $* " in *" --help "* | *" -h "*) exec python3 "$ALICE_ROOT/scripts/localnet.py" --help ;; esac
 
+# Wrong arguments are told now, not after the build.
+python3 "$ALICE_ROOT/scripts/localnet.py" --check-arguments "$@"
 started=$(date +%s)
 "$ALICE_ROOT/scripts/setup.sh"
 say "building alice-node, alice-ps and alice-miner (the first build takes a while: about 25 minutes on 2 idle cores)"

@@ -3,7 +3,7 @@
 #
 #   1. system packages   protobuf, clang, lld, OpenSSL headers (for the node), by apt; by inspection only on macOS
 #   2. wasm toolchain    the chain's runtime is WebAssembly: `rustup target add wasm32v1-none`, or Debian's compiler
-#   3. libtorch          the CPU part of PyTorch's own wheel, checked by hash (486 MB instead of 4.7 GB)
+#   3. libtorch          the CPU part of PyTorch's own wheel (486 MB instead of 4.7 GB), checked by hash on Linux
 #   4. text              the small public-domain corpus that localnet trains on, checked by hash
 #   5. polkadot.js       @polkadot/api for the check under tests/ (only with --tests)
 #
@@ -67,6 +67,10 @@ apt_install() { # installs what is missing of the given packages
 		die "apt-get could not install: ${missing[*]}"
 }
 
+case "$(uname -s)/$(uname -m)" in
+Linux/x86_64 | Darwin/arm64) ;;
+*) die "there is no libtorch for $(uname -s) on $(uname -m) here: x86-64 Linux and Apple Silicon are supported" ;;
+esac
 command -v cargo >/dev/null || die "no Rust toolchain: install one from https://rustup.rs (1.95 or newer), then run this again"
 
 # --- 1. system packages -----------------------------------------------------------------------------------------
@@ -155,6 +159,8 @@ fetch_libtorch() {
 		pip_wheel nvidia-cuda-cupti==13.0.85 "$tmp" manylinux_2_25_x86_64 manylinux2014_x86_64
 		pip_wheel nvidia-cuda-runtime==13.0.96 "$tmp" manylinux_2_25_x86_64 manylinux2014_x86_64
 		check_hash "$(echo "$tmp"/torch-*.whl)" 60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7
+		check_hash "$(echo "$tmp"/nvidia_cuda_cupti-*.whl)" 4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8
+		check_hash "$(echo "$tmp"/nvidia_cuda_runtime-*.whl)" 7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548
 		mkdir -p "$tmp/libtorch/lib"
 		# Only what the CPU needs; libtorch_cpu itself is linked against these two small CUDA libraries.
 		unzip -q "$tmp"/torch-*.whl 'torch/lib/libtorch_cpu.so' 'torch/lib/libc10.so' 'torch/lib/libgomp*' 'torch/include/*' -d "$tmp/x"
@@ -199,10 +205,17 @@ fetch_corpus() {
 
 # --- 5. polkadot.js -----------------------------------------------------------------------------------------------
 if [ $with_tests = 1 ]; then
-	if ! command -v npm >/dev/null || ! node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' 2>/dev/null; then
+	node_is_recent() {
+		command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' 2>/dev/null
+	}
+	if ! node_is_recent; then
 		[ "$(uname -s)" = Linux ] || die "node.js 18 or newer is needed for the polkadot.js check: brew install node"
 		apt_install nodejs npm
+		node_is_recent || die "node.js 18 or newer is needed for the polkadot.js check, and this system's packages have $(node --version 2>&1 || true): install one from https://nodejs.org"
 	fi
+	# Tests check formatting and lints as well.
+	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy ||
+		die "rustfmt and clippy are needed: rustup component add rustfmt clippy"
 	js=$ALICE_CACHE/polkadot-js
 	if ! cmp -s "$ALICE_ROOT/tests/polkadot-js/package-lock.json" "$js/package-lock.json" || [ ! -e "$js/.ready" ]; then
 		say "installing @polkadot/api for the polkadot.js check"

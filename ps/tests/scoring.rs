@@ -8,8 +8,9 @@ use alice_api::{
 };
 use alice_primitives::pages;
 use alice_ps::{
-    driver::score_epoch,
-    init::{create_state, open_state},
+    db::StoredStage,
+    driver::{score_epoch, void},
+    init::{bind_key, create_state, open_state},
     settle::{attestation, record},
 };
 use alice_round::ChainStatus;
@@ -390,6 +391,61 @@ async fn a_lost_upload_should_void_and_blame_nobody() {
         .unwrap();
     let verdict = status(&ps, receipt.body.id).await.verdict.unwrap();
     assert_eq!(verdict.body.outcome, Outcome::Voided);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_cannot_be_scored_should_be_voided_with_a_reason() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let lease = ps.claim(&key(1), [10; 32]).await;
+    let receipt = ps.submit(&key(1), lease.task.task_id, b"some bytes").await;
+    seal(&ps, EPOCH).await;
+    void(&ps.service, EPOCH, "the device is on fire").await.unwrap();
+    let verdict = status(&ps, receipt.body.id).await.verdict.unwrap();
+    assert_eq!((verdict.body.outcome, verdict.body.score), (Outcome::Voided, 0));
+    assert!(verdict.verify(&GENESIS) && verdict.body.detail.contains("on fire"));
+    // Over for good: nothing to attest, nothing to score, and the next round may open.
+    assert_eq!(attestation(&ps.service, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
+    assert_eq!(
+        ps.service.db.newest_round().await.unwrap().unwrap().stage,
+        StoredStage::Scored
+    );
+    assert_eq!(std::fs::read_dir(ps.service.files.uploads()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_should_keep_its_key() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    for _ in 0..2 {
+        bind_key(&ps.service.db, key(1).public()).await.unwrap();
+    }
+    let other = bind_key(&ps.service.db, key(2).public()).await.unwrap_err();
+    assert_eq!(other.exit_code(), 3);
+    assert!(other.to_string().contains(&key(1).public().to_string()), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_should_be_taken_while_the_view_of_the_chain_is_out_of_date() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let lease = ps.claim(&key(1), [10; 32]).await;
+    let declaration = ps.declaration(&key(1), lease.task.task_id, b"abc");
+    ps.post("/v1/uploads", &declaration)
+        .await
+        .parse::<alice_api::UploadState>();
+    ps.patch(&declaration.id(), 0, b"abc")
+        .await
+        .parse::<alice_api::UploadState>();
+    ps.view.send_modify(|v| v.stale = true);
+    ps.commit(&key(1), declaration.id()).await.refused("unavailable");
+    ps.post("/v1/tasks", &ps.claim_request(&key(2), [20; 32]))
+        .await
+        .refused("unavailable");
+    ps.view.send_modify(|v| v.stale = false);
+    ps.commit(&key(1), declaration.id()).await.parse::<Receipt>();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -266,6 +266,30 @@ fn settlements_should_be_attested_in_epoch_order() {
 }
 
 #[test]
+fn a_commitment_that_cannot_be_accepted_should_not_hold_up_later_epochs() {
+    let mut state = State::restore(Some((4, Stage::Scored)), [2, 4]);
+    state.best = 160;
+    let open = |epoch| Event::Chain {
+        epoch,
+        status: ChainStatus::Open,
+    };
+    let lost = Event::Unattestable { epoch: 2 };
+    let (mut state, effects) = run(state, &[open(2), lost, open(2), open(4)]);
+    assert_eq!(effects, [Effect::Attest { epoch: 2 }, Effect::Attest { epoch: 4 }]);
+    // It is not sent again, but followed until its time is over.
+    state.best = RULES.attestable_until(2);
+    let (state, effects) = run(state, &[open(2)]);
+    assert_eq!(
+        effects,
+        [Effect::Record {
+            epoch: 2,
+            status: ChainStatus::Forfeited
+        }]
+    );
+    assert_eq!(state.settlements.keys().copied().collect::<Vec<_>>(), [4]);
+}
+
+#[test]
 fn lost_transactions_should_be_sent_again_after_some_blocks() {
     let mut state = State::restore(Some((2, Stage::Scored)), [2]);
     state.best = 90;

@@ -110,6 +110,54 @@ fn honest_update_should_be_accepted_and_its_negation_refused() {
 }
 
 #[test]
+fn a_keys_evidence_should_be_pooled_over_its_submissions() {
+    // Many updates of pure noise: single ones would pass the gate by luck, the key's evidence together does not.
+    let noise_only = |id: u8| Candidate {
+        miner: [77; 32],
+        ..candidate(id, false, update(0.0, 0.02, 1.0, u64::from(id)))
+    };
+    let all: Vec<Candidate> = (1..=60).map(noise_only).collect();
+    let alone = all.iter().map(|c| {
+        let one = Candidate {
+            miner: c.id,
+            proven: true,
+            ..c.clone()
+        };
+        score(&[one], Some(1.0)).decisions.remove(0)
+    });
+    let lucky = alone.filter(|d| d.accepted).count();
+    let together = score(&all, Some(1.0));
+    let accepted = together.decisions.iter().filter(|d| d.accepted).count();
+    assert!(lucky > 0 && accepted < lucky, "{lucky} alone, {accepted} together");
+    // An honest key with two updates is paid by its mean for both.
+    let two = [(1, 0.1), (2, 0.12)].map(|(id, towards)| Candidate {
+        miner: [5; 32],
+        ..candidate(id, true, update(towards, 0.02, 1.0, u64::from(id)))
+    });
+    let decided = score(&two, Some(1.0)).decisions;
+    assert!(
+        decided.iter().all(|d| d.accepted && d.score == 1_000_000_000),
+        "{decided:?}"
+    );
+    assert!(decided[0].detail.contains("2 updates together"));
+    // One of them doing harm is refused although the key is good.
+    let mut mixed = two.to_vec();
+    mixed.extend(two.iter().map(|c| Candidate {
+        id: [c.id[0] + 3; 32],
+        ..c.clone()
+    }));
+    mixed.push(Candidate {
+        miner: [5; 32],
+        ..candidate(9, true, update(-0.1, 0.02, 1.0, 9))
+    });
+    let decided = score(&mixed, Some(1.0)).decisions;
+    assert_eq!(
+        decided.iter().map(|d| d.accepted).collect::<Vec<_>>(),
+        [true, true, true, true, false]
+    );
+}
+
+#[test]
 fn improvement_should_be_the_probe_divided_by_kappa() {
     let update = update(0.1, 0.0, 1.0, 1);
     let decision = only(update.clone());
