@@ -202,7 +202,7 @@ class Processes:
         self.start(name, *self.commands[name])
 
     def check(self):
-        for name, child in self.running.items():
+        for name, child in list(self.running.items()):
             if child.poll() is not None:
                 raise Failure(f"{name} ended with code {child.returncode}; its log ends with:\n{self.tail(name)}")
 

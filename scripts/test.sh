@@ -32,8 +32,9 @@ say "dependency rules and documents"
 python3 scripts/check-architecture.py
 python3 scripts/check-docs.py
 
-say "scripts"
+say "scripts, and a second reader of the update format"
 python3 tests/scripts.py
+python3 tests/update_format.py
 
 say "lints and build (the first one takes a while: see docs/measurements.md)"
 if [ $fast = 1 ]; then scripts/build.sh --fast; else scripts/build.sh --tests; fi

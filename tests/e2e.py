@@ -4,14 +4,18 @@ Real processes, real ports, real text. One network serves every check, because s
 
 * epoch 1, some updates committed: the parameter server and a miner are killed (-9) and started again;
 * epoch 2: the validator that everybody is connected to is killed and started again;
+* the last epoch: the parameter server is killed as soon as its signed commitment is stored, before or while it is sent;
 * afterwards: receipts, the audit from the first state, payout by hand, wrong flags and ports in use, polkadot.js.
 """
 
 import json
 import pathlib
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -42,6 +46,34 @@ class Disturbed(localnet.Localnet):
         super().__init__(options)
         self.server_killed = self.chain_killed = False
         self.held = set()
+        self.signed = None
+
+    def start(self):
+        super().start()
+        threading.Thread(target=self.kill_server_when_it_has_signed, daemon=True).start()
+
+    def attestations(self):
+        """Signed commitments of the last epoch, as stored."""
+        database = sqlite3.connect(f"file:{self.dir}/ps/state.sqlite?mode=ro", uri=True, timeout=5)
+        try:
+            query = "SELECT round, commitment, signature FROM attestations WHERE epoch = ?"
+            return database.execute(query, (self.options.epochs - 1,)).fetchall()
+        finally:
+            database.close()
+
+    def kill_server_when_it_has_signed(self):
+        while True:
+            try:
+                stored = self.attestations()
+            except sqlite3.OperationalError:
+                stored = []  # being made, or locked for a moment
+            if stored:
+                self.processes.kill("ps")
+                self.signed = stored
+                self.processes.start_again("ps")
+                note("kill -9: parameter server, just after it had stored a signed commitment")
+                return
+            time.sleep(0.002)
 
     def tick(self, status):
         open_round = status["phase"] == "open"
@@ -92,8 +124,11 @@ class Disturbed(localnet.Localnet):
     # --- afterwards -----------------------------------------------------------------------------------------------
 
     def check(self):
-        if not (self.server_killed and self.chain_killed):
+        if not (self.server_killed and self.chain_killed and self.signed):
             raise Failure("the network was not disturbed: the test did not test what it is for")
+        # Never a second signature: what was stored before the kill is what is there now, and what the chain accepted.
+        equal("the signed commitment after the kill", self.attestations(), self.signed)
+        note("signature: one commitment was signed for the epoch in which the server was killed, and it was accepted")
         self.check_summary()
         self.check_miners()
         self.check_audit()

@@ -106,8 +106,6 @@ impl Miner {
     pub async fn run(&mut self) -> Result<(), MinerError> {
         let (mut failures, mut train_failures) = (0, 0);
         while !self.stop.requested() {
-            // Also while the server is away: the pages are kept so that pay does not depend on it.
-            self.follow_pay().await;
             match self.look().await {
                 Ok(next) => {
                     failures = 0;
@@ -117,6 +115,7 @@ impl Miner {
                         Next::Wait(why) => {
                             self.reporter.waiting(&why);
                             self.show(false);
+                            self.follow_pay().await;
                             self.stop.sleep(POLL.pause(1)).await;
                         }
                     }
@@ -131,6 +130,8 @@ impl Miner {
                         }
                     }
                     self.reporter.waiting(&format!("{error}; trying again"));
+                    // Also while the server is away: the pages are kept so that pay does not depend on it.
+                    self.follow_pay().await;
                     self.stop.sleep(BACK_OFF.pause(failures)).await;
                     continue;
                 }
@@ -470,7 +471,8 @@ impl Miner {
         Ok(())
     }
 
-    /// Pay is followed beside the work: trouble with it is said, and work goes on.
+    /// Pay is followed while there is nothing else to do, so that a slow node never holds up an update; trouble with it
+    /// is said, and work goes on.
     async fn follow_pay(&mut self) {
         let Some(network) = self.network else { return };
         let mut desk = PayDesk {

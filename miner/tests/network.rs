@@ -200,6 +200,36 @@ async fn a_server_of_another_network_or_with_another_key_should_get_no_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_later().await;
+    let (snapshot, delta) = (&ps.model.snapshot, &ps.model.deltas[1]);
+    assert!(snapshot.chunks.len() > 2);
+    for damaged in [snapshot.chunks[1], delta.blob] {
+        ps.seen().damaged = Some(damaged);
+        let (mut patient, handle) = miner(dir.path(), &url);
+        let task = tokio::spawn(async move { patient.run().await });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!task.is_finished(), "a damaged download must not end the miner");
+        handle.stop();
+        task.await.unwrap().unwrap();
+        assert!(
+            !run_dir(dir.path(), &ps).join("theta.bin").exists(),
+            "nothing damaged is kept"
+        );
+        assert_eq!(ps.seen().commits, 0);
+    }
+    ps.seen().damaged = None;
+    mine(dir.path(), &url).await.unwrap();
+    let bytes = ps.seen().bytes.values().next().unwrap().clone();
+    let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
+    assert_eq!(Hex32(update.header.base_root), ps.root, "trained on the newest model");
+    let theta = alice_store::theta::read_theta(&run_dir(dir.path(), &ps).join("theta.bin"), ps.spec.parameters());
+    let root = alice_store::model_root(&ps.spec.tensors(), &theta.unwrap());
+    assert_eq!(Hex32(root), ps.root, "bit by bit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn damaged_caches_should_not_stop_the_next_epoch() {
     let dir = tempfile::tempdir().unwrap();
     let (ps, url) = FakePs::start().await;

@@ -5,9 +5,12 @@ use alice_runtime::{configs::MAX_VALIDATORS, genesis, AccountId, SessionKeys, WA
 use pallet_epoch::{ParameterServer, Parameters};
 use sc_network::config::MultiaddrWithPeerId;
 use sc_service::{ChainType, GenericChainSpec, Properties};
-use sp_core::{sr25519, H256};
+use sp_core::{crypto::Ss58Codec, ed25519, sr25519, H256};
 use sp_genesis_builder::{DEV_RUNTIME_PRESET, LOCAL_TESTNET_RUNTIME_PRESET};
 use std::path::PathBuf;
+
+/// Prefix of addresses that belong to no network.
+const GENERIC_PREFIX: u16 = 42;
 
 /// Specification of a network.
 pub type ChainSpec = GenericChainSpec;
@@ -98,12 +101,12 @@ pub fn localnet(options: &LocalnetSpecCmd) -> Result<ChainSpec, String> {
         .build())
 }
 
-/// Who starts the main network.
+/// Who starts the main network. Accounts and keys are addresses, in this network's format or the generic one.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Launch {
     validators: Vec<LaunchValidator>,
-    parameter_servers: Vec<ParameterServer<AccountId>>,
+    parameter_servers: Vec<LaunchServer>,
     run_hash: H256,
     #[serde(default)]
     bootnodes: Vec<String>,
@@ -111,10 +114,58 @@ struct Launch {
 
 /// One of its validators.
 #[derive(serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 struct LaunchValidator {
-    account: AccountId,
-    keys: SessionKeys,
+    account: String,
+    keys: LaunchKeys,
+}
+
+/// A validator's session keys.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LaunchKeys {
+    grandpa: String,
+    babe: String,
+    authority_discovery: String,
+}
+
+/// One of its parameter servers.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LaunchServer {
+    account: String,
+    key: String,
+}
+
+impl LaunchValidator {
+    fn decode(&self) -> Result<(AccountId, SessionKeys), String> {
+        let keys = SessionKeys {
+            grandpa: address::<ed25519::Public>(&self.keys.grandpa)?.into(),
+            babe: address::<sr25519::Public>(&self.keys.babe)?.into(),
+            authority_discovery: address::<sr25519::Public>(&self.keys.authority_discovery)?.into(),
+        };
+        Ok((address(&self.account)?, keys))
+    }
+}
+
+impl LaunchServer {
+    fn decode(&self) -> Result<ParameterServer<AccountId>, String> {
+        Ok(ParameterServer {
+            account: address(&self.account)?,
+            key: address(&self.key)?,
+        })
+    }
+}
+
+fn address<T: Ss58Codec>(text: &str) -> Result<T, String> {
+    match T::from_ss58check_with_version(text) {
+        Ok((found, version)) if [alice_primitives::SS58_PREFIX, GENERIC_PREFIX].contains(&version.into()) => Ok(found),
+        Ok((_, version)) => Err(format!(
+            "{text} is an address of another network (prefix {})",
+            u16::from(version)
+        )),
+        Err(error) => Err(format!("{text} is not an address: {error:?}")),
+    }
 }
 
 /// The main network with those who start it. Everything else is the runtime's preset: nobody has coins.
@@ -127,34 +178,36 @@ pub fn launch(options: &LaunchSpecCmd) -> Result<ChainSpec, String> {
             "{path}: a network needs at least one validator and one parameter server"
         ));
     }
-    let server_keys: Vec<_> = launch.parameter_servers.iter().map(|server| server.key.0).collect();
-    check_counts(launch.validators.len(), &server_keys).map_err(|problem| format!("{path}: {problem}"))?;
-    for (i, validator) in launch.validators.iter().enumerate() {
-        let same = |other: &LaunchValidator| {
-            let (a, b) = (&other.keys, &validator.keys);
-            other.account == validator.account
-                || a.grandpa == b.grandpa
-                || a.babe == b.babe
-                || a.authority_discovery == b.authority_discovery
+    let in_file = |problem: String| format!("{path}: {problem}");
+    let servers: Vec<_> = launch
+        .parameter_servers
+        .iter()
+        .map(LaunchServer::decode)
+        .collect::<Result<_, _>>()
+        .map_err(in_file)?;
+    let validators: Vec<_> = launch
+        .validators
+        .iter()
+        .map(LaunchValidator::decode)
+        .collect::<Result<_, _>>()
+        .map_err(in_file)?;
+    let server_keys: Vec<_> = servers.iter().map(|server| server.key.0).collect();
+    check_counts(validators.len(), &server_keys).map_err(in_file)?;
+    for (i, (account, keys)) in validators.iter().enumerate() {
+        let same = |(other, others): &(AccountId, SessionKeys)| {
+            other == account
+                || others.grandpa == keys.grandpa
+                || others.babe == keys.babe
+                || others.authority_discovery == keys.authority_discovery
         };
-        if launch.validators[..i].iter().any(same) {
-            return Err(format!(
-                "{path}: validator {} shares its account or a key with an earlier one",
+        if validators[..i].iter().any(same) {
+            return Err(in_file(format!(
+                "validator {} shares its account or a key with an earlier one",
                 i + 1
-            ));
+            )));
         }
     }
-    let validators = launch
-        .validators
-        .into_iter()
-        .map(|validator| (validator.account, validator.keys))
-        .collect();
-    let patch = genesis::patch(
-        Parameters::default(),
-        validators,
-        launch.parameter_servers,
-        Some(launch.run_hash),
-    );
+    let patch = genesis::patch(Parameters::default(), validators, servers, Some(launch.run_hash));
     Ok(ChainSpec::builder(wasm()?, None)
         .with_name("Alice")
         .with_id("alice")
@@ -253,7 +306,15 @@ mod tests {
     }
 
     fn launch_json(servers: usize) -> serde_json::Value {
-        let address = |seed: u8| sp_core::crypto::Ss58Codec::to_ss58check(&AccountId::from([seed; 32]));
+        // This network's format and the generic one, mixed.
+        let address = |seed: u8| {
+            let prefix = if seed.is_multiple_of(2) {
+                GENERIC_PREFIX
+            } else {
+                alice_primitives::SS58_PREFIX
+            };
+            AccountId::from([seed; 32]).to_ss58check_with_version(prefix.into())
+        };
         let validator = |seed: u8| {
             serde_json::json!({ "account": address(seed), "keys": {
                 "grandpa": address(seed), "babe": address(seed), "authority_discovery": address(seed) } })
@@ -281,6 +342,25 @@ mod tests {
         let mut json = launch_json(1);
         json.as_object_mut().unwrap().remove("runHash");
         assert!(launch_error(json).contains("runHash"));
+    }
+
+    #[test]
+    fn a_launch_should_have_its_validators_and_no_coins() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), launch_json(2).to_string()).unwrap();
+        let spec = launch(&LaunchSpecCmd {
+            launch: file.path().into(),
+            output: None,
+        })
+        .unwrap();
+        check_has_validators(&spec).unwrap();
+        let mut json = launch_json(1);
+        json["validators"][0]["account"] = "5GrwvaEF".into();
+        assert!(launch_error(json).contains("is not an address"));
+        let mut json = launch_json(1);
+        let foreign = AccountId::from([1; 32]).to_ss58check_with_version(0u16.into());
+        json["validators"][0]["account"] = foreign.into();
+        assert!(launch_error(json).contains("another network (prefix 0)"));
     }
 
     #[test]

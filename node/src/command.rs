@@ -46,7 +46,12 @@ impl SubstrateCli for Cli {
 pub fn run() -> sc_cli::Result<()> {
     let mut cli = Cli::from_args();
     match &cli.subcommand {
-        Some(Subcommand::Key(command)) => command.run(&cli),
+        Some(Subcommand::Key(command)) => {
+            // It knows no chain, and shall show this network's addresses all the same. Not for the other commands: the
+            // runtime reads genesis accounts in the generic format only.
+            sp_core::crypto::set_default_ss58_version(alice_primitives::SS58_PREFIX.into());
+            command.run(&cli)
+        }
         Some(Subcommand::ExportChainSpec(command)) => command.run(cli.load_spec(&command.chain)?),
         Some(Subcommand::LocalnetSpec(command)) => {
             write_spec(chain_spec::localnet(command)?, command.output.as_deref())

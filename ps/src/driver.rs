@@ -128,6 +128,8 @@ impl Driver {
                 Ok(head) => {
                     if failures > 0 {
                         tracing::info!("the chain answers again");
+                        // What could not be done is asked for again with this block, and said again if it still cannot.
+                        self.problem = None;
                     }
                     failures = 0;
                     if last != Some(head) {

@@ -4,6 +4,36 @@ use crate::error::EncodeError;
 use crate::layout::Layout;
 use crate::levels::{Levels, scale};
 
+/// Values whose largest magnitude is looked at together.
+const BLOCK: usize = 32;
+
+/// Bits of a magnitude; they order as the magnitudes do, infinities and NaN above all numbers.
+fn magnitude_bits(value: f32) -> u32 {
+    value.to_bits() & 0x7fff_ffff
+}
+
+/// A magnitude (bits, at least 1) that the `k_max` largest of a chunk all reach: the `k_max`-th largest of the blocks'
+/// maxima, since so many blocks hold a value that large. Most values are below it and need not be looked at again; with
+/// fewer blocks than `k_max` it is 1 and only zeros are left out. Leaves the blocks' maxima in `maxima`. The error is the
+/// number of the first block with a value that is not finite.
+fn threshold(values: &[f32], k_max: usize, maxima: &mut Vec<u32>) -> Result<u32, usize> {
+    maxima.clear();
+    maxima.extend(
+        values
+            .chunks(BLOCK)
+            .map(|block| block.iter().fold(0, |max, value| max.max(magnitude_bits(*value)))),
+    );
+    if let Some(block) = maxima.iter().position(|max| *max >= f32::INFINITY.to_bits()) {
+        return Err(block);
+    }
+    let Some(last) = k_max.checked_sub(1).filter(|last| *last < maxima.len()) else {
+        return Ok(1);
+    };
+    let mut sorted = maxima.clone();
+    let (_, bound, _) = sorted.select_nth_unstable_by(last, |a, b| b.cmp(a));
+    Ok((*bound).max(1))
+}
+
 /// For each chunk its candidates, positions inside the chunk by descending magnitude, ties by ascending index.
 pub(crate) struct Ranked {
     positions: Vec<u16>,
@@ -21,18 +51,27 @@ impl Ranked {
         // (magnitude's bits, complement of the position): a larger key is a larger magnitude, then a lower index.
         // Non-negative floats order as their bits do.
         let mut keys: Vec<u64> = Vec::with_capacity(layout.chunk());
+        let mut maxima: Vec<u32> = Vec::with_capacity(layout.chunk().div_ceil(BLOCK));
         for range in layout.chunks() {
-            keys.clear();
             let start = range.start;
-            for (position, value) in values.get(range).unwrap_or_default().iter().enumerate() {
-                if !value.is_finite() {
-                    return Err(EncodeError::NonFinite {
-                        index: start + position,
-                    });
+            let of_chunk = values.get(range).unwrap_or_default();
+            let threshold = threshold(of_chunk, k_max, &mut maxima).map_err(|block| {
+                let at = of_chunk.iter().skip(block * BLOCK).position(|value| !value.is_finite());
+                EncodeError::NonFinite {
+                    index: start + block * BLOCK + at.unwrap_or(0),
                 }
-                let magnitude = value.abs().to_bits();
-                if magnitude != 0 {
-                    keys.push(u64::from(magnitude) << 32 | u64::from(!(position as u32)));
+            })?;
+            keys.clear();
+            for ((block, of_block), &max) in of_chunk.chunks(BLOCK).enumerate().zip(&maxima) {
+                if max < threshold {
+                    continue;
+                }
+                for (position, value) in of_block.iter().enumerate() {
+                    let magnitude = magnitude_bits(*value);
+                    if magnitude >= threshold {
+                        let position = (block * BLOCK + position) as u32;
+                        keys.push(u64::from(magnitude) << 32 | u64::from(!position));
+                    }
                 }
             }
             if keys.len() > k_max {
@@ -91,5 +130,52 @@ impl Ranked {
         into.clear();
         into.extend_from_slice(candidates.get(..count).unwrap_or(candidates));
         into.sort_unstable();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The same by sorting everything.
+    fn by_sorting(values: &[f32], k_max: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..values.len() as u32).collect();
+        order.sort_by(|a, b| {
+            let of = |i: &u32| magnitude_bits(values[*i as usize]);
+            of(b).cmp(&of(a)).then(a.cmp(b))
+        });
+        order.retain(|i| values[*i as usize] != 0.0);
+        order.truncate(k_max);
+        order
+    }
+
+    proptest! {
+        /// Few different magnitudes, so that ties at the threshold are common.
+        #[test]
+        fn blocks_should_lead_to_the_largest(
+            values in proptest::collection::vec(prop_oneof![Just(0.0f32), (-8i8..8).prop_map(f32::from), any::<i16>().prop_map(|v| f32::from(v) / 1e3)], 0..1200),
+            k_max in 0usize..80,
+        ) {
+            let layout = Layout::new(&[values.len() as u64], 1024);
+            let levels = Levels::new(8).unwrap();
+            let ranked = Ranked::new(&layout, levels, k_max, &values).unwrap();
+            for (chunk, range) in layout.chunks().enumerate() {
+                let expected = by_sorting(&values[range], k_max);
+                let found: Vec<u32> = ranked.chunk(chunk).iter().map(|p| u32::from(*p)).collect();
+                // The list may end early where a candidate is not worth sending; what is there is in order.
+                prop_assert!(found.len() <= expected.len());
+                prop_assert_eq!(&found[..], &expected[..found.len()]);
+            }
+        }
+
+        #[test]
+        fn what_is_not_finite_should_be_found_at_its_place(at in 0usize..3000, which in 0usize..3) {
+            let mut values = vec![0.5f32; 3000];
+            values[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][which];
+            let layout = Layout::new(&[3000], 1024);
+            let found = Ranked::new(&layout, Levels::new(2).unwrap(), 8, &values).err();
+            prop_assert_eq!(found, Some(EncodeError::NonFinite { index: at }));
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! A parameter server in the test's own process: real types, signatures and hashes, one tiny run, no scoring.
 
 use alice_api::{
-    ApiError, ClaimRequest, CommitRequest, CorpusManifest, DeclareRequest, EpochSummary, ErrorCode, Hex32, Key, Lease,
-    ModelManifest, Outcome, PayoutEntry, PayoutPage, Phase, Receipt, ReceiptBody, Shard, Snapshot, Status,
+    ApiError, ClaimRequest, CommitRequest, CorpusManifest, DeclareRequest, Delta, EpochSummary, ErrorCode, Hex32, Key,
+    Lease, ModelManifest, Outcome, PayoutEntry, PayoutPage, Phase, Receipt, ReceiptBody, Shard, Snapshot, Status,
     SubmissionStatus, Task, UploadState, Verdict, VerdictBody, sign,
 };
 use alice_data::{Manifest, ShardEntry};
 use alice_primitives::pages;
 use alice_spec::RunSpec;
+use alice_update::{Layout, Sparse, aggregate};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -32,6 +33,8 @@ pub struct Seen {
     pub lose_commits: u32,
     /// Commits are refused with this code.
     pub refuse_commits: Option<ErrorCode>,
+    /// A blob that is sent with a wrong byte.
+    pub damaged: Option<Hex32>,
     /// What verdicts say; accepted where the test sets nothing.
     pub outcome: Option<Outcome>,
     pub claims: u32,
@@ -46,8 +49,10 @@ pub struct Seen {
 pub struct FakePs {
     pub spec: RunSpec,
     pub key: Key,
+    /// Model of the round.
     pub root: Hex32,
-    shards: BTreeMap<Hex32, Vec<u8>>,
+    pub model: ModelManifest,
+    blobs: BTreeMap<Hex32, Vec<u8>>,
     corpus: CorpusManifest,
     seen: Mutex<Seen>,
 }
@@ -55,10 +60,79 @@ pub struct FakePs {
 type Ps = State<Arc<FakePs>>;
 
 impl FakePs {
-    /// Starts the server; returns it with its address.
+    /// Starts a server whose model is the first state; returns it with its address.
     pub async fn start() -> (Arc<Self>, String) {
+        Self::serve(|theta, spec, _| {
+            let root = Hex32(alice_store::model_root(&spec.tensors(), theta));
+            ModelManifest {
+                model_root: root,
+                model_step: 0,
+                snapshot: Snapshot {
+                    model_root: root,
+                    step: 0,
+                    bytes: spec.parameters() * 4,
+                    chunk_bytes: 4 << 20,
+                    chunks: vec![],
+                },
+                deltas: vec![],
+            }
+        })
+        .await
+    }
+
+    /// Starts a server whose model has gone on: a snapshot of step 4 in several chunks, and two deltas after it.
+    pub async fn start_later() -> (Arc<Self>, String) {
+        Self::serve(|theta, spec, blobs| {
+            let (tensors, layout) = (spec.tensors(), Layout::from_spec(spec));
+            let mut put = |bytes: Vec<u8>| {
+                let hash = Hex32(*blake3::hash(&bytes).as_bytes());
+                blobs.insert(hash, bytes);
+                hash
+            };
+            theta.iter_mut().for_each(|v| *v *= 1.01);
+            let chunk_bytes = 4096;
+            let snapshot = Snapshot {
+                model_root: Hex32(alice_store::model_root(&tensors, theta)),
+                step: 4,
+                bytes: spec.parameters() * 4,
+                chunk_bytes,
+                chunks: alice_store::theta::to_le_bytes(theta)
+                    .chunks(chunk_bytes as usize)
+                    .map(|c| put(c.to_vec()))
+                    .collect(),
+            };
+            let mut deltas = Vec::new();
+            for epoch in [8, 9] {
+                let mean = Sparse {
+                    indices: (0..100).map(|i| i * 7 + epoch).collect(),
+                    values: vec![0.001 * epoch as f32; 100],
+                };
+                let bytes = aggregate::publish(&layout, 8, &mean, [epoch as u8; 32]);
+                let d = aggregate::decode_published(&layout, &bytes).unwrap();
+                aggregate::apply(theta, &d, 0.5);
+                deltas.push(Delta {
+                    epoch,
+                    model_root: Hex32(alice_store::model_root(&tensors, theta)),
+                    bytes: bytes.len() as u64,
+                    blob: put(bytes),
+                    alpha_bits: 0.5f32.to_bits(),
+                });
+            }
+            ModelManifest {
+                model_root: deltas[1].model_root,
+                model_step: 6,
+                snapshot,
+                deltas,
+            }
+        })
+        .await
+    }
+
+    async fn serve(
+        make: impl FnOnce(&mut Vec<f32>, &RunSpec, &mut BTreeMap<Hex32, Vec<u8>>) -> ModelManifest,
+    ) -> (Arc<Self>, String) {
         let text: Vec<u16> = (0..4096u32).map(|i| (i * i % 251) as u16).collect();
-        let (mut shards, mut entries) = (BTreeMap::new(), Vec::new());
+        let (mut blobs, mut entries) = (BTreeMap::new(), Vec::new());
         for part in text.chunks(1500) {
             let bytes: Vec<u8> = part.iter().flat_map(|t| t.to_le_bytes()).collect();
             let blob = *blake3::hash(&bytes).as_bytes();
@@ -66,12 +140,13 @@ impl FakePs {
                 blob,
                 tokens: part.len() as u64,
             });
-            shards.insert(Hex32(blob), bytes);
+            blobs.insert(Hex32(blob), bytes);
         }
         let manifest = Manifest::new(entries);
         let spec = tiny_spec(&Hex32(manifest.root), text.len() as u64);
-        let theta = alice_model::init_theta(&spec, &GENESIS);
-        let root = Hex32(alice_store::model_root(&spec.tensors(), &theta));
+        let mut theta = alice_model::init_theta(&spec, &GENESIS);
+        let model = make(&mut theta, &spec, &mut blobs);
+        let root = model.model_root;
         let listed = manifest
             .shards
             .iter()
@@ -89,7 +164,8 @@ impl FakePs {
             spec,
             key,
             root,
-            shards,
+            model,
+            blobs,
             corpus,
             seen: Mutex::default(),
         });
@@ -99,7 +175,7 @@ impl FakePs {
                 "/v1/run",
                 get(|State(ps): Ps| async move { toml::to_string(&ps.spec).unwrap() }),
             )
-            .route("/v1/model", get(|State(ps): Ps| async move { Json(ps.model()) }))
+            .route("/v1/model", get(|State(ps): Ps| async move { Json(ps.model.clone()) }))
             .route(
                 "/v1/corpus",
                 get(|State(ps): Ps| async move { Json(ps.corpus.clone()) }),
@@ -146,23 +222,6 @@ impl FakePs {
         }
     }
 
-    fn model(&self) -> ModelManifest {
-        let bytes = self.spec.parameters() * 4;
-        let snapshot = Snapshot {
-            model_root: self.root,
-            step: 0,
-            bytes,
-            chunk_bytes: 4 << 20,
-            chunks: vec![],
-        };
-        ModelManifest {
-            model_root: self.root,
-            model_step: 0,
-            snapshot,
-            deltas: vec![],
-        }
-    }
-
     fn upload(&self, id: Hex32) -> Response {
         let seen = self.seen();
         let (Some(declared), Some(bytes)) = (seen.declared.get(&id), seen.bytes.get(&id)) else {
@@ -202,9 +261,13 @@ fn refuse(error: ErrorCode) -> Response {
 }
 
 async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
-    ps.shards
-        .get(&hash)
-        .map_or_else(|| refuse(ErrorCode::NotFound), |bytes| bytes.clone().into_response())
+    let Some(mut bytes) = ps.blobs.get(&hash).cloned() else {
+        return refuse(ErrorCode::NotFound);
+    };
+    if ps.seen().damaged == Some(hash) {
+        bytes[0] ^= 1;
+    }
+    bytes.into_response()
 }
 
 async fn claim(State(ps): Ps, Json(request): Json<ClaimRequest>) -> Response {

@@ -1,0 +1,26 @@
+//! Bytes that a miner could send. What decodes must be within the layout, and must be the only encoding of itself.
+#![no_main]
+
+use alice_spec::UpdateSpec;
+use alice_update::{Layout, decode};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let layout = Layout::new(&[10, 256, 0, 1000, 1, 513], 256);
+    // The first byte chooses the width of the values, so that all four are tried.
+    let Some((choice, bytes)) = data.split_first() else { return };
+    let spec = UpdateSpec {
+        chunk: 256,
+        budget_bytes: 1 << 16,
+        value_bits: [1, 2, 4, 8][usize::from(choice % 4)],
+        k_max: 64,
+        feedback_decay: 0.95,
+        publish_bits: 8,
+    };
+    if let Ok(update) = decode(&layout, &spec, bytes) {
+        assert_eq!(update.indices.len(), update.values.len());
+        assert!(update.indices.is_sorted_by(|a, b| a < b));
+        assert!(update.indices.iter().all(|i| (*i as usize) < layout.total()));
+        assert!(update.values.iter().all(|v| v.is_finite() && *v != 0.0));
+    }
+});
