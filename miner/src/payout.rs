@@ -23,6 +23,8 @@ pub const PUSH_DELAY_BLOCKS: u32 = 10;
 const ATTEST_EPOCHS_MAX: u32 = 24;
 /// Pause between two looks at the server and the chain for pay.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest time for one look: the miner's work waits for it.
+const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 /// Epochs that are looked at in one go.
 const EPOCHS_PER_LOOK: usize = 8;
 
@@ -71,7 +73,7 @@ pub fn chain_error(error: ChainError) -> MinerError {
 pub struct PayFollower {
     last_look: Option<Instant>,
     /// Best block when an epoch was first seen final.
-    final_since: BTreeMap<u32, u32>,
+    final_since: BTreeMap<(u32, Hex32), u32>,
     /// Where the next look begins, so that no epoch waits behind others for ever.
     turn: usize,
 }
@@ -144,9 +146,11 @@ impl PayDesk<'_> {
 
     /// The same, with trouble said instead of returned.
     pub async fn look_and_say(&mut self, reporter: &mut Reporter, stop: &Stop) {
-        match self.look(reporter, stop).await {
-            Ok(()) | Err(MinerError::Stopped) => {}
-            Err(error) => reporter.waiting(&format!("pay cannot be followed now: {error}")),
+        // What is not done by then is done at a later look; every step of it may be left out in the middle.
+        match tokio::time::timeout(LOOK_TIME_MAX, self.look(reporter, stop)).await {
+            Ok(Ok(()) | Err(MinerError::Stopped)) => {}
+            Err(_) => reporter.waiting("pay is followed later: the server or the node is slow now"),
+            Ok(Err(error)) => reporter.waiting(&format!("pay cannot be followed now: {error}")),
         }
     }
 
@@ -171,7 +175,7 @@ impl PayDesk<'_> {
             PayState::Nothing { why, .. } => nothing(reporter, pay.epoch, why),
         }
         if state != PayState::Kept {
-            self.follower.final_since.remove(&pay.epoch);
+            self.follower.final_since.remove(&(pay.epoch, pay.account));
         }
         self.pays.put(Pay { state, ..pay })
     }
@@ -211,10 +215,14 @@ impl PayDesk<'_> {
             }),
             EpochStatus::Final { .. } => {
                 let best = chain.best().await.map_err(chain_error)?.number;
-                let since = *self.follower.final_since.entry(pay.epoch).or_insert(best);
+                let since = *self
+                    .follower
+                    .final_since
+                    .entry((pay.epoch, pay.account))
+                    .or_insert(best);
                 if best.saturating_sub(since) >= PUSH_DELAY_BLOCKS {
                     // If it does not come to anything, try again after the same delay.
-                    self.follower.final_since.insert(pay.epoch, best);
+                    self.follower.final_since.insert((pay.epoch, pay.account), best);
                     push(chain, pay).await?;
                     let text = format!(
                         "epoch {}: its pages are not all paid, so this miner pushed its own",

@@ -6,7 +6,7 @@ use crate::{
     report::Reporter,
     stop::Stop,
 };
-use alice_api::{Client, ErrorCode, Phase, Status, Verdict};
+use alice_api::{Client, ClientError, ErrorCode, Phase, Status, Verdict};
 use serde_json::json;
 
 /// A round may be decided this many epochs late (protocol §7); after that nothing is expected any more.
@@ -37,7 +37,12 @@ pub async fn hear(
         let verdict = match answer {
             Ok(answer) => answer.verdict,
             Err(e) if e.code() == Some(ErrorCode::NotFound) => None,
-            Err(e) => return Err(e.into()),
+            Err(e @ ClientError::Unreachable { .. }) => return Err(e.into()),
+            // An answer about this submission that is of no use is no reason not to ask about the others.
+            Err(e) => {
+                tracing::warn!(submission = %record.id, error = %e, "the verdict cannot be fetched");
+                None
+            }
         };
         let verdict = verdict.filter(|verdict| match check(verdict, &record) {
             Ok(()) => true,

@@ -7,7 +7,7 @@
 
 use crate::{PsError, network::Network};
 use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord};
-use alice_chain::{Chain, EpochStatus};
+use alice_chain::{Chain, ChainError, EpochStatus};
 use alice_primitives::{
     Hash, emission,
     pages::{self, Entry},
@@ -279,12 +279,15 @@ impl Auditor<'_> {
             return Ok((None, None));
         };
         let (epoch, at) = (manifest.epoch, Some(manifest.epoch));
-        let status = match chain.epoch_status(epoch).await? {
-            EpochStatus::Open => "open",
-            EpochStatus::Accepted { .. } => "accepted",
-            EpochStatus::Final { .. } => "final",
-            EpochStatus::Settled { .. } => "settled",
-            EpochStatus::Forfeited => "forfeited",
+        let status = match chain.epoch_status(epoch).await {
+            Ok(EpochStatus::Open) => "open",
+            Ok(EpochStatus::Accepted { .. }) => "accepted",
+            Ok(EpochStatus::Final { .. }) => "final",
+            Ok(EpochStatus::Settled { .. }) => "settled",
+            Ok(EpochStatus::Forfeited) => "forfeited",
+            // The chain keeps 720 epochs: of older ones the model and the scores are checked, the signature is not.
+            Err(ChainError::Forgotten { .. }) => return Ok((Some("forgotten".into()), None)),
+            Err(error) => return Err(error.into()),
         };
         if let Some(commitment) = chain.commitment(epoch).await? {
             same(

@@ -345,13 +345,13 @@ impl Driver {
                 self.look_at_reserve().await?;
                 self.handle(chain, Event::Scored { epoch, attest }).await
             }
-            // Only a new process has a scoring thread again.
-            Err(error @ PsError::Scoring(ScoringError::Ended(_))) => Err(error),
             Err(PsError::Scoring(error)) if self.state.best >= self.rules.attestable_until(epoch) => {
                 tracing::error!(epoch, %error, "the round could not be scored in time; it is voided");
                 void(&self.service, epoch, &error.to_string()).await?;
                 self.handle(chain, Event::Scored { epoch, attest: false }).await
             }
+            // Only a new process has a scoring thread again.
+            Err(error @ PsError::Scoring(ScoringError::Ended(_))) => Err(error),
             // Measuring may work again (memory of the device, say): miners must not pay for it.
             Err(PsError::Scoring(error)) => {
                 tracing::error!(epoch, %error, retry_seconds = SCORING_RETRY.as_secs(), "scoring failed");

@@ -5,7 +5,7 @@ use crate::{
     db::{Attestation, DbError},
     service::Service,
 };
-use alice_chain::{Chain, Entry};
+use alice_chain::{Chain, ChainError, Entry};
 use alice_primitives::{Commitment, Hash};
 use alice_round::ChainStatus;
 
@@ -98,8 +98,13 @@ pub async fn pay(service: &Service, chain: &Chain, epoch: u32) -> Result<(), PsE
             .collect();
         let proof: Vec<Hash> = page.proof.iter().map(|h| h.0).collect();
         // One page that is refused does not keep the others from being paid.
-        if let Err(error) = chain.submit_payout(epoch, index, &entries, &proof).await {
-            first.get_or_insert(error);
+        match chain.submit_payout(epoch, index, &entries, &proof).await {
+            Ok(()) => {}
+            // The other pages would wait for the same node.
+            Err(error @ ChainError::Unreachable { .. }) => return Err(error.into()),
+            Err(error) => {
+                first.get_or_insert(error);
+            }
         }
     }
     if let Some(error) = first {

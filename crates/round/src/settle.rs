@@ -79,14 +79,9 @@ pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: 
         .is_none_or(|sent| best.saturating_sub(sent) >= RESEND_BLOCKS);
     match stage {
         SettlementStage::Unattested => {
-            if best >= rules.attestable_until(epoch) {
-                // The chain takes it no more, whether or not it has noted so itself.
-                state.settlements.remove(&epoch);
-                effects.push(Effect::Record {
-                    epoch,
-                    status: ChainStatus::Forfeited,
-                });
-            } else if is_first && due && !settlement.lost {
+            // After the late window the chain takes it no more; that it is forfeited is the finalised chain's word, since a
+            // commitment may have been accepted at the last moment.
+            if best < rules.attestable_until(epoch) && is_first && due && !settlement.lost {
                 settlement.sent_at = Some(best);
                 effects.push(Effect::Attest { epoch });
             }

@@ -278,7 +278,11 @@ fn a_commitment_that_cannot_be_accepted_should_not_hold_up_later_epochs() {
     assert_eq!(effects, [Effect::Attest { epoch: 2 }, Effect::Attest { epoch: 4 }]);
     // It is not sent again, but followed until its time is over.
     state.best = RULES.attestable_until(2);
-    let (state, effects) = run(state, &[open(2)]);
+    let forfeited = Event::Chain {
+        epoch: 2,
+        status: ChainStatus::Forfeited,
+    };
+    let (state, effects) = run(state, &[open(2), forfeited]);
     assert_eq!(
         effects,
         [Effect::Record {
@@ -319,6 +323,16 @@ fn a_round_should_be_given_up_after_the_late_window() {
     assert_eq!(effects, [Effect::Attest { epoch: 2 }]);
     state.best += 1;
     let (state, effects) = run(state, &[open]);
+    assert_eq!(
+        effects,
+        [],
+        "it is for the finalised chain to say that the epoch is forfeited"
+    );
+    let forfeited = Event::Chain {
+        epoch: 2,
+        status: ChainStatus::Forfeited,
+    };
+    let (state, effects) = run(state, &[forfeited]);
     assert_eq!(
         effects,
         [Effect::Record {

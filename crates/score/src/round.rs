@@ -132,11 +132,11 @@ pub fn score_round(
         progress(done + 1);
     }
     let mut decisions = Vec::with_capacity(measurements.len());
-    let mut pooled_means = Vec::with_capacity(measurements.len());
+    let mut means = Vec::with_capacity(measurements.len());
     for (candidate, measured) in measurements {
         let of_key = evidence.get(&candidate.miner).map_or(&[][..], Vec::as_slice);
         let pooled = pooled(of_key);
-        pooled_means.push(pooled.mean);
+        means.push((candidate.miner, mean(of_key)));
         decisions.push(match measured {
             Err(reason) => Decision::degenerate(candidate.id, candidate.update.norm() as f32, reason),
             Ok((norm, factor, measured)) => {
@@ -150,7 +150,7 @@ pub fn score_round(
             }
         });
     }
-    pay(&mut decisions, &pooled_means);
+    pay(&mut decisions, &means);
     let accepted_norms: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.norm.into()).collect();
     Ok(RoundScore {
         decisions,
@@ -196,19 +196,25 @@ fn threshold(z: f64, proven: bool, newcomers: usize) -> f64 {
     }
 }
 
-/// Scores of the accepted: the key's pooled improvement relative to the lower median of the accepted, clipped.
-fn pay(decisions: &mut [Decision], pooled_means: &[f64]) {
-    let accepted = decisions
-        .iter()
-        .zip(pooled_means)
-        .filter(|(decision, _)| decision.accepted);
-    let improvements: Vec<f64> = accepted.map(|(_, mean)| *mean).collect();
-    let Some(median) = lower_median(&improvements) else {
+/// Plain mean of a key's improvements. Pay goes by it, so that a key's updates together are paid the sum of what they
+/// brought: by the mean that is weighted for the gate, updates without merit but with a large error would each be paid
+/// like the good one they ride on (docs/decisions/0007).
+fn mean(of_key: &[Paired]) -> f64 {
+    of_key.iter().fold(0.0, |sum, m| sum + m.mean) / of_key.len().max(1) as f64
+}
+
+/// Scores of the accepted: the key's mean improvement relative to the lower median over the keys with accepted work, clipped.
+/// Each key counts once in the median, so that nobody moves it by sending more.
+fn pay(decisions: &mut [Decision], means: &[([u8; 32], f64)]) {
+    let accepted = decisions.iter().zip(means).filter(|(decision, _)| decision.accepted);
+    let of_keys: BTreeMap<[u8; 32], f64> = accepted.map(|(_, of_key)| *of_key).collect();
+    let of_keys: Vec<f64> = of_keys.into_values().collect();
+    let Some(median) = lower_median(&of_keys).filter(|median| *median > 0.0) else {
         return;
     };
-    for (decision, mean) in decisions
+    for (decision, (_, mean)) in decisions
         .iter_mut()
-        .zip(pooled_means)
+        .zip(means)
         .filter(|(decision, _)| decision.accepted)
     {
         decision.score = ((mean / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;

@@ -140,6 +140,26 @@ fn a_keys_evidence_should_be_pooled_over_its_submissions() {
         "{decided:?}"
     );
     assert!(decided[0].detail.contains("2 updates together"));
+    // Updates without merit do not multiply the pay of a good one from the same key.
+    let honest = candidate(1, true, update(0.1, 0.0, 1.0, 1));
+    let mut padded = vec![honest.clone()];
+    padded.extend((50..53).map(|id| candidate(id, true, update(0.1, 0.0, 1.0, 1))));
+    padded.extend((2..8).map(|id| Candidate {
+        miner: honest.miner,
+        ..candidate(id, true, update(0.004, 0.02, 1.0, u64::from(id)))
+    }));
+    let decided = score(&padded, Some(1.0)).decisions;
+    let total: u64 = decided.iter().filter(|d| d.id[0] < 50).map(|d| d.score).sum();
+    let sum: f64 = decided
+        .iter()
+        .filter(|d| d.id[0] < 50)
+        .map(|d| d.improvement.max(0.0))
+        .sum();
+    let alone = decided.iter().find(|d| d.id[0] == 50).unwrap();
+    assert!(
+        total as f64 / alone.score as f64 <= 1.01 * sum / alone.improvement,
+        "{decided:?}"
+    );
     // One of them doing harm is refused although the key is good.
     let mut mixed = two.to_vec();
     mixed.extend(two.iter().map(|c| Candidate {
