@@ -58,15 +58,20 @@ async fn mine(data_dir: &Path, url: &str) -> Result<(), MinerError> {
         .expect("the miner does not come to an end")
 }
 
+/// Polls until it is so.
+async fn until(done: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE, "the miner does not get there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Lets a miner work until `enough`, then drops it in the middle of whatever it does.
 async fn mine_and_die(data_dir: &Path, url: &str, enough: impl Fn() -> bool) {
     let (mut miner, _handle) = miner(data_dir, url);
     let task = tokio::spawn(async move { miner.run().await });
-    let started = Instant::now();
-    while !enough() {
-        assert!(started.elapsed() < PATIENCE, "the miner does not get there");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(enough).await;
     task.abort();
     assert!(task.await.unwrap_err().is_cancelled());
 }
@@ -185,9 +190,11 @@ async fn a_server_of_another_network_or_with_another_key_should_get_no_work() {
     network.ps_key = Some(Hex32([1; 32]));
     network.store(dir.path()).unwrap();
     ps.seen().epoch = 1;
+    let looks = ps.seen().looks;
     let (mut patient, handle) = miner(dir.path(), &url);
     let task = tokio::spawn(async move { patient.run().await });
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // It has seen the key and looked again.
+    until(|| ps.seen().looks >= looks + 2).await;
     assert!(!task.is_finished());
     handle.stop();
     task.await.unwrap().unwrap();
@@ -206,10 +213,14 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
     let (snapshot, delta) = (&ps.model.snapshot, &ps.model.deltas[1]);
     assert!(snapshot.chunks.len() > 2);
     for damaged in [snapshot.chunks[1], delta.blob] {
-        ps.seen().damaged = Some(damaged);
+        {
+            let mut seen = ps.seen();
+            (seen.damaged, seen.damaged_sent) = (Some(damaged), 0);
+        }
         let (mut patient, handle) = miner(dir.path(), &url);
         let task = tokio::spawn(async move { patient.run().await });
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        // A damaged download does not end the miner: it asks again.
+        until(|| ps.seen().damaged_sent >= 2).await;
         assert!(!task.is_finished(), "a damaged download must not end the miner");
         handle.stop();
         task.await.unwrap().unwrap();

@@ -35,6 +35,10 @@ pub struct Seen {
     pub refuse_commits: Option<ErrorCode>,
     /// A blob that is sent with a wrong byte.
     pub damaged: Option<Hex32>,
+    /// How often it was sent.
+    pub damaged_sent: u32,
+    /// Looks at the status.
+    pub looks: u32,
     /// What verdicts say; accepted where the test sets nothing.
     pub outcome: Option<Outcome>,
     pub claims: u32,
@@ -200,7 +204,8 @@ impl FakePs {
     }
 
     fn status(&self) -> Status {
-        let seen = self.seen();
+        let mut seen = self.seen();
+        seen.looks += 1;
         // The round is scored as soon as there is a submission.
         let decided = seen.receipts.values().any(|r| r.body.epoch == seen.epoch);
         Status {
@@ -264,8 +269,10 @@ async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
     let Some(mut bytes) = ps.blobs.get(&hash).cloned() else {
         return refuse(ErrorCode::NotFound);
     };
-    if ps.seen().damaged == Some(hash) {
+    let mut seen = ps.seen();
+    if seen.damaged == Some(hash) {
         bytes[0] ^= 1;
+        seen.damaged_sent += 1;
     }
     bytes.into_response()
 }
