@@ -39,6 +39,11 @@ def chunks():
         start += length
 
 
+def share(count, length):
+    """What a chunk gets of `count` entries for each full chunk."""
+    return min(length, -(-count * length // CHUNK))
+
+
 class Bits:
     """The first bit is the least significant of the first byte; numbers come lowest bit first."""
 
@@ -89,22 +94,22 @@ def read_update(data, value_bits):
     """Header fields and entries (coordinate, value) of an update."""
     if data[:4] != b"ALU1" or len(data) < 76:
         raise Malformed("no update")
-    run, base = data[4:36], data[40:72]
+    run, root = data[4:36], data[40:72]
     epoch, base_count = int.from_bytes(data[36:40], "little"), int.from_bytes(data[72:76], "little")
     if base_count > K_MAX:
         raise Malformed("base count above k_max")
     bits, entries = Bits(data[76:]), []
     for start, length in chunks():
-        cap = min(K_MAX, length)
+        cap, base = share(K_MAX, length), share(base_count, length)
         if not bits.read(1):
-            count = min(base_count, cap)
+            count = base
         elif not bits.read(1):
-            count = base_count + 1
-            if base_count >= cap:
+            count = base + 1
+            if base >= cap:
                 raise Malformed("one more than there can be")
         else:
             count = bits.read(cap.bit_length())
-            if count > cap or count == min(base_count, cap) or (base_count < cap and count == base_count + 1):
+            if count > cap or count == base or (base < cap and count == base + 1):
                 raise Malformed("a count in a longer form than it needs, or above the cap")
         if count == 0:
             continue
@@ -113,7 +118,7 @@ def read_update(data, value_bits):
             value = f32(s * fraction(code >> 1, value_bits))
             entries.append((start + position, -value if code & 1 else value))
     bits.end()
-    return run, epoch, base, entries
+    return run, epoch, root, entries
 
 
 def read_aggregate(data):

@@ -38,7 +38,7 @@ pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32
         return Err(EncodeError::Parameters(layout.total()));
     }
     let levels = Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?;
-    let ranked = Ranked::new(layout, levels, spec.k_max as usize, values)?;
+    let ranked = Ranked::new(layout, levels, spec.k_max, values)?;
     if ranked.is_empty() {
         return Err(EncodeError::Zero);
     }
@@ -48,6 +48,7 @@ pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32
     };
     let lens: Vec<u32> = layout.chunks().map(|range| range.len() as u32).collect();
     let rate = Rate {
+        layout,
         ranked: &ranked,
         lens: &lens,
         levels,
@@ -69,9 +70,10 @@ pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32
     let (mut positions, mut magnitudes) = (Vec::new(), Vec::new());
     for (chunk, range) in layout.chunks().enumerate() {
         let len = range.len() as u32;
-        ranked.best(chunk, plan.quota(chunk), &mut positions);
+        let share = |count| layout.share(count, len);
+        ranked.best(chunk, share(plan.quota(chunk)) as usize, &mut positions);
         let count = positions.len() as u32;
-        match CountForm::of(count, plan.base, len.min(spec.k_max)) {
+        match CountForm::of(count, share(plan.base), share(spec.k_max)) {
             CountForm::Base => writer.write(0b0, 1),
             CountForm::BasePlusOne => writer.write(0b01, 2),
             CountForm::Explicit(bits) => {
@@ -144,7 +146,12 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
         let place = Place::Chunk(chunk);
         let truncated = DecodeError::Truncated { what: place };
         let len = range.len() as u32;
-        let count = read_count(&mut reader, base, len.min(spec.k_max), place)?;
+        let count = read_count(
+            &mut reader,
+            layout.share(base, len),
+            layout.share(spec.k_max, len),
+            place,
+        )?;
         if count == 0 {
             continue;
         }
@@ -167,10 +174,11 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
     Ok(update)
 }
 
+/// Reads the count of a chunk whose share of the base count is `base` and of `k_max` is `cap`.
 fn read_count(reader: &mut BitReader<'_>, base: u32, cap: u32, place: Place) -> Result<u32, DecodeError> {
     let truncated = || DecodeError::Truncated { what: place };
     if reader.read(1).ok_or_else(truncated)? == 0 {
-        return Ok(base.min(cap));
+        return Ok(base);
     }
     if reader.read(1).ok_or_else(truncated)? == 0 {
         return if base < cap {

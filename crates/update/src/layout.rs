@@ -60,6 +60,13 @@ impl Layout {
         })
     }
 
+    /// What a chunk of `len` coordinates gets of `count` for each full chunk: ⌈count · len / chunk⌉, at most `len`. So
+    /// the density is the same in a norm's short tensor as in a large matrix, and no chunk is left without any.
+    pub(crate) fn share(&self, count: u32, len: u32) -> u32 {
+        let share = (u64::from(count) * u64::from(len)).div_ceil(self.chunk as u64);
+        share.min(u64::from(len)) as u32
+    }
+
     /// Whether every flat index fits a u32.
     pub(crate) fn is_addressable(&self) -> bool {
         self.total() as u64 <= PARAMETERS_MAX

@@ -1,13 +1,14 @@
 //! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it.
 
+use crate::layout::Layout;
 use crate::levels::Levels;
 use crate::rice;
 use crate::select::Ranked;
 
-/// How a chunk's number of entries is written, relative to the update's base count.
+/// How a chunk's number of entries is written, relative to the chunk's share of the update's base count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CountForm {
-    /// The base count (one bit).
+    /// The base share (one bit).
     Base,
     /// One more (two bits).
     BasePlusOne,
@@ -16,9 +17,9 @@ pub(crate) enum CountForm {
 }
 
 impl CountForm {
-    /// The form of `count` in a chunk that may have at most `cap` entries.
+    /// The form of `count` in a chunk whose share of the base count is `base` and which may have at most `cap` entries.
     pub(crate) fn of(count: u32, base: u32, cap: u32) -> Self {
-        if count == base.min(cap) {
+        if count == base {
             Self::Base
         } else if base < cap && count == base + 1 {
             Self::BasePlusOne
@@ -50,21 +51,22 @@ fn has_extra(chunk: usize, extra: usize, chunks: usize) -> bool {
 /// The base count and the chunks that have one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// Entries of a chunk, where it has as many candidates.
+    /// Entries of a full chunk, where it has as many candidates; a shorter one has its share.
     pub(crate) base: u32,
     extra: usize,
     chunks: usize,
 }
 
 impl Plan {
-    /// Entries a chunk may have.
-    pub(crate) fn quota(&self, chunk: usize) -> usize {
-        self.base as usize + usize::from(has_extra(chunk, self.extra, self.chunks))
+    /// Entries a chunk may have, for each full chunk of coordinates.
+    pub(crate) fn quota(&self, chunk: usize) -> u32 {
+        self.base + u32::from(has_extra(chunk, self.extra, self.chunks))
     }
 }
 
 /// What rate control needs to know of an update.
 pub(crate) struct Rate<'a> {
+    pub(crate) layout: &'a Layout,
     pub(crate) ranked: &'a Ranked,
     pub(crate) lens: &'a [u32],
     pub(crate) levels: Levels,
@@ -80,7 +82,7 @@ impl Rate<'_> {
         let mut fits = |base: u32| {
             let mut bits = 0u64;
             (0..chunks).all(|chunk| {
-                bits += self.chunk_bits(chunk, base as usize, base, &mut scratch);
+                bits += self.chunk_bits(chunk, base, base, &mut scratch);
                 bits <= budget_bits
             })
         };
@@ -101,7 +103,7 @@ impl Rate<'_> {
         }
         let costs: Vec<(u64, u64)> = (0..chunks)
             .map(|chunk| {
-                let with = |quota: u32, scratch: &mut Vec<u16>| self.chunk_bits(chunk, quota as usize, base, scratch);
+                let with = |quota: u32, scratch: &mut Vec<u16>| self.chunk_bits(chunk, quota, base, scratch);
                 (with(base, &mut scratch), with(base + 1, &mut scratch))
             })
             .collect();
@@ -128,12 +130,13 @@ impl Rate<'_> {
         Some(Plan { base, extra, chunks })
     }
 
-    /// Bits of a chunk that may have `quota` entries.
-    fn chunk_bits(&self, chunk: usize, quota: usize, base: u32, scratch: &mut Vec<u16>) -> u64 {
+    /// Bits of a chunk that may have `quota` entries for each full chunk of coordinates.
+    fn chunk_bits(&self, chunk: usize, quota: u32, base: u32, scratch: &mut Vec<u16>) -> u64 {
         let len = self.lens.get(chunk).copied().unwrap_or(0);
-        self.ranked.best(chunk, quota, scratch);
+        let share = |count| self.layout.share(count, len);
+        self.ranked.best(chunk, share(quota) as usize, scratch);
         let count = scratch.len() as u32;
-        let form = u64::from(CountForm::of(count, base, len.min(self.k_max)).bits());
+        let form = u64::from(CountForm::of(count, share(base), share(self.k_max)).bits());
         if count == 0 {
             return form;
         }

@@ -42,8 +42,8 @@ pub(crate) struct Ranked {
 }
 
 impl Ranked {
-    /// Ranks at most `k_max` coordinates of each chunk. Refuses values that are not finite.
-    pub(crate) fn new(layout: &Layout, levels: Levels, k_max: usize, values: &[f32]) -> Result<Self, EncodeError> {
+    /// Ranks at most `k_max` coordinates of each full chunk, and of a shorter one its share. Refuses values that are not finite.
+    pub(crate) fn new(layout: &Layout, levels: Levels, k_max: u32, values: &[f32]) -> Result<Self, EncodeError> {
         let mut ranked = Self {
             positions: Vec::new(),
             ends: Vec::new(),
@@ -54,6 +54,7 @@ impl Ranked {
         let mut maxima: Vec<u32> = Vec::with_capacity(layout.chunk().div_ceil(BLOCK));
         for range in layout.chunks() {
             let start = range.start;
+            let k_max = layout.share(k_max, range.len() as u32) as usize;
             let of_chunk = values.get(range).unwrap_or_default();
             let threshold = threshold(of_chunk, k_max, &mut maxima).map_err(|block| {
                 let at = of_chunk.iter().skip(block * BLOCK).position(|value| !value.is_finite());
@@ -155,13 +156,14 @@ mod tests {
         #[test]
         fn blocks_should_lead_to_the_largest(
             values in proptest::collection::vec(prop_oneof![Just(0.0f32), (-8i8..8).prop_map(f32::from), any::<i16>().prop_map(|v| f32::from(v) / 1e3)], 0..1200),
-            k_max in 0usize..80,
+            k_max in 0u32..80,
         ) {
             let layout = Layout::new(&[values.len() as u64], 1024);
             let levels = Levels::new(8).unwrap();
             let ranked = Ranked::new(&layout, levels, k_max, &values).unwrap();
             for (chunk, range) in layout.chunks().enumerate() {
-                let expected = by_sorting(&values[range], k_max);
+                let share = layout.share(k_max, range.len() as u32);
+                let expected = by_sorting(&values[range], share as usize);
                 let found: Vec<u32> = ranked.chunk(chunk).iter().map(|p| u32::from(*p)).collect();
                 // The list may end early where a candidate is not worth sending; what is there is in order.
                 prop_assert!(found.len() <= expected.len());

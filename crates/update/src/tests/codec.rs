@@ -54,9 +54,10 @@ fn selection_should_be_top_k_with_ties_to_the_lowest_index() {
     let sent = encode(&layout, &spec, &header(), &values).unwrap().sent;
     let mut expected = Vec::new();
     for range in layout.chunks() {
+        let share = (20 * range.len()).div_ceil(256);
         let mut order: Vec<usize> = range.collect();
         order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b)));
-        order.truncate(20);
+        order.truncate(share);
         expected.extend(order.iter().map(|&index| index as u32));
     }
     expected.sort_unstable();
@@ -70,7 +71,8 @@ fn all_equal_values_should_send_the_first_of_each_chunk() {
         let sent = encode(&layout, &spec(bits, 3, 4096), &header(), &[-0.25; 300])
             .unwrap()
             .sent;
-        assert_eq!(sent.indices, [0, 1, 2, 256, 257, 258]);
+        // The second chunk has 44 of 256 coordinates: ⌈3 · 44 / 256⌉ = 1.
+        assert_eq!(sent.indices, [0, 1, 2, 256]);
         assert!(
             sent.values.iter().all(|v| (v + 0.25).abs() < 0.012),
             "{:?}",
@@ -115,6 +117,35 @@ fn k_max_should_bind_before_a_large_budget() {
         "{}",
         sent.bytes.len()
     );
+}
+
+#[test]
+fn short_chunks_should_have_the_density_of_full_ones() {
+    let lens = [4096u64, 128, 1, 4096 + 1000, 63];
+    let layout = Layout::new(&lens, 4096);
+    let mut spec = spec(2, 64, 1 << 20);
+    spec.chunk = 4096;
+    let counts = |spec: &alice_spec::UpdateSpec| -> Vec<usize> {
+        let encoded = encode(&layout, spec, &header(), &values(layout.total(), 5, 0.01)).unwrap();
+        assert_eq!(decode(&layout, spec, &encoded.bytes).unwrap(), encoded.sent);
+        let of = |range: std::ops::Range<usize>| {
+            let inside = |index: &&u32| range.contains(&(**index as usize));
+            encoded.sent.indices.iter().filter(inside).count()
+        };
+        layout.chunks().map(of).collect()
+    };
+    // ⌈64 · len / 4096⌉ for chunks of 4096, 128, 1, 4096, 1000 and 63.
+    assert_eq!(counts(&spec), [64, 2, 1, 64, 16, 1]);
+    // A budget that makes the base count 20 or 21: the shares follow it.
+    spec.budget_bytes = HEADER_BYTES as u64 + 75;
+    let counts = counts(&spec);
+    let base = counts[0].min(counts[3]);
+    assert!((10..40).contains(&base), "{counts:?}");
+    assert!(
+        [1, 2].contains(&counts[1]) && counts[2] == 1 && counts[5] == 1,
+        "{counts:?}"
+    );
+    assert!((base * 1000).div_ceil(4096).abs_diff(counts[4]) <= 1, "{counts:?}");
 }
 
 #[test]

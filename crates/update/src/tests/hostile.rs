@@ -21,7 +21,7 @@ fn well_formed(layout: &Layout, spec: &UpdateSpec, update: &Update) -> bool {
                 .iter()
                 .filter(|&&i| range.contains(&(i as usize)))
                 .count();
-            count <= spec.k_max as usize
+            count <= (spec.k_max as usize * range.len()).div_ceil(layout.chunk())
         })
 }
 
