@@ -8,7 +8,7 @@ fuzz_target!(|data: &[u8]| {
     let layout = Layout::new(&[10, 256, 0, 1000, 1, 513], 256);
     if let Ok(sparse) = decode_published(&layout, data) {
         assert!(sparse.indices.is_sorted_by(|a, b| a < b));
-        assert!(sparse.indices.iter().all(|i| (*i as usize) < layout.total()));
+        assert!(sparse.indices.iter().all(|i| *i < layout.total() as u64));
         assert!(sparse.values.iter().all(|v| v.is_finite()));
     }
 });

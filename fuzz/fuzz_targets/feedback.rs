@@ -1,7 +1,8 @@
-//! A residual file that a crash or a stranger left. The checksum is made right, so that the fuzzer gets behind it.
+//! A stored residual and its ledger that a crash or a stranger left. The checksums are made right, so that the fuzzer
+//! gets behind them.
 #![no_main]
 
-use alice_update::ErrorFeedback;
+use alice_update::{ErrorFeedback, Ledger, Precision, ResidualReader, ResidualWriter};
 use libfuzzer_sys::fuzz_target;
 
 const PARAMETERS: usize = 16;
@@ -9,9 +10,33 @@ const PARAMETERS: usize = 16;
 fuzz_target!(|data: &[u8]| {
     let _ = ErrorFeedback::from_bytes(data, PARAMETERS);
     let mut whole = data.to_vec();
-    whole.extend(alice_primitives::tagged_hash("alice/feedback/v1", &[data]));
-    if let Ok(feedback) = ErrorFeedback::from_bytes(&whole, PARAMETERS) {
-        assert_eq!(feedback.residual().len(), PARAMETERS);
-        assert_eq!(feedback.to_bytes(), whole, "what reads back must be what was written");
+    whole.extend(alice_primitives::tagged_hash("alice/feedback/v2", &[data]));
+    if let Ok(mut ledger) = Ledger::from_bytes(&whole, 0..PARAMETERS) {
+        assert_eq!(ledger.to_bytes(), whole, "what reads back must be what was written");
+        for id in ledger.pending() {
+            ledger.refused(id);
+        }
+        let generation = ledger.generation();
+        if generation > 0 {
+            assert!(ledger.combine(None::<&[u8]>, |_, _| Ok(()), |_, _| Ok(())).map_err(|e: alice_update::FeedbackError| e).is_err());
+        }
+    }
+    // A residual of one block: the head, its values, their checksum.
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut residual = ResidualWriter::create(Vec::new(), 0..PARAMETERS as u64, 1, precision).unwrap();
+        residual.push(&[0.0; PARAMETERS]).unwrap();
+        let mut bytes = residual.finish().unwrap();
+        let head = bytes.len() - 32 - PARAMETERS * precision.bytes();
+        bytes.truncate(head);
+        bytes.extend_from_slice(data);
+        let checksum = alice_primitives::tagged_hash("alice/residual/v1", &[&bytes[..head], &0u64.to_le_bytes(), data]);
+        bytes.extend(checksum);
+        let mut values = Vec::new();
+        if let Ok(mut reader) = ResidualReader::open(Some(bytes.as_slice()), 0..PARAMETERS as u64, 1) {
+            if let Ok(start) = reader.next_block(&mut values) {
+                assert_eq!((start, values.len()), (Some(0), PARAMETERS));
+                assert!(values.iter().all(|value| value.is_finite()));
+            }
+        }
     }
 });

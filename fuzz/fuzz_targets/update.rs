@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(update) = decode(&layout, &spec, bytes) {
         assert_eq!(update.indices.len(), update.values.len());
         assert!(update.indices.is_sorted_by(|a, b| a < b));
-        assert!(update.indices.iter().all(|i| (*i as usize) < layout.total()));
+        assert!(update.indices.iter().all(|i| *i < layout.total() as u64));
         assert!(update.values.iter().all(|v| v.is_finite() && *v != 0.0));
     }
 });

@@ -178,7 +178,7 @@ fn usable_norm(update: &Update, total: usize) -> Result<f32, String> {
 }
 
 /// Copies back what an update touched: cheaper than θ as a whole, and exact where adding back would round.
-fn restore(point: &mut [f32], theta: &[f32], indices: &[u32]) {
+fn restore(point: &mut [f32], theta: &[f32], indices: &[u64]) {
     for &index in indices {
         if let (Some(slot), Some(&original)) = (point.get_mut(index as usize), theta.get(index as usize)) {
             *slot = original;

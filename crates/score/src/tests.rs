@@ -63,7 +63,7 @@ fn update(towards: f32, noisy: f32, size: f32, seed: u64) -> Update {
         .enumerate()
         .map(|(i, t)| size * (towards * t + noisy * noise(seed, i as u64) as f32));
     Update {
-        indices: (0..PARAMETERS as u32).collect(),
+        indices: (0..PARAMETERS as u64).collect(),
         values: values.collect(),
         ..Update::default()
     }
@@ -218,7 +218,7 @@ fn degenerate_updates_should_never_be_evaluated() {
         ..Update::default()
     };
     let outside = Update {
-        indices: vec![PARAMETERS as u32],
+        indices: vec![PARAMETERS as u64],
         values: vec![1.0],
         ..Update::default()
     };
@@ -406,7 +406,7 @@ fn faults_of_the_server_should_be_errors() {
 
 fn sparse(towards: f32) -> Sparse {
     Sparse {
-        indices: (0..PARAMETERS as u32).collect(),
+        indices: (0..PARAMETERS as u64).collect(),
         values: theta().iter().map(|t| towards * t).collect(),
     }
 }

@@ -37,7 +37,7 @@ pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
         }
         for ((index, sum), touched) in range.zip(&mut sums).zip(&mut touched) {
             if std::mem::take(touched) {
-                mean.indices.push(index as u32);
+                mean.indices.push(index as u64);
                 mean.values.push((std::mem::take(sum) / count) as f32);
             }
         }
@@ -54,6 +54,12 @@ pub fn rounding_seed(model_root: &[u8; 32], accepted_ids: &[[u8; 32]]) -> [u8; 3
 
 /// The model's step (§6.5): `theta[j] −= alpha · d[j]`, a multiplication and a subtraction in f32, each rounded.
 pub fn apply(theta: &mut [f32], d: &Sparse, alpha: f32) {
+    apply_at(0, theta, d, alpha);
+}
+
+/// The same where `theta` holds only the coordinates from `start` on: a model that is not in memory as a whole is
+/// stepped piece by piece.
+pub fn apply_at(start: u64, theta: &mut [f32], d: &Sparse, alpha: f32) {
     // θ + (−α)·d has the same bits as θ − α·d: negation is exact.
-    add_scaled(&d.indices, &d.values, theta, -alpha);
+    add_scaled(&d.indices, &d.values, start, theta, -alpha);
 }

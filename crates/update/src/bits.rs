@@ -6,6 +6,7 @@ use crate::error::DecodeError;
 pub(crate) struct BitWriter {
     bytes: Vec<u8>,
     acc: u64,
+    /// Bits in `acc`, below 32 between calls.
     have: u32,
 }
 
@@ -16,32 +17,33 @@ impl BitWriter {
     }
 
     /// Appends the low `bits` ≤ 32 bits of `value`, lowest first.
+    #[inline]
     pub(crate) fn write(&mut self, value: u32, bits: u32) {
         debug_assert!(bits <= 32 && (bits == 32 || value >> bits == 0));
         self.acc |= u64::from(value) << self.have;
         self.have += bits;
-        while self.have >= 8 {
-            self.bytes.push(self.acc as u8);
-            self.acc >>= 8;
-            self.have -= 8;
+        if self.have >= 32 {
+            self.bytes.extend_from_slice(&(self.acc as u32).to_le_bytes());
+            self.acc >>= 32;
+            self.have -= 32;
         }
     }
 
     /// Appends `ones` one bits and a zero bit.
+    #[inline]
     pub(crate) fn write_unary(&mut self, mut ones: u32) {
-        while ones >= 32 {
-            self.write(u32::MAX, 32);
-            ones -= 32;
+        while ones >= 31 {
+            self.write((1 << 31) - 1, 31);
+            ones -= 31;
         }
-        self.write((1 << ones) - 1, ones);
-        self.write(0, 1);
+        self.write((1 << ones) - 1, ones + 1);
     }
 
     /// Fills the last byte with zero bits and returns all bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        if self.have > 0 {
-            self.bytes.push(self.acc as u8);
-        }
+        let rest = (self.acc as u32).to_le_bytes();
+        let used = self.have.div_ceil(8) as usize;
+        self.bytes.extend(rest.iter().take(used));
         self.bytes
     }
 }
@@ -49,6 +51,7 @@ impl BitWriter {
 /// Takes bits from bytes; never reads beyond them.
 pub(crate) struct BitReader<'a> {
     rest: &'a [u8],
+    /// The next `have` bits; what stands above them is either zero or what `rest` begins with.
     acc: u64,
     have: u32,
 }
@@ -62,7 +65,15 @@ impl<'a> BitReader<'a> {
         }
     }
 
+    #[inline]
     fn refill(&mut self) {
+        if let Some(word) = self.rest.first_chunk::<8>() {
+            self.acc |= u64::from_le_bytes(*word) << self.have;
+            let taken = (63 - self.have) / 8;
+            self.rest = self.rest.get(taken as usize..).unwrap_or_default();
+            self.have += 8 * taken;
+            return;
+        }
         while self.have <= 56 {
             let Some((&byte, rest)) = self.rest.split_first() else {
                 return;
@@ -74,6 +85,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// The next `bits` ≤ 32 bits, or none where fewer are left.
+    #[inline]
     pub(crate) fn read(&mut self, bits: u32) -> Option<u32> {
         if self.have < bits {
             self.refill();
@@ -89,6 +101,7 @@ impl<'a> BitReader<'a> {
 
     /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count passes `limit`; none where
     /// the bits end first.
+    #[inline]
     pub(crate) fn read_unary(&mut self, limit: u32) -> Option<u32> {
         let mut ones = 0u32;
         loop {
@@ -98,7 +111,6 @@ impl<'a> BitReader<'a> {
             if self.have == 0 {
                 return None;
             }
-            // Bits above `have` are zero, so a run never counts past what was read.
             let run = self.acc.trailing_ones().min(self.have);
             ones = ones.saturating_add(run);
             if ones > limit {
@@ -121,7 +133,8 @@ impl<'a> BitReader<'a> {
         if bytes > 0 {
             return Err(DecodeError::Trailing(bytes));
         }
-        if self.acc != 0 {
+        // Fewer than 8 bits are left and no byte follows them.
+        if self.acc & ((1 << self.have) - 1) != 0 {
             Err(DecodeError::Padding)
         } else {
             Ok(())

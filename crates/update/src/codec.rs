@@ -1,12 +1,11 @@
 //! The wire format of an update (`docs/spec/update.md`).
 
-use crate::bits::{BitReader, BitWriter};
-use crate::error::{DecodeError, EncodeError, Place};
+use crate::bits::BitReader;
+use crate::error::{DecodeError, Place};
 use crate::layout::Layout;
 use crate::levels::{Levels, scale};
-use crate::rate::{CountForm, Rate, explicit_bits};
+use crate::rate::{CountForm, explicit_bits};
 use crate::rice::{self, Gap};
-use crate::select::Ranked;
 use crate::sparse::{Header, Update};
 use alice_spec::UpdateSpec;
 
@@ -14,103 +13,6 @@ use alice_spec::UpdateSpec;
 pub const MAGIC: &[u8; 4] = b"ALU1";
 /// Bytes before the chunks: magic, run hash, epoch, base root, base count.
 pub const HEADER_BYTES: usize = 4 + 32 + 4 + 32 + 4;
-
-/// An encoded update.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
-    /// What goes over the wire, at most `budget_bytes`.
-    pub bytes: Vec<u8>,
-    /// What the receiver decodes from it, bit for bit.
-    pub sent: Update,
-}
-
-/// Encodes the most of `values` that fits the budget. The same input gives the same bytes on every machine.
-///
-/// `values` is d + residual over the whole flat vector.
-pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32]) -> Result<Encoded, EncodeError> {
-    if values.len() != layout.total() {
-        return Err(EncodeError::Length {
-            expected: layout.total(),
-            found: values.len(),
-        });
-    }
-    if !layout.is_addressable() {
-        return Err(EncodeError::Parameters(layout.total()));
-    }
-    let levels = Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?;
-    let ranked = Ranked::new(layout, levels, spec.k_max, values)?;
-    if ranked.is_empty() {
-        return Err(EncodeError::Zero);
-    }
-    let too_small = || EncodeError::Budget {
-        budget_bytes: spec.budget_bytes,
-        chunks: ranked.chunks(),
-    };
-    let lens: Vec<u32> = layout.chunks().map(|range| range.len() as u32).collect();
-    let rate = Rate {
-        layout,
-        ranked: &ranked,
-        lens: &lens,
-        levels,
-        k_max: spec.k_max,
-    };
-    let budget_bits = spec
-        .budget_bytes
-        .checked_sub(HEADER_BYTES as u64)
-        .ok_or_else(too_small)?
-        .saturating_mul(8);
-    let plan = rate.plan(budget_bits).ok_or_else(too_small)?;
-
-    let mut writer = BitWriter::after(header_bytes(header, plan.base));
-    let mut sent = Update {
-        header: *header,
-        indices: Vec::new(),
-        values: Vec::new(),
-    };
-    let (mut positions, mut magnitudes) = (Vec::new(), Vec::new());
-    for (chunk, range) in layout.chunks().enumerate() {
-        let len = range.len() as u32;
-        let share = |count| layout.share(count, len);
-        ranked.best(chunk, share(plan.quota(chunk)) as usize, &mut positions);
-        let count = positions.len() as u32;
-        match CountForm::of(count, share(plan.base), share(spec.k_max)) {
-            CountForm::Base => writer.write(0b0, 1),
-            CountForm::BasePlusOne => writer.write(0b01, 2),
-            CountForm::Explicit(bits) => {
-                writer.write(0b11, 2);
-                writer.write(count, bits);
-            }
-        }
-        if count == 0 {
-            continue;
-        }
-        let start = range.start;
-        let of_chunk = values.get(range).unwrap_or_default();
-        let value_at = |position: u16| of_chunk.get(usize::from(position)).copied().unwrap_or(0.0);
-        magnitudes.clear();
-        magnitudes.extend(positions.iter().map(|&position| value_at(position).abs()));
-        let scale_code = levels.fit(&magnitudes);
-        let chunk_scale = scale(scale_code);
-        writer.write(u32::from(scale_code), 8);
-        let parameter = rice::parameter(len, count);
-        let mut next = 0u32;
-        for &position in &positions {
-            let code = levels.code(chunk_scale, value_at(position));
-            let position = u32::from(position);
-            rice::write_gap(&mut writer, position - next, parameter);
-            writer.write(code, levels.bits());
-            next = position + 1;
-            sent.indices.push(start as u32 + position);
-            sent.values.push(levels.value(chunk_scale, code));
-        }
-    }
-    if sent.indices.is_empty() {
-        return Err(too_small());
-    }
-    let bytes = writer.finish();
-    debug_assert!(bytes.len() as u64 <= spec.budget_bytes);
-    Ok(Encoded { bytes, sent })
-}
 
 /// Decodes an update, or says what is wrong with it. Memory is bounded by the layout and by the length of the bytes;
 /// exactly one sequence of bytes decodes to a given header, base count and set of entries.
@@ -135,7 +37,7 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
         });
     }
     // Each entry takes at least one bit for its gap besides its value.
-    let entries_max = (body.len() * 8 / (1 + levels.bits() as usize)).min(layout.total());
+    let entries_max = (body.len() * 8 / (1 + levels.bits() as usize)).min(layout.covered().len());
     let mut update = Update {
         header,
         indices: Vec::with_capacity(entries_max),
@@ -165,7 +67,7 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
                 Gap::Truncated => return Err(truncated),
             };
             let code = reader.read(levels.bits()).ok_or_else(|| truncated.clone())?;
-            update.indices.push(range.start as u32 + position);
+            update.indices.push(range.start as u64 + u64::from(position));
             update.values.push(levels.value(chunk_scale, code));
             next = position + 1;
         }
@@ -205,7 +107,7 @@ fn read_count(reader: &mut BitReader<'_>, base: u32, cap: u32, place: Place) -> 
     }
 }
 
-fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
+pub(crate) fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&header.run_hash);

@@ -1,12 +1,14 @@
 //! What can be wrong, and what to do about it.
 
+use std::ops::Range;
+
 /// Why an update was not encoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The vector does not have the layout's length.
-    #[error("update has {found} values, the model has {expected}; was it made for another run?")]
+    #[error("update has {found} values, the model (or its fragment) has {expected}; was it made for another run?")]
     Length {
-        /// Parameters of the model.
+        /// Coordinates that the layout covers.
         expected: usize,
         /// Values given.
         found: usize,
@@ -26,13 +28,13 @@ pub enum EncodeError {
         /// The budget.
         budget_bytes: u64,
         /// Chunks of the layout.
-        chunks: usize,
+        chunks: u64,
     },
     /// Not a width that the format has.
     #[error("update.value_bits = {0} is not known; use 1, 2, 4 or 8")]
     ValueBits(u8),
-    /// Flat indices would not fit 32 bits.
-    #[error("the model has {0} parameters, an update covers at most 2^32; train it in fragments")]
+    /// More than an update can cover.
+    #[error("the model has {0} parameters, an update covers a model of at most 2^40")]
     Parameters(usize),
 }
 
@@ -102,8 +104,8 @@ pub enum DecodeError {
     /// Not a width that the format has.
     #[error("values of {0} bits are not known")]
     ValueBits(u8),
-    /// Flat indices would not fit 32 bits.
-    #[error("the model has {0} parameters, an update covers at most 2^32; train it in fragments")]
+    /// More than an update can cover.
+    #[error("the model has {0} parameters, an update covers a model of at most 2^40")]
     Parameters(usize),
 }
 
@@ -125,18 +127,67 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Why a stored residual cannot be used.
+/// Why error feedback cannot be read or stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeedbackError {
     /// The file is damaged or is not a residual.
-    #[error("stored residual is damaged ({0}); delete it to start from a zero residual")]
+    #[error("stored error feedback is damaged ({0}); delete it to start from a zero residual")]
     Damaged(&'static str),
-    /// The file belongs to another model.
-    #[error("stored residual has {found} values, the model has {expected}; it belongs to another run, move it away")]
+    /// The file belongs to another model, or to another part of it.
+    #[error(
+        "stored error feedback is for the parameters {}..{}, the run asks for {}..{}; it belongs to another run, move it away",
+        .found.start, .found.end, .expected.start, .expected.end
+    )]
     Length {
-        /// Parameters of the model.
-        expected: usize,
-        /// Values in the file.
+        /// Coordinates that are asked for.
+        expected: Range<u64>,
+        /// Coordinates of the file.
+        found: Range<u64>,
+    },
+    /// The ledger is there, its residual is not.
+    #[error("residual {generation} is missing; put it back, or delete the ledger to start from a zero residual")]
+    Missing {
+        /// Its generation.
+        generation: u64,
+    },
+    /// More or fewer values than the residual has.
+    #[error("residual ends at parameter {expected}, values were given up to {found}; this is a bug, please report it")]
+    Values {
+        /// Its end.
+        expected: u64,
+        /// Where the values ended.
         found: u64,
     },
+    /// The file could not be read.
+    #[error("residual could not be read: {problem}")]
+    Read {
+        /// Kind of the error.
+        kind: std::io::ErrorKind,
+        /// Its text.
+        problem: String,
+    },
+    /// The file could not be written: as a rule the disk is full.
+    #[error("residual could not be stored: {problem}; make room on the disk, the residual before it is still valid")]
+    Store {
+        /// Kind of the error.
+        kind: std::io::ErrorKind,
+        /// Its text.
+        problem: String,
+    },
+}
+
+impl FeedbackError {
+    pub(crate) fn reading(error: std::io::Error) -> Self {
+        Self::Read {
+            kind: error.kind(),
+            problem: error.to_string(),
+        }
+    }
+
+    pub(crate) fn storing(error: std::io::Error) -> Self {
+        Self::Store {
+            kind: error.kind(),
+            problem: error.to_string(),
+        }
+    }
 }

@@ -1,21 +1,34 @@
 //! Error feedback in two phases (protocol §4): what was sent leaves the residual at commit, but is kept aside until the
 //! verdict; only *accepted* lets go of it.
+//!
+//! The state has two parts. The [`Ledger`] is small: the updates that wait. The residual has a value for each parameter
+//! and may be larger than memory: it is read and written as a stream ([`ResidualReader`], [`ResidualWriter`]), once for
+//! each commit and never for a verdict. The ledger names the generation of the residual that it belongs to. Whoever
+//! stores them writes the new residual beside the old one, syncs it, and then replaces the ledger by renaming: that is
+//! the instant at which the new state counts, and before it the old state is whole.
 
 use crate::error::FeedbackError;
+use crate::residual::{Precision, ResidualReader, ResidualWriter};
 use crate::sparse::{Update, add_scaled};
 use alice_primitives::tagged_hash;
+use std::io::Read;
+use std::ops::Range;
 
 /// Updates that may wait for a verdict. When one more is committed, the oldest is treated as refused: no verdict is not
 /// an acceptance.
 pub const PENDING_MAX: usize = 64;
+/// Entries that may wait in all updates together (12 bytes each); beyond it the oldest update is treated as refused. The
+/// newest always waits.
+pub const PENDING_ENTRIES_MAX: u64 = 1 << 27;
 
-const MAGIC: &[u8; 4] = b"ALF1";
-const TAG: &str = "alice/feedback/v1";
+const MAGIC: &[u8; 4] = b"ALF2";
+const TAG: &str = "alice/feedback/v2";
 
-/// What a miner still owes the model: the part of its pseudo-gradients that no accepted update has carried.
+/// The small part of the state: what was sent and has no verdict, and what came back since the last commit.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ErrorFeedback {
-    residual: Vec<f32>,
+pub struct Ledger {
+    covered: Range<u64>,
+    generation: u64,
     /// Oldest first.
     pending: Vec<Pending>,
 }
@@ -23,16 +36,254 @@ pub struct ErrorFeedback {
 #[derive(Clone, Debug, PartialEq)]
 struct Pending {
     id: [u8; 32],
-    indices: Vec<u32>,
+    /// Whether it was refused: it belongs to the residual, into which the next commit folds it.
+    returned: bool,
+    indices: Vec<u64>,
     values: Vec<f32>,
+}
+
+impl Ledger {
+    /// Nothing was sent, and the residual is zero. `covered` are the coordinates of the residual:
+    /// [`Layout::covered`](crate::Layout::covered).
+    pub fn new(covered: Range<usize>) -> Self {
+        Self {
+            covered: covered.start as u64..covered.end.max(covered.start) as u64,
+            generation: 0,
+            pending: Vec::new(),
+        }
+    }
+
+    /// Coordinates of the residual in the model's flat vector.
+    pub fn covered(&self) -> Range<u64> {
+        self.covered.clone()
+    }
+
+    /// Number of commits so far; the residual that belongs to this ledger has the same number. Residual 0 is zero and
+    /// is stored nowhere.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Submissions that wait for a verdict, oldest first.
+    pub fn pending(&self) -> Vec<[u8; 32]> {
+        let waiting = self.pending.iter().filter(|pending| !pending.returned);
+        waiting.map(|pending| pending.id).collect()
+    }
+
+    /// The verdict is *accepted*: what was sent is settled. Unknown ids are ignored.
+    pub fn accepted(&mut self, id: [u8; 32]) {
+        self.pending.retain(|pending| pending.id != id || pending.returned);
+    }
+
+    /// The verdict is another one, or there will be none: what was sent returns to the residual, which is then as if it
+    /// had never been sent. Unknown ids are ignored.
+    pub fn refused(&mut self, id: [u8; 32]) {
+        let waiting = self.pending.iter_mut().filter(|pending| pending.id == id);
+        waiting.for_each(|pending| pending.returned = true);
+    }
+
+    /// `residual += what came back`, for the coordinates from `start` on.
+    fn fold(&self, start: u64, residual: &mut [f32]) {
+        for pending in self.pending.iter().filter(|pending| pending.returned) {
+            add_scaled(&pending.indices, &pending.values, start, residual, 1.0);
+        }
+    }
+
+    /// The ledger after submission `id` was committed, which sent `sent`: what waits decays like the residual, what came
+    /// back is in the residual now. Committing the same id again replaces what waits under it.
+    pub fn committed(&self, id: [u8; 32], sent: &Update, decay: f32) -> Self {
+        let waiting = |pending: &&Pending| !pending.returned && pending.id != id;
+        let mut pending: Vec<Pending> = self.pending.iter().filter(waiting).cloned().collect();
+        pending.push(Pending {
+            id,
+            returned: false,
+            indices: sent.indices.clone(),
+            values: sent.values.clone(),
+        });
+        for value in pending.iter_mut().flat_map(|pending| pending.values.iter_mut()) {
+            *value *= decay;
+        }
+        let (mut updates, mut entries) = (0, 0u64);
+        for (age, pending) in pending.iter_mut().rev().enumerate() {
+            updates += 1;
+            entries = entries.saturating_add(pending.indices.len() as u64);
+            pending.returned = age > 0 && (updates > PENDING_MAX || entries > PENDING_ENTRIES_MAX);
+        }
+        Self {
+            covered: self.covered.clone(),
+            generation: self.generation.saturating_add(1),
+            pending,
+        }
+    }
+
+    /// Streams d + residual block by block. `stored` is the residual of this ledger's generation (none: zero, which only
+    /// generation 0 may have). `d` fills a block with the pseudo-gradient from the given coordinate on; `take` gets the
+    /// sums.
+    pub fn combine<R: Read, E: From<FeedbackError>>(
+        &self,
+        stored: Option<R>,
+        mut d: impl FnMut(u64, &mut [f32]) -> Result<(), E>,
+        mut take: impl FnMut(u64, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut reader = ResidualReader::open(stored, self.covered(), self.generation)?;
+        let (mut sum, mut residual) = (Vec::new(), Vec::new());
+        while let Some(start) = reader.next_block(&mut residual)? {
+            self.fold(start, &mut residual);
+            sum.clear();
+            sum.resize(residual.len(), 0.0);
+            d(start, &mut sum)?;
+            add(&mut sum, &residual);
+            take(start, &mut sum)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the residual after the commit of `sent`, which was encoded from what [`Ledger::combine`] gave with the same
+    /// `stored` and the same `d`; `next` is what [`Ledger::committed`] gave. On any error the old state is the valid one,
+    /// and what was written is to be thrown away.
+    pub fn store<R: Read, W: std::io::Write, E: From<FeedbackError>>(
+        &self,
+        next: &Ledger,
+        stored: Option<R>,
+        d: impl FnMut(u64, &mut [f32]) -> Result<(), E>,
+        (sent, decay): (&Update, f32),
+        precision: Precision,
+        target: W,
+    ) -> Result<W, E> {
+        let mut writer = ResidualWriter::create(target, next.covered(), next.generation, precision)?;
+        self.combine(stored, d, |start, combined| {
+            remainder(start, combined, sent, decay);
+            Ok(writer.push(combined)?)
+        })?;
+        Ok(writer.finish()?)
+    }
+
+    /// For the disk, with a checksum at the end.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let entries: usize = self.pending.iter().map(|pending| pending.indices.len()).sum();
+        let mut bytes = Vec::with_capacity(64 + self.pending.len() * 41 + entries * 12);
+        bytes.extend_from_slice(MAGIC);
+        for number in [self.covered.start, self.covered.end, self.generation] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&(self.pending.len() as u32).to_le_bytes());
+        for pending in &self.pending {
+            bytes.extend_from_slice(&pending.id);
+            bytes.push(u8::from(pending.returned));
+            bytes.extend_from_slice(&(pending.indices.len() as u64).to_le_bytes());
+            bytes.extend(pending.indices.iter().flat_map(|index| index.to_le_bytes()));
+            bytes.extend(pending.values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        let checksum = tagged_hash(TAG, &[&bytes]);
+        bytes.extend_from_slice(&checksum);
+        bytes
+    }
+
+    /// Reads what [`Ledger::to_bytes`] wrote for a residual of these coordinates.
+    pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
+        let (ledger, rest) = Self::split_from(bytes, covered)?;
+        if rest.is_empty() {
+            Ok(ledger)
+        } else {
+            Err(FeedbackError::Damaged("too long"))
+        }
+    }
+
+    /// Reads a ledger from the beginning of `bytes` and returns what follows it.
+    fn split_from(bytes: &[u8], covered: Range<usize>) -> Result<(Self, &[u8]), FeedbackError> {
+        let damaged = FeedbackError::Damaged;
+        let mut reader = Fields { rest: bytes };
+        if reader.array::<4>()? != MAGIC {
+            return Err(damaged("not of this program, or of another version"));
+        }
+        let found = reader.u64()?..reader.u64()?;
+        let generation = reader.u64()?;
+        let count = u32::from_le_bytes(*reader.array()?) as usize;
+        // What waits, and what was pushed out of it.
+        if count > PENDING_MAX + 1 {
+            return Err(damaged("too many pending updates"));
+        }
+        let mut pending = Vec::with_capacity(count);
+        for _ in 0..count {
+            let id = *reader.array()?;
+            let [returned] = *reader.array::<1>()?;
+            let entries = usize::try_from(reader.u64()?).map_err(|_| damaged("too short"))?;
+            let indices: Vec<u64> = reader
+                .words::<8>(entries)?
+                .iter()
+                .map(|w| u64::from_le_bytes(*w))
+                .collect();
+            let values: Vec<f32> = reader
+                .words::<4>(entries)?
+                .iter()
+                .map(|w| f32::from_le_bytes(*w))
+                .collect();
+            let inside = indices.first().is_none_or(|first| *first >= found.start)
+                && indices.last().is_none_or(|last| *last < found.end);
+            if !indices.is_sorted_by(|a, b| a < b) || !inside || returned > 1 {
+                return Err(damaged("pending entries are out of order"));
+            }
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(damaged("a value is not finite"));
+            }
+            pending.push(Pending {
+                id,
+                returned: returned == 1,
+                indices,
+                values,
+            });
+        }
+        let body = bytes.len() - reader.rest.len();
+        let checksum = reader.array::<32>()?;
+        if tagged_hash(TAG, &[bytes.get(..body).unwrap_or_default()]) != *checksum {
+            return Err(damaged("checksum does not match"));
+        }
+        let expected = covered.start as u64..covered.end as u64;
+        if found != expected {
+            return Err(FeedbackError::Length { expected, found });
+        }
+        let ledger = Self {
+            covered: found,
+            generation,
+            pending,
+        };
+        Ok((ledger, reader.rest))
+    }
+}
+
+/// `sum += residual`.
+fn add(sum: &mut [f32], residual: &[f32]) {
+    for (sum, residual) in sum.iter_mut().zip(residual) {
+        *sum += residual;
+    }
+}
+
+/// `combined = decay · (combined − sent)` for the coordinates from `start` on. Values that are not finite become zero,
+/// so that one diverged task cannot poison all later ones.
+fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
+    sent.add_scaled_at(start, combined, -1.0);
+    for value in combined {
+        *value *= decay;
+        if !value.is_finite() {
+            *value = 0.0;
+        }
+    }
+}
+
+/// The whole state in memory, for models that fit: what a miner still owes the model, the part of its pseudo-gradients
+/// that no accepted update has carried.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorFeedback {
+    ledger: Ledger,
+    residual: Vec<f32>,
 }
 
 impl ErrorFeedback {
     /// A zero residual for a model of `total` parameters.
     pub fn new(total: usize) -> Self {
         Self {
+            ledger: Ledger::new(0..total),
             residual: vec![0.0; total],
-            pending: Vec::new(),
         }
     }
 
@@ -43,8 +294,10 @@ impl ErrorFeedback {
 
     /// d + residual: what to encode. Values of `d` beyond the residual's length are dropped, missing ones are zero.
     pub fn combine(&self, d: &[f32]) -> Vec<f32> {
-        let d = d.iter().copied().chain(std::iter::repeat(0.0));
-        self.residual.iter().zip(d).map(|(residual, d)| d + residual).collect()
+        let mut sum = d.to_vec();
+        sum.resize(self.residual.len(), 0.0);
+        add(&mut sum, &self.residual);
+        sum
     }
 
     /// After submission `id` was committed: residual = decay · (combined − sent), and what was sent waits, decaying
@@ -53,157 +306,80 @@ impl ErrorFeedback {
     /// Values that are not finite leave a zero residual, so that one diverged task cannot poison all later ones.
     pub fn commit(&mut self, id: [u8; 32], combined: Vec<f32>, sent: &Update, decay: f32) {
         let total = self.residual.len();
-        self.pending.retain(|pending| pending.id != id);
-        for value in self.pending.iter_mut().flat_map(|pending| pending.values.iter_mut()) {
-            *value *= decay;
-        }
         self.residual = combined;
         self.residual.resize(total, 0.0);
-        add_scaled(&sent.indices, &sent.values, &mut self.residual, -1.0);
-        for value in &mut self.residual {
-            *value *= decay;
-            if !value.is_finite() {
-                *value = 0.0;
-            }
-        }
-        while self.pending.len() >= PENDING_MAX {
-            let oldest = self.pending.remove(0);
-            self.put_back(&oldest);
-        }
-        let values = sent.values.iter().map(|value| decay * value).collect();
-        self.pending.push(Pending {
-            id,
-            indices: sent.indices.clone(),
-            values,
-        });
+        remainder(0, &mut self.residual, sent, decay);
+        self.ledger = self.ledger.committed(id, sent, decay);
+        self.fold();
     }
 
     /// The verdict is *accepted*: what was sent is settled. Unknown ids are ignored.
     pub fn accepted(&mut self, id: [u8; 32]) {
-        self.pending.retain(|pending| pending.id != id);
+        self.ledger.accepted(id);
     }
 
     /// The verdict is another one, or there will be none: what was sent returns to the residual, which is then as if it
     /// had never been sent. Unknown ids are ignored.
     pub fn refused(&mut self, id: [u8; 32]) {
-        if let Some(at) = self.pending.iter().position(|pending| pending.id == id) {
-            let pending = self.pending.remove(at);
-            self.put_back(&pending);
-        }
+        self.ledger.refused(id);
+        self.fold();
     }
 
     /// Submissions that wait for a verdict, oldest first.
     pub fn pending(&self) -> Vec<[u8; 32]> {
-        self.pending.iter().map(|pending| pending.id).collect()
+        self.ledger.pending()
     }
 
-    fn put_back(&mut self, pending: &Pending) {
-        add_scaled(&pending.indices, &pending.values, &mut self.residual, 1.0);
+    fn fold(&mut self) {
+        self.ledger.fold(0, &mut self.residual);
+        self.ledger.pending.retain(|pending| !pending.returned);
     }
 
-    /// For the disk, with a checksum at the end.
+    /// For the disk: the ledger, then the residual in f32, with checksums.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let entries: usize = self.pending.iter().map(|pending| pending.indices.len()).sum();
-        let mut bytes = Vec::with_capacity(48 + self.residual.len() * 4 + self.pending.len() * 40 + entries * 8);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&(self.residual.len() as u64).to_le_bytes());
-        self.residual
-            .iter()
-            .for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-        bytes.extend_from_slice(&(self.pending.len() as u32).to_le_bytes());
-        for pending in &self.pending {
-            bytes.extend_from_slice(&pending.id);
-            bytes.extend_from_slice(&(pending.indices.len() as u32).to_le_bytes());
-            pending
-                .indices
-                .iter()
-                .for_each(|index| bytes.extend_from_slice(&index.to_le_bytes()));
-            pending
-                .values
-                .iter()
-                .for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
-        }
-        let checksum = tagged_hash(TAG, &[&bytes]);
-        bytes.extend_from_slice(&checksum);
-        bytes
+        let bytes = self.ledger.to_bytes();
+        let written = ResidualWriter::create(bytes, self.ledger.covered(), self.ledger.generation, Precision::F32)
+            .and_then(|mut writer| writer.push(&self.residual).map(|()| writer))
+            .and_then(ResidualWriter::finish);
+        // A vector takes every byte, and the residual has the length that the ledger says.
+        written.unwrap_or_default()
     }
 
     /// Reads what [`ErrorFeedback::to_bytes`] wrote for a model of `total` parameters.
     pub fn from_bytes(bytes: &[u8], total: usize) -> Result<Self, FeedbackError> {
-        let damaged = FeedbackError::Damaged;
-        let (body, checksum) = bytes.split_last_chunk::<32>().ok_or(damaged("too short"))?;
-        if !body.starts_with(MAGIC) {
-            return Err(damaged("not a residual file, or another version"));
+        let (ledger, rest) = Ledger::split_from(bytes, 0..total)?;
+        let mut reader = ResidualReader::open(Some(rest), ledger.covered(), ledger.generation)?;
+        let (mut residual, mut block) = (Vec::new(), Vec::new());
+        while reader.next_block(&mut block)?.is_some() {
+            residual.extend_from_slice(&block);
         }
-        if tagged_hash(TAG, &[body]) != *checksum {
-            return Err(damaged("checksum does not match"));
-        }
-        let mut reader = Reader {
-            rest: body.get(MAGIC.len()..).unwrap_or_default(),
-        };
-        let found = u64::from_le_bytes(*reader.array()?);
-        if found != total as u64 {
-            return Err(FeedbackError::Length { expected: total, found });
-        }
-        let residual = reader.floats(total)?;
-        let count = reader.u32()? as usize;
-        if count > PENDING_MAX {
-            return Err(damaged("too many pending updates"));
-        }
-        let mut pending = Vec::with_capacity(count);
-        for _ in 0..count {
-            let id = *reader.array()?;
-            let entries = reader.u32()? as usize;
-            let indices: Vec<u32> = reader.words(entries)?.map(u32::from_le_bytes).collect();
-            let sorted = indices.windows(2).all(|pair| pair.first() < pair.last());
-            if !sorted || indices.last().is_some_and(|&last| last as usize >= total) {
-                return Err(damaged("pending indices are out of order"));
-            }
-            pending.push(Pending {
-                id,
-                indices,
-                values: reader.floats(entries)?,
-            });
-        }
-        if !reader.rest.is_empty() {
-            return Err(damaged("too long"));
-        }
-        Ok(Self { residual, pending })
+        let mut feedback = Self { ledger, residual };
+        feedback.fold();
+        Ok(feedback)
     }
 }
 
-struct Reader<'a> {
+struct Fields<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> Fields<'a> {
     fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], FeedbackError> {
-        let (head, rest) = self
-            .rest
-            .split_first_chunk()
-            .ok_or(FeedbackError::Damaged("too short"))?;
+        let split = self.rest.split_first_chunk();
+        let (head, rest) = split.ok_or(FeedbackError::Damaged("too short"))?;
         self.rest = rest;
         Ok(head)
     }
 
-    fn u32(&mut self) -> Result<u32, FeedbackError> {
-        Ok(u32::from_le_bytes(*self.array()?))
+    fn u64(&mut self) -> Result<u64, FeedbackError> {
+        Ok(u64::from_le_bytes(*self.array()?))
     }
 
-    /// `count` words of four bytes; nothing is allocated before they are known to be there.
-    fn words(&mut self, count: usize) -> Result<impl Iterator<Item = [u8; 4]> + 'a, FeedbackError> {
-        let split = count.checked_mul(4).and_then(|bytes| self.rest.split_at_checked(bytes));
+    /// `count` words of N bytes; nothing is allocated before they are known to be there.
+    fn words<const N: usize>(&mut self, count: usize) -> Result<&'a [[u8; N]], FeedbackError> {
+        let split = count.checked_mul(N).and_then(|bytes| self.rest.split_at_checked(bytes));
         let (head, rest) = split.ok_or(FeedbackError::Damaged("too short"))?;
         self.rest = rest;
-        Ok(head.as_chunks::<4>().0.iter().copied())
-    }
-
-    fn floats(&mut self, count: usize) -> Result<Vec<f32>, FeedbackError> {
-        let values: Vec<f32> = self.words(count)?.map(f32::from_le_bytes).collect();
-        if values.iter().all(|value| value.is_finite()) {
-            Ok(values)
-        } else {
-            Err(FeedbackError::Damaged("a value is not finite"))
-        }
+        Ok(head.as_chunks().0)
     }
 }

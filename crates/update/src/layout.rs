@@ -5,15 +5,21 @@ use std::ops::Range;
 
 /// Largest chunk, coordinates (the run specification's own bound): a position inside a chunk fits 16 bits.
 pub const CHUNK_MAX: u32 = 65_536;
-/// Flat indices are u32: an update covers at most this many parameters. A larger model is trained in fragments.
-pub const PARAMETERS_MAX: u64 = 1 << 32;
+/// An update covers at most this many parameters (flat indices are u64; the bound keeps every sum of lengths and bits
+/// far from overflow).
+pub const PARAMETERS_MAX: u64 = 1 << 40;
 
 /// Tensors in canonical order, each cut into chunks of equal length, the last one of a tensor possibly shorter. A chunk
 /// never crosses from one tensor into the next, because their scales differ.
+///
+/// A layout covers the whole model or, as a [fragment](Layout::fragment), some neighbouring tensors of it. Indices are
+/// those of the whole model's flat vector in both cases.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Exclusive end of each tensor in the flat vector.
+    /// Exclusive end of each tensor of the model in the flat vector.
     ends: Vec<usize>,
+    /// Tensors that are covered.
+    tensors: Range<usize>,
     chunk: usize,
 }
 
@@ -30,6 +36,7 @@ impl Layout {
             .collect();
         Self {
             ends,
+            tensors: 0..tensor_lens.len(),
             chunk: chunk.clamp(1, CHUNK_MAX) as usize,
         }
     }
@@ -40,9 +47,29 @@ impl Layout {
         Self::new(&lens, spec.update.chunk)
     }
 
-    /// Number of parameters.
+    /// The same model, of which only these tensors (by their place in canonical order) are covered. What lies outside of
+    /// what `self` covers is left out.
+    pub fn fragment(&self, tensors: Range<usize>) -> Self {
+        let start = tensors.start.clamp(self.tensors.start, self.tensors.end);
+        Self {
+            ends: self.ends.clone(),
+            tensors: start..tensors.end.clamp(start, self.tensors.end),
+            chunk: self.chunk,
+        }
+    }
+
+    /// Number of parameters of the whole model.
     pub fn total(&self) -> usize {
         self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// The coordinates that are covered: 0..total for a whole model.
+    pub fn covered(&self) -> Range<usize> {
+        let end_of = |tensors: usize| {
+            let last = tensors.checked_sub(1).and_then(|last| self.ends.get(last));
+            last.copied().unwrap_or(0)
+        };
+        end_of(self.tensors.start)..end_of(self.tensors.end)
     }
 
     /// Coordinates in a full chunk.
@@ -50,25 +77,52 @@ impl Layout {
         self.chunk
     }
 
-    /// Chunks in ascending order, as ranges of the flat vector. None is empty.
-    pub fn chunks(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        starts.zip(self.ends.iter().copied()).flat_map(move |(start, end)| {
-            (start..end)
-                .step_by(self.chunk)
-                .map(move |from| from..end.min(from.saturating_add(self.chunk)))
-        })
+    /// Covered chunks in ascending order, as ranges of the whole model's flat vector. None is empty.
+    pub fn chunks(&self) -> Chunks<'_> {
+        Chunks {
+            ends: self.ends.get(self.tensors.clone()).unwrap_or_default(),
+            at: self.covered().start,
+            chunk: self.chunk,
+        }
     }
 
     /// What a chunk of `len` coordinates gets of `count` for each full chunk: ⌈count · len / chunk⌉, at most `len`. So
     /// the density is the same in a norm's short tensor as in a large matrix, and no chunk is left without any.
     pub(crate) fn share(&self, count: u32, len: u32) -> u32 {
+        if len as usize == self.chunk {
+            return count.min(len);
+        }
         let share = (u64::from(count) * u64::from(len)).div_ceil(self.chunk as u64);
         share.min(u64::from(len)) as u32
     }
 
-    /// Whether every flat index fits a u32.
+    /// Whether the model is small enough for sums of lengths and bits not to overflow.
     pub(crate) fn is_addressable(&self) -> bool {
         self.total() as u64 <= PARAMETERS_MAX
+    }
+}
+
+/// Chunks of a layout; see [`Layout::chunks`].
+#[derive(Clone, Debug)]
+pub struct Chunks<'a> {
+    /// Ends of the tensors that are not used up.
+    ends: &'a [usize],
+    at: usize,
+    chunk: usize,
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        loop {
+            let (&end, rest) = self.ends.split_first()?;
+            if self.at < end {
+                let start = self.at;
+                self.at = end.min(start.saturating_add(self.chunk));
+                return Some(start..self.at);
+            }
+            self.ends = rest;
+        }
     }
 }

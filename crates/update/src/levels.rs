@@ -102,32 +102,44 @@ impl Levels {
         level << 1 | u32::from(value < 0.0)
     }
 
-    /// Scale code for a chunk's kept magnitudes: least squares for 1 and 2 bits, the largest magnitude otherwise.
-    pub(crate) fn fit(self, magnitudes: &[f32]) -> u8 {
-        let sum: f64 = magnitudes.iter().map(|&m| f64::from(m)).sum();
-        let mean = sum / magnitudes.len().max(1) as f64;
-        match self.bits {
-            1 => nearest_code(mean as f32),
-            2 => {
-                let low = f64::from(TWO_BIT_LOW);
-                let mut s = mean / ((1.0 + low) / 2.0);
-                // Lloyd's iteration with a fixed ratio: assign, then solve for the scale. It settles in a few turns.
-                for _ in 0..4 {
-                    let border = s * ((1.0 + low) / 2.0);
-                    let (mut product, mut square) = (0.0, 0.0);
-                    for &m in magnitudes {
-                        let fraction = if f64::from(m) > border { 1.0 } else { low };
-                        product += fraction * f64::from(m);
-                        square += fraction * fraction;
-                    }
-                    if square > 0.0 {
-                        s = product / square;
-                    }
-                }
-                nearest_code(s as f32)
-            }
-            _ => ceil_code(magnitudes.iter().copied().fold(0.0, f32::max)),
+    /// Scale code for a chunk's kept magnitudes, which descend: least squares for 1 and 2 bits, the largest magnitude
+    /// otherwise. `sums` is scratch.
+    pub(crate) fn fit(self, magnitudes: &[f32], sums: &mut Vec<f64>) -> u8 {
+        if self.bits > 2 {
+            return ceil_code(magnitudes.first().copied().unwrap_or(0.0));
         }
+        let mut sum = 0.0f64;
+        sums.clear();
+        sums.push(sum);
+        sums.extend(magnitudes.iter().map(|&m| {
+            sum += f64::from(m);
+            sum
+        }));
+        let count = magnitudes.len();
+        let mean = sum / count.max(1) as f64;
+        if self.bits == 1 {
+            return nearest_code(mean as f32);
+        }
+        let low = f64::from(TWO_BIT_LOW);
+        let mut s = mean / ((1.0 + low) / 2.0);
+        // Lloyd's iteration with a fixed ratio: assign, then solve for the scale. It settles in a few turns. The high
+        // ones are the first so many, since magnitudes descend.
+        let mut before = usize::MAX;
+        for _ in 0..4 {
+            let border = s * ((1.0 + low) / 2.0);
+            let high = magnitudes.partition_point(|&m| f64::from(m) > border);
+            if high == before {
+                break;
+            }
+            before = high;
+            let of_high = sums.get(high).copied().unwrap_or(sum);
+            let product = of_high + low * (sum - of_high);
+            let square = high as f64 + low * low * (count - high) as f64;
+            if square > 0.0 {
+                s = product / square;
+            }
+        }
+        nearest_code(s as f32)
     }
 
     /// Whether sending a magnitude brings the receiver closer than leaving it at zero, given the larger magnitudes that

@@ -3,8 +3,10 @@
 //! numbers out, the same on every machine.
 //!
 //! * [`Layout`]: how the flat vector of parameters is cut into chunks.
-//! * [`encode`] / [`decode`]: chunked top-k with low-bit values within a budget of bytes (`docs/spec/update.md`).
-//! * [`ErrorFeedback`]: the residual, and what was sent but has no verdict yet.
+//! * [`encode`] / [`decode`]: chunked top-k with low-bit values within a budget of bytes (`docs/spec/update.md`);
+//!   [`Encoder`] takes the values piece by piece.
+//! * [`ErrorFeedback`]: the residual, and what was sent but has no verdict yet; [`Ledger`] where the residual is larger
+//!   than memory.
 //! * [`aggregate`]: the mean of the accepted updates, its published form, and the model's step.
 //!
 //! **Architecture invariant:** floating-point arithmetic that others must reproduce is + − × ÷ √ in a stated order; the
@@ -14,21 +16,25 @@
 pub mod aggregate;
 mod bits;
 mod codec;
+mod encoder;
 mod error;
 mod feedback;
 mod layout;
 mod levels;
 mod publish;
 mod rate;
+mod residual;
 mod rice;
 mod select;
 mod sparse;
 
-pub use codec::{Encoded, HEADER_BYTES, MAGIC, decode, encode};
+pub use codec::{HEADER_BYTES, MAGIC, decode};
+pub use encoder::{BitCount, Encoded, Encoder, encode};
 pub use error::{DecodeError, EncodeError, FeedbackError, Place};
-pub use feedback::{ErrorFeedback, PENDING_MAX};
-pub use layout::{CHUNK_MAX, Layout, PARAMETERS_MAX};
+pub use feedback::{ErrorFeedback, Ledger, PENDING_ENTRIES_MAX, PENDING_MAX};
+pub use layout::{CHUNK_MAX, Chunks, Layout, PARAMETERS_MAX};
 pub use levels::{SCALES, scale};
+pub use residual::{Precision, RESIDUAL_BLOCK, ResidualReader, ResidualWriter};
 pub use sparse::{Header, Sparse, Update};
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Ve
         .copied()
         .zip(sparse.values.iter().copied())
         .peekable();
-    let mut chunk_entries: Vec<(u32, f32)> = Vec::new();
+    let mut chunk_entries: Vec<(u64, f32)> = Vec::new();
     let mut kept: Vec<(u32, u32)> = Vec::new();
     for range in layout.chunks() {
         chunk_entries.clear();
@@ -58,7 +58,10 @@ pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Ve
             let up = f64::from(words.at(index)) < (x - floor) * 4_294_967_296.0;
             let level = (floor + f64::from(u8::from(up))).min(levels) as u32;
             if level > 0 {
-                kept.push((index - range.start as u32, (level - 1) << 1 | u32::from(value < 0.0)));
+                kept.push((
+                    (index - range.start as u64) as u32,
+                    (level - 1) << 1 | u32::from(value < 0.0),
+                ));
             }
         }
         let len = range.len() as u32;
@@ -71,8 +74,7 @@ pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Ve
         let parameter = rice::parameter(len, count);
         let mut next = 0u32;
         for &(position, level_code) in &kept {
-            rice::write_gap(&mut writer, position - next, parameter);
-            writer.write(level_code, u32::from(bits));
+            rice::write_entry(&mut writer, position - next, parameter, level_code, u32::from(bits));
             next = position + 1;
         }
     }
@@ -94,7 +96,7 @@ pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
         return Err(DecodeError::ValueBits(bits));
     }
     let levels = (1u32 << (bits - 1)) as f32;
-    let entries_max = (body.len() * 8 / (1 + usize::from(bits))).min(layout.total());
+    let entries_max = (body.len() * 8 / (1 + usize::from(bits))).min(layout.covered().len());
     let mut sparse = Sparse {
         indices: Vec::with_capacity(entries_max),
         values: Vec::with_capacity(entries_max),
@@ -127,7 +129,7 @@ pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
             let code = reader.read(u32::from(bits)).ok_or_else(|| truncated.clone())?;
             // The fraction is exact; the product is the only rounding.
             let magnitude = chunk_scale * (((code >> 1) + 1) as f32 / levels);
-            sparse.indices.push(range.start as u32 + position);
+            sparse.indices.push(range.start as u64 + u64::from(position));
             sparse.values.push(if code & 1 == 1 { -magnitude } else { magnitude });
             next = position + 1;
         }
@@ -139,7 +141,7 @@ pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
 /// Words of a ChaCha20 stream by their index, with four blocks kept at hand since coordinates ascend.
 struct Words {
     stream: ChaCha20Rng,
-    group: Option<u32>,
+    group: Option<u64>,
     words: [u32; WORDS],
 }
 
@@ -155,8 +157,8 @@ impl Words {
         }
     }
 
-    fn at(&mut self, index: u32) -> u32 {
-        let group = index / WORDS as u32;
+    fn at(&mut self, index: u64) -> u32 {
+        let group = index / WORDS as u64;
         if self.group != Some(group) {
             self.stream.set_word_pos(u128::from(group) * WORDS as u128);
             self.words.fill_with(|| self.stream.next_u32());
@@ -175,7 +177,7 @@ mod tests {
         let mut stream = ChaCha20Rng::from_seed([7; 32]);
         let all: Vec<u32> = (0..300).map(|_| stream.next_u32()).collect();
         let mut words = Words::new([7; 32]);
-        for index in [299u32, 0, 1, 63, 64, 65, 17, 128, 298] {
+        for index in [299u64, 0, 1, 63, 64, 65, 17, 128, 298] {
             assert_eq!(words.at(index), all[index as usize]);
         }
     }

@@ -1,9 +1,10 @@
-//! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it.
+//! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it. Works
+//! on the candidates alone.
 
 use crate::layout::Layout;
 use crate::levels::Levels;
 use crate::rice;
-use crate::select::Ranked;
+use crate::select::{Candidates, Segment};
 
 /// How a chunk's number of entries is written, relative to the chunk's share of the update's base count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +29,7 @@ impl CountForm {
         }
     }
 
-    fn bits(self) -> u32 {
+    pub(crate) fn bits(self) -> u32 {
         match self {
             Self::Base => 1,
             Self::BasePlusOne => 2,
@@ -42,10 +43,15 @@ pub(crate) fn explicit_bits(cap: u32) -> u32 {
     u32::BITS - cap.leading_zeros()
 }
 
-/// Whether chunk `chunk` is one of `extra` among `chunks` that are spread evenly over the model.
-fn has_extra(chunk: usize, extra: usize, chunks: usize) -> bool {
-    let upto = |n: usize| n as u128 * extra as u128 / chunks.max(1) as u128;
-    upto(chunk + 1) > upto(chunk)
+/// Yields `chunks` times whether the chunk is one of `extra` that are spread evenly over all.
+fn spread(extra: u64, chunks: u64) -> impl Iterator<Item = bool> {
+    let mut sum = 0;
+    (0..chunks).map(move |_| {
+        sum += extra;
+        let has = sum >= chunks;
+        sum -= if has { chunks } else { 0 };
+        has
+    })
 }
 
 /// The base count and the chunks that have one more.
@@ -53,69 +59,68 @@ fn has_extra(chunk: usize, extra: usize, chunks: usize) -> bool {
 pub(crate) struct Plan {
     /// Entries of a full chunk, where it has as many candidates; a shorter one has its share.
     pub(crate) base: u32,
-    extra: usize,
-    chunks: usize,
+    extra: u64,
+    chunks: u64,
 }
 
 impl Plan {
-    /// Entries a chunk may have, for each full chunk of coordinates.
-    pub(crate) fn quota(&self, chunk: usize) -> u32 {
-        self.base + u32::from(has_extra(chunk, self.extra, self.chunks))
+    /// For each chunk in order the entries it may have, counted as for a full chunk.
+    pub(crate) fn quotas(&self) -> impl Iterator<Item = u32> {
+        let base = self.base;
+        spread(self.extra, self.chunks).map(move |has| base + u32::from(has))
     }
 }
 
 /// What rate control needs to know of an update.
 pub(crate) struct Rate<'a> {
     pub(crate) layout: &'a Layout,
-    pub(crate) ranked: &'a Ranked,
-    pub(crate) lens: &'a [u32],
+    pub(crate) segments: &'a [Segment],
+    pub(crate) chunks: u64,
     pub(crate) levels: Levels,
     pub(crate) k_max: u32,
 }
+
+/// A chunk's bits at two neighbouring quotas, forms of the counts left out.
+#[derive(Clone, Copy)]
+struct Cost {
+    len: u32,
+    counts: [u32; 2],
+    bits: [u64; 2],
+}
+
+/// Where rate control looks at samples first: so many chunks at least, one of so many.
+const SAMPLED_FROM: u64 = 4096;
+const SAMPLED_EVERY: usize = 16;
 
 impl Rate<'_> {
     /// The largest base count whose encoding has at most `budget_bits`, then as many chunks with one more as fit. None
     /// where not even an empty update fits.
     pub(crate) fn plan(&self, budget_bits: u64) -> Option<Plan> {
-        let chunks = self.ranked.chunks();
-        let mut scratch = Vec::new();
-        let mut fits = |base: u32| {
-            let mut bits = 0u64;
-            (0..chunks).all(|chunk| {
-                bits += self.chunk_bits(chunk, base, base, &mut scratch);
-                bits <= budget_bits
-            })
-        };
-        if !fits(0) {
+        // One bit says that a chunk has its share of nothing.
+        if self.chunks > budget_bits {
             return None;
         }
-        if fits(self.k_max) {
-            return Some(Plan {
-                base: self.k_max,
-                extra: 0,
-                chunks,
-            });
+        let chunks = self.chunks;
+        let mut base = self.guess(budget_bits);
+        // From the guess to the neighbours, up while they fit or down until one does.
+        let costs = loop {
+            let costs = self.costs(base);
+            let at = |quota: u32, which: usize| -> u64 { costs.iter().map(|cost| self.bits(cost, quota, which)).sum() };
+            if at(base, 0) > budget_bits {
+                // Base 0 fits, as was checked above.
+                base = base.saturating_sub(1);
+            } else if base < self.k_max && at(base + 1, 1) <= budget_bits {
+                base += 1;
+            } else {
+                break costs;
+            }
+        };
+        if base == self.k_max {
+            return Some(Plan { base, extra: 0, chunks });
         }
-        let (mut base, mut above) = (0, self.k_max);
-        while above - base > 1 {
-            let middle = base + (above - base) / 2;
-            if fits(middle) { base = middle } else { above = middle }
-        }
-        let costs: Vec<(u64, u64)> = (0..chunks)
-            .map(|chunk| {
-                let with = |quota: u32, scratch: &mut Vec<u16>| self.chunk_bits(chunk, quota, base, scratch);
-                (with(base, &mut scratch), with(base + 1, &mut scratch))
-            })
-            .collect();
-        let total = |extra: usize| -> u64 {
-            let pick = |(chunk, cost): (usize, &(u64, u64))| {
-                if has_extra(chunk, extra, chunks) {
-                    cost.1
-                } else {
-                    cost.0
-                }
-            };
-            costs.iter().enumerate().map(pick).sum()
+        let total = |extra: u64| -> u64 {
+            let each = costs.iter().zip(spread(extra, chunks));
+            each.map(|(cost, has)| self.bits(cost, base, usize::from(has))).sum()
         };
         // One more in every chunk is base + 1 in a longer form, which did not fit.
         let (mut extra, mut above) = (0, chunks);
@@ -130,23 +135,101 @@ impl Rate<'_> {
         Some(Plan { base, extra, chunks })
     }
 
-    /// Bits of a chunk that may have `quota` entries for each full chunk of coordinates.
-    fn chunk_bits(&self, chunk: usize, quota: u32, base: u32, scratch: &mut Vec<u16>) -> u64 {
-        let len = self.lens.get(chunk).copied().unwrap_or(0);
-        let share = |count| self.layout.share(count, len);
-        self.ranked.best(chunk, share(quota) as usize, scratch);
-        let count = scratch.len() as u32;
-        let form = u64::from(CountForm::of(count, share(base), share(self.k_max)).bits());
+    fn chunks(&self) -> impl Iterator<Item = (u32, Candidates<'_>)> {
+        let lens = self.layout.chunks().map(|range| range.len() as u32);
+        lens.zip(self.segments.iter().flat_map(Segment::chunks))
+    }
+
+    /// A base count near the largest that fits, from a sample of the chunks (from all of them where they are few).
+    fn guess(&self, budget_bits: u64) -> u32 {
+        let every = if self.chunks < SAMPLED_FROM { 1 } else { SAMPLED_EVERY };
+        let sample: Vec<_> = self.chunks().step_by(every).collect();
+        let goal = u128::from(budget_bits) * sample.len() as u128 / u128::from(self.chunks.max(1));
+        let mut scratch = Vec::new();
+        let mut fits = |base: u32| {
+            let mut bits = 0u64;
+            sample.iter().all(|&(len, candidates)| {
+                let (share, cap) = (self.layout.share(base, len), self.layout.share(self.k_max, len));
+                let best = candidates.best(share);
+                bits += u64::from(CountForm::of(best.positions.len() as u32, share, cap).bits());
+                bits += self.payload(len, best, &mut scratch);
+                u128::from(bits) <= goal
+            })
+        };
+        let (mut base, mut above) = (0, self.k_max.saturating_add(1));
+        while above - base > 1 {
+            let middle = base + (above - base) / 2;
+            if fits(middle) { base = middle } else { above = middle }
+        }
+        base
+    }
+
+    /// Bits of every chunk at the quotas `base` and one more.
+    fn costs(&self, base: u32) -> Vec<Cost> {
+        let mut costs = Vec::with_capacity(self.chunks as usize);
+        let mut scratch = Vec::new();
+        costs.extend(self.chunks().map(|(len, candidates)| {
+            let one = candidates.best(self.layout.share(base, len));
+            let two = candidates.best(self.layout.share(base.saturating_add(1).min(self.k_max), len));
+            let first = self.payload(len, one, &mut scratch);
+            let second = match two.positions.get(one.positions.len()) {
+                // A share grows by one at most, and the shorter list is in the scratch already, in order.
+                Some(&more) => {
+                    let at = scratch.partition_point(|&position| position < more);
+                    scratch.insert(at, more);
+                    self.sorted_payload(len, &scratch)
+                }
+                None => first,
+            };
+            Cost {
+                len,
+                counts: [one.positions.len() as u32, two.positions.len() as u32],
+                bits: [first, second],
+            }
+        }));
+        costs
+    }
+
+    /// All bits of a chunk at one of the two quotas, with the count's form for this base count.
+    fn bits(&self, cost: &Cost, base: u32, which: usize) -> u64 {
+        let share = |count| self.layout.share(count, cost.len);
+        let count = cost.counts[which];
+        cost.bits[which] + u64::from(CountForm::of(count, share(base), share(self.k_max)).bits())
+    }
+
+    /// Bits of these entries of a chunk. Leaves their positions in ascending order in `sorted`.
+    fn payload(&self, len: u32, best: Candidates<'_>, sorted: &mut Vec<u16>) -> u64 {
+        sorted.clear();
+        sorted.extend_from_slice(best.positions);
+        sorted.sort_unstable();
+        self.sorted_payload(len, sorted)
+    }
+
+    fn sorted_payload(&self, len: u32, positions: &[u16]) -> u64 {
+        let count = positions.len() as u32;
         if count == 0 {
-            return form;
+            return 0;
         }
-        let parameter = rice::parameter(len, count);
-        let mut next = 0u32;
-        let mut gaps = 0u64;
-        for &position in scratch.iter() {
-            gaps += u64::from(rice::gap_bits(u32::from(position) - next, parameter));
-            next = u32::from(position) + 1;
+        let gaps = rice::gaps_bits(positions, rice::parameter(len, count));
+        8 + gaps + u64::from(count) * u64::from(self.levels.bits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn extras_should_be_as_many_as_asked_and_even(chunks in 1u64..500, extra in 0u64..500) {
+            let extra = extra.min(chunks);
+            let all: Vec<bool> = spread(extra, chunks).collect();
+            prop_assert_eq!(all.iter().filter(|has| **has).count() as u64, extra);
+            for (n, _) in all.iter().enumerate() {
+                let so_far = all[..=n].iter().filter(|has| **has).count() as u64;
+                prop_assert_eq!(so_far, (n as u64 + 1) * extra / chunks);
+            }
         }
-        form + 8 + gaps + u64::from(count) * u64::from(self.levels.bits())
     }
 }

@@ -11,15 +11,34 @@ pub(crate) fn parameter(len: u32, count: u32) -> u32 {
     ratio.checked_ilog2().unwrap_or(0)
 }
 
-/// Bits of one gap.
-pub(crate) fn gap_bits(gap: u32, parameter: u32) -> u32 {
-    (gap >> parameter) + 1 + parameter
+/// Bits of the gaps before these ascending positions.
+pub(crate) fn gaps_bits(positions: &[u16], parameter: u32) -> u64 {
+    let mut next = 0u32;
+    let mut quotients = 0u64;
+    for &position in positions {
+        let position = u32::from(position);
+        quotients += u64::from((position - next) >> parameter);
+        next = position + 1;
+    }
+    quotients + positions.len() as u64 * u64::from(1 + parameter)
 }
 
-/// Writes one gap: the quotient in unary, then the remainder.
-pub(crate) fn write_gap(writer: &mut BitWriter, gap: u32, parameter: u32) {
-    writer.write_unary(gap >> parameter);
-    writer.write(gap & ((1 << parameter) - 1), parameter);
+/// Writes one gap, the quotient in unary, then the remainder; and `code` of `code_bits` ≤ 8 bits after it.
+#[inline]
+pub(crate) fn write_entry(writer: &mut BitWriter, gap: u32, parameter: u32, code: u32, code_bits: u32) {
+    let quotient = gap >> parameter;
+    let remainder = gap & ((1 << parameter) - 1);
+    if quotient + 1 + parameter + code_bits <= 32 {
+        let tail = remainder | code << parameter;
+        writer.write(
+            ((1 << quotient) - 1) | (tail << quotient << 1),
+            quotient + 1 + parameter + code_bits,
+        );
+    } else {
+        writer.write_unary(quotient);
+        writer.write(remainder, parameter);
+        writer.write(code, code_bits);
+    }
 }
 
 /// A gap as read.
@@ -33,6 +52,7 @@ pub(crate) enum Gap {
 }
 
 /// Reads one gap that must be below `limit` ≤ 65,536.
+#[inline]
 pub(crate) fn read_gap(reader: &mut BitReader<'_>, parameter: u32, limit: u32) -> Gap {
     let quotient_max = limit >> parameter;
     let Some(quotient) = reader.read_unary(quotient_max) else {

@@ -16,8 +16,8 @@ pub struct Header {
 pub struct Update {
     /// Its header.
     pub header: Header,
-    /// Flat indices, ascending and unique.
-    pub indices: Vec<u32>,
+    /// Indices in the whole model's flat vector, ascending and unique.
+    pub indices: Vec<u64>,
     /// One value for each index.
     pub values: Vec<f32>,
 }
@@ -36,25 +36,34 @@ impl Update {
     /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left
     /// out.
     pub fn add_scaled(&self, dst: &mut [f32], factor: f32) {
-        add_scaled(&self.indices, &self.values, dst, factor);
+        add_scaled(&self.indices, &self.values, 0, dst, factor);
+    }
+
+    /// The same where `dst` holds only the coordinates from `start` on.
+    pub fn add_scaled_at(&self, start: u64, dst: &mut [f32], factor: f32) {
+        add_scaled(&self.indices, &self.values, start, dst, factor);
     }
 }
 
 /// A sparse vector: the aggregate of a round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sparse {
-    /// Flat indices, ascending and unique.
-    pub indices: Vec<u32>,
+    /// Indices in the whole model's flat vector, ascending and unique.
+    pub indices: Vec<u64>,
     /// One value for each index.
     pub values: Vec<f32>,
 }
 
-/// `dst[index] += factor · value`, two roundings for each coordinate; what lies beyond `dst` is left out.
-pub(crate) fn add_scaled(indices: &[u32], values: &[f32], dst: &mut [f32], factor: f32) {
-    for (&index, &value) in indices.iter().zip(values) {
-        if let Some(slot) = dst.get_mut(index as usize) {
-            let step = factor * value;
-            *slot += step;
-        }
+/// `dst[index − start] += factor · value`, two roundings for each coordinate; what lies outside of `dst` is left out.
+pub(crate) fn add_scaled(indices: &[u64], values: &[f32], start: u64, dst: &mut [f32], factor: f32) {
+    // The indices ascend, so what lies in `dst` is one run of them.
+    let from = indices.partition_point(|&index| index < start);
+    let inside = indices.iter().zip(values).skip(from);
+    for (&index, &value) in inside {
+        let Some(slot) = dst.get_mut((index - start) as usize) else {
+            break;
+        };
+        let step = factor * value;
+        *slot += step;
     }
 }

@@ -5,7 +5,7 @@ use crate::aggregate::{apply, decode_published, mean, publish, rounding_seed};
 use crate::{Layout, Sparse, Update, encode, scale};
 use proptest::prelude::*;
 
-fn update(entries: &[(u32, f32)]) -> Update {
+fn update(entries: &[(u64, f32)]) -> Update {
     let (indices, values) = entries.iter().copied().unzip();
     Update {
         header: header(),
@@ -54,7 +54,7 @@ fn mean_should_match_the_written_order_of_operations() {
         }
         assert_eq!(((sum / 7.0) as f32).to_bits(), value.to_bits());
     }
-    let mut union: Vec<u32> = updates.iter().flat_map(|update| update.indices.clone()).collect();
+    let mut union: Vec<u64> = updates.iter().flat_map(|update| update.indices.clone()).collect();
     union.sort_unstable();
     union.dedup();
     assert_eq!(sparse.indices, union);
@@ -132,7 +132,7 @@ fn rounding_of_a_coordinate_should_not_depend_on_others() {
     [0usize, 256, 512].iter().for_each(|&i| all.values[i] = 1.0);
     let some: Vec<usize> = (0..600).filter(|i| i % 256 == 0 || i % 7 == 3).collect();
     let part = Sparse {
-        indices: some.iter().map(|&i| i as u32).collect(),
+        indices: some.iter().map(|&i| i as u64).collect(),
         values: some.iter().map(|&i| all.values[i]).collect(),
     };
     let dense = |sparse: &Sparse| {
@@ -223,7 +223,7 @@ proptest! {
         dense in prop::collection::vec(prop::option::weighted(0.3, any::<f32>()), 343),
     ) {
         let layout = Layout::new(&[40, 300, 3], 128);
-        let entries: Vec<_> = dense.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i as u32, v))).collect();
+        let entries: Vec<_> = dense.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i as u64, v))).collect();
         let (indices, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
         let decoded = decode_published(&layout, &publish(&layout, bits, &Sparse { indices, values }, seed)).unwrap();
         for (index, value) in decoded.indices.iter().zip(&decoded.values) {

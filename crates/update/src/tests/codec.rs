@@ -58,7 +58,7 @@ fn selection_should_be_top_k_with_ties_to_the_lowest_index() {
         let mut order: Vec<usize> = range.collect();
         order.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b)));
         order.truncate(share);
-        expected.extend(order.iter().map(|&index| index as u32));
+        expected.extend(order.iter().map(|&index| index as u64));
     }
     expected.sort_unstable();
     assert_eq!(sent.indices, expected);
@@ -129,7 +129,7 @@ fn short_chunks_should_have_the_density_of_full_ones() {
         let encoded = encode(&layout, spec, &header(), &values(layout.total(), 5, 0.01)).unwrap();
         assert_eq!(decode(&layout, spec, &encoded.bytes).unwrap(), encoded.sent);
         let of = |range: std::ops::Range<usize>| {
-            let inside = |index: &&u32| range.contains(&(**index as usize));
+            let inside = |index: &&u64| range.contains(&(**index as usize));
             encoded.sent.indices.iter().filter(inside).count()
         };
         layout.chunks().map(of).collect()

@@ -1,7 +1,7 @@
 //! Nothing is lost: what is not sent waits, what is sent and refused comes back.
 
 use super::{header, layout, spec, values};
-use crate::{ErrorFeedback, FeedbackError, PENDING_MAX, Update, encode};
+use crate::{ErrorFeedback, FeedbackError, Ledger, PENDING_MAX, Update, encode};
 use proptest::prelude::*;
 
 fn sent_of(combined: &[f32]) -> Update {
@@ -94,8 +94,8 @@ fn stored_state_should_come_back_or_say_why_not() {
     assert_eq!(
         ErrorFeedback::from_bytes(&bytes, total + 1),
         Err(FeedbackError::Length {
-            expected: total + 1,
-            found: total as u64
+            expected: 0..total as u64 + 1,
+            found: 0..total as u64
         })
     );
     for cut in [0, 10, 31, 32, 40, bytes.len() - 1] {
@@ -106,10 +106,10 @@ fn stored_state_should_come_back_or_say_why_not() {
     }
     let mut flipped = bytes.clone();
     flipped[100] ^= 1;
-    assert_eq!(
+    assert!(matches!(
         ErrorFeedback::from_bytes(&flipped, total),
-        Err(FeedbackError::Damaged("checksum does not match"))
-    );
+        Err(FeedbackError::Damaged(_))
+    ));
 }
 
 #[test]
@@ -140,9 +140,10 @@ proptest! {
     #[test]
     fn random_bytes_should_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(ErrorFeedback::from_bytes(&bytes, 10).is_err());
-        let mut signed = [b"ALF1".as_slice(), &10u64.to_le_bytes(), &bytes].concat();
-        let checksum = alice_primitives::tagged_hash("alice/feedback/v1", &[&signed]);
+        let mut signed = [b"ALF2".as_slice(), &0u64.to_le_bytes(), &10u64.to_le_bytes(), &bytes].concat();
+        let checksum = alice_primitives::tagged_hash("alice/feedback/v2", &[&signed]);
         signed.extend_from_slice(&checksum);
         let _ = ErrorFeedback::from_bytes(&signed, 10);
+        let _ = Ledger::from_bytes(&signed, 0..10);
     }
 }

@@ -57,7 +57,7 @@ fn each_defect_should_have_its_error() {
     );
     assert_eq!(decode(&body(8, |_| ())), Err(DecodeError::Truncated { what: place }));
     // Base count of nothing: an empty update is well formed (scoring refuses it).
-    assert_eq!(decode(&body(0, |w| w.write(0, 1))).unwrap().indices, [0u32; 0]);
+    assert_eq!(decode(&body(0, |w| w.write(0, 1))).unwrap().indices, [0u64; 0]);
     assert_eq!(decode(&body(0, |w| w.write(0b10, 2))), Err(DecodeError::Padding));
     assert_eq!(
         decode(&[body(0, |w| w.write(0, 1)), vec![0]].concat()),
@@ -141,15 +141,24 @@ fn published_defects_should_have_their_errors() {
 
 #[test]
 fn a_lie_about_the_size_should_not_allocate() {
-    // 2^32 coordinates, a few bytes: refused at the first chunk that is not there.
-    let layout = Layout::new(&[1 << 32], 65_536);
+    // 2^40 coordinates, a few bytes: refused at the first chunk that is not there.
+    let layout = Layout::new(&[1 << 40], 65_536);
     let spec = spec(2, 65_536, 4096);
     assert!(matches!(
         decode(&layout, &spec, &body(65_536, |w| w.write(0, 8))),
         Err(DecodeError::Truncated { .. })
     ));
-    let larger = Layout::new(&[1 << 32, 1], 65_536);
-    assert_eq!(decode(&larger, &spec, &[]), Err(DecodeError::Parameters((1 << 32) + 1)));
+    let larger = Layout::new(&[1 << 40, 1], 65_536);
+    assert_eq!(decode(&larger, &spec, &[]), Err(DecodeError::Parameters((1 << 40) + 1)));
+    let overflowing = Layout::new(&[u64::MAX, u64::MAX], 65_536);
+    assert!(matches!(
+        decode(&overflowing, &spec, &[]),
+        Err(DecodeError::Parameters(_))
+    ));
+    assert!(matches!(
+        crate::Encoder::new(&overflowing, &spec).err(),
+        Some(crate::EncodeError::Parameters(_))
+    ));
 }
 
 proptest! {

@@ -52,7 +52,7 @@ pub(crate) fn values(len: usize, seed: u64, size: f32) -> Vec<f32> {
 }
 
 /// Entries as text, one `index bits` (hexadecimal bits of the f32) a line, for implementers in other languages.
-pub(crate) fn listing(indices: &[u32], values: &[f32]) -> String {
+pub(crate) fn listing(indices: &[u64], values: &[f32]) -> String {
     indices
         .iter()
         .zip(values)

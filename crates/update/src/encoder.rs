@@ -1,0 +1,321 @@
+//! The encoder: values come in any pieces, only the candidates of each chunk stay.
+
+use crate::bits::BitWriter;
+use crate::codec::{HEADER_BYTES, header_bytes};
+use crate::error::EncodeError;
+use crate::layout::{Chunks, Layout};
+use crate::levels::{Levels, scale};
+use crate::rate::{CountForm, Plan, Rate};
+use crate::rice;
+use crate::select::{Segment, Selector};
+use crate::sparse::{Header, Update};
+use alice_spec::UpdateSpec;
+use std::ops::Range;
+
+/// Chunks whose candidates are kept together, and a thread's least work.
+const SEGMENT_CHUNKS: usize = 256;
+
+/// An encoded update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// What goes over the wire, at most `budget_bytes`.
+    pub bytes: Vec<u8>,
+    /// What the receiver decodes from it, bit for bit.
+    pub sent: Update,
+    /// Where its bits went.
+    pub bits: BitCount,
+}
+
+/// Bits of an update by what they say. The header and the padding of the last byte are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BitCount {
+    /// Numbers of entries.
+    pub counts: u64,
+    /// Scales.
+    pub scales: u64,
+    /// Positions.
+    pub positions: u64,
+    /// Signs and levels.
+    pub values: u64,
+}
+
+/// Encodes the most of `values` that fits the budget. The same input gives the same bytes on every machine.
+///
+/// `values` is d + residual over what the layout covers.
+pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32]) -> Result<Encoded, EncodeError> {
+    let mut encoder = Encoder::new(layout, spec)?;
+    if values.len() != layout.covered().len() {
+        return Err(encoder.length(values.len()));
+    }
+    encoder.push(values)?;
+    encoder.finish(header)
+}
+
+/// Encodes an update whose values come piece by piece, in the order of the flat vector. Memory: six bytes for each
+/// candidate (at most `k_max` in a full chunk), and one chunk.
+///
+/// ```
+/// # use alice_spec::UpdateSpec;
+/// # use alice_update::{Encoder, Header, Layout, decode};
+/// # let spec = UpdateSpec { chunk: 64, budget_bytes: 100, value_bits: 2, k_max: 8, feedback_decay: 1.0, publish_bits: 8 };
+/// let layout = Layout::new(&[100, 28], spec.chunk);
+/// let mut encoder = Encoder::new(&layout, &spec)?.threads(2);
+/// for tensor in [vec![0.25f32; 100], vec![-0.5; 28]] {
+///     encoder.push(&tensor)?;
+/// }
+/// let encoded = encoder.finish(&Header::default())?;
+/// assert_eq!(decode(&layout, &spec, &encoded.bytes).unwrap(), encoded.sent);
+/// # Ok::<(), alice_update::EncodeError>(())
+/// ```
+pub struct Encoder<'a> {
+    layout: &'a Layout,
+    spec: &'a UpdateSpec,
+    levels: Levels,
+    threads: usize,
+    /// Chunks that are not complete.
+    ahead: Chunks<'a>,
+    current: Option<Range<usize>>,
+    /// What came of the current chunk.
+    partial: Vec<f32>,
+    received: usize,
+    segments: Vec<Segment>,
+    chunks: u64,
+    failed: Option<EncodeError>,
+}
+
+impl<'a> Encoder<'a> {
+    /// Encoder for what `layout` covers.
+    pub fn new(layout: &'a Layout, spec: &'a UpdateSpec) -> Result<Self, EncodeError> {
+        if !layout.is_addressable() {
+            return Err(EncodeError::Parameters(layout.total()));
+        }
+        let mut ahead = layout.chunks();
+        Ok(Self {
+            layout,
+            spec,
+            levels: Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?,
+            threads: 1,
+            current: ahead.next(),
+            ahead,
+            partial: Vec::new(),
+            received: 0,
+            segments: Vec::new(),
+            chunks: 0,
+            failed: None,
+        })
+    }
+
+    /// Uses up to so many threads where a piece is long enough. The result does not depend on it.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    /// Takes the next values of d + residual. After an error the encoder is of no more use: every later call repeats it.
+    pub fn push(&mut self, values: &[f32]) -> Result<(), EncodeError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = self.take(values);
+        self.failed = result.clone().err();
+        result
+    }
+
+    fn take(&mut self, mut values: &[f32]) -> Result<(), EncodeError> {
+        let received = self.received.saturating_add(values.len());
+        if received > self.layout.covered().len() {
+            return Err(self.length(received));
+        }
+        self.received = received;
+        if let (Some(range), false) = (&self.current, self.partial.is_empty()) {
+            let missing = range.len() - self.partial.len();
+            let (head, tail) = values.split_at(missing.min(values.len()));
+            self.partial.extend_from_slice(head);
+            values = tail;
+            if self.partial.len() < range.len() {
+                return Ok(());
+            }
+            let (start, chunk) = (range.start, std::mem::take(&mut self.partial));
+            self.select(&[(start, &chunk)])?;
+            self.partial = chunk;
+            self.partial.clear();
+            self.current = self.ahead.next();
+        }
+        let mut whole = Vec::new();
+        while let Some(range) = &self.current {
+            let Some((chunk, rest)) = values.split_at_checked(range.len()) else {
+                break;
+            };
+            whole.push((range.start, chunk));
+            values = rest;
+            self.current = self.ahead.next();
+        }
+        self.select(&whole)?;
+        self.partial.extend_from_slice(values);
+        Ok(())
+    }
+
+    /// Selects the candidates of whole chunks, each with its start in the flat vector.
+    fn select(&mut self, chunks: &[(usize, &[f32])]) -> Result<(), EncodeError> {
+        self.chunks += chunks.len() as u64;
+        let threads = self.threads.min(chunks.len().div_ceil(SEGMENT_CHUNKS));
+        if threads <= 1 {
+            return select_part(self.layout, self.spec, self.levels, chunks, &mut self.segments);
+        }
+        let (layout, spec, levels) = (self.layout, self.spec, self.levels);
+        let parts = chunks.chunks(chunks.len().div_ceil(threads));
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let spawned: Vec<_> = parts
+                .map(|part| {
+                    scope.spawn(move || {
+                        let mut segments = Vec::new();
+                        select_part(layout, spec, levels, part, &mut segments).map(|()| segments)
+                    })
+                })
+                .collect();
+            let joined = spawned.into_iter().map(|thread| thread.join());
+            joined
+                .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        for segments in results {
+            self.segments.extend(segments?);
+        }
+        Ok(())
+    }
+
+    fn length(&self, found: usize) -> EncodeError {
+        EncodeError::Length {
+            expected: self.layout.covered().len(),
+            found,
+        }
+    }
+
+    /// Chooses what fits the budget and writes it.
+    pub fn finish(self, header: &Header) -> Result<Encoded, EncodeError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.received != self.layout.covered().len() {
+            return Err(self.length(self.received));
+        }
+        if self.segments.iter().all(Segment::is_empty) {
+            return Err(EncodeError::Zero);
+        }
+        let too_small = || EncodeError::Budget {
+            budget_bytes: self.spec.budget_bytes,
+            chunks: self.chunks,
+        };
+        let rate = Rate {
+            layout: self.layout,
+            segments: &self.segments,
+            chunks: self.chunks,
+            levels: self.levels,
+            k_max: self.spec.k_max,
+        };
+        let budget_bytes = self.spec.budget_bytes.checked_sub(HEADER_BYTES as u64);
+        let budget_bits = budget_bytes.ok_or_else(too_small)?.saturating_mul(8);
+        let plan = rate.plan(budget_bits).ok_or_else(too_small)?;
+        let encoded = self.write(header, &plan);
+        if encoded.sent.indices.is_empty() {
+            return Err(too_small());
+        }
+        debug_assert!(encoded.bytes.len() as u64 <= self.spec.budget_bytes);
+        Ok(encoded)
+    }
+
+    fn write(&self, header: &Header, plan: &Plan) -> Encoded {
+        let (levels, layout) = (self.levels, self.layout);
+        let chunks = || {
+            let candidates = self.segments.iter().flat_map(Segment::chunks);
+            layout
+                .chunks()
+                .zip(plan.quotas())
+                .zip(candidates)
+                .map(|((range, quota), candidates)| {
+                    let best = candidates.best(layout.share(quota, range.len() as u32));
+                    (range, best)
+                })
+        };
+        let entries = chunks().map(|(_, best)| best.positions.len()).sum();
+        let mut sent = Update {
+            header: *header,
+            indices: Vec::with_capacity(entries),
+            values: Vec::with_capacity(entries),
+        };
+        let mut bits = BitCount::default();
+        let mut writer = BitWriter::after(header_bytes(header, plan.base));
+        let (mut sorted, mut magnitudes, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+        for (range, best) in chunks() {
+            let len = range.len() as u32;
+            let share = |count| layout.share(count, len);
+            let count = best.positions.len() as u32;
+            let form = CountForm::of(count, share(plan.base), share(self.spec.k_max));
+            match form {
+                CountForm::Base => writer.write(0b0, 1),
+                CountForm::BasePlusOne => writer.write(0b01, 2),
+                CountForm::Explicit(bits) => {
+                    writer.write(0b11, 2);
+                    writer.write(count, bits);
+                }
+            }
+            bits.counts += u64::from(form.bits());
+            if count == 0 {
+                continue;
+            }
+            magnitudes.clear();
+            magnitudes.extend(best.values.iter().map(|value| value.abs()));
+            let scale_code = levels.fit(&magnitudes, &mut sums);
+            let chunk_scale = scale(scale_code);
+            writer.write(u32::from(scale_code), 8);
+            // Position, then the value's bits: sorted by position, no two of which are equal.
+            sorted.clear();
+            let entries = best.positions.iter().zip(best.values);
+            sorted.extend(entries.map(|(position, value)| u64::from(*position) << 32 | u64::from(value.to_bits())));
+            sorted.sort_unstable();
+            let parameter = rice::parameter(len, count);
+            let start = range.start as u64;
+            let (mut next, mut quotients) = (0u32, 0u64);
+            for &entry in &sorted {
+                let (position, value) = ((entry >> 32) as u32, f32::from_bits(entry as u32));
+                let code = levels.code(chunk_scale, value);
+                let gap = position - next;
+                rice::write_entry(&mut writer, gap, parameter, code, levels.bits());
+                quotients += u64::from(gap >> parameter);
+                next = position + 1;
+                sent.indices.push(start + u64::from(position));
+                sent.values.push(levels.value(chunk_scale, code));
+            }
+            bits.scales += 8;
+            bits.positions += quotients + u64::from(count) * u64::from(1 + parameter);
+            bits.values += u64::from(count) * u64::from(levels.bits());
+        }
+        Encoded {
+            bytes: writer.finish(),
+            sent,
+            bits,
+        }
+    }
+}
+
+fn select_part(
+    layout: &Layout,
+    spec: &UpdateSpec,
+    levels: Levels,
+    chunks: &[(usize, &[f32])],
+    segments: &mut Vec<Segment>,
+) -> Result<(), EncodeError> {
+    let mut selector = Selector::new(levels);
+    for part in chunks.chunks(SEGMENT_CHUNKS) {
+        let mut segment = Segment::default();
+        for (start, values) in part {
+            let cap = layout.share(spec.k_max, values.len() as u32);
+            selector
+                .select(values, cap, &mut segment)
+                .map_err(|at| EncodeError::NonFinite { index: start + at })?;
+        }
+        segment.shrink();
+        segments.push(segment);
+    }
+    Ok(())
+}
