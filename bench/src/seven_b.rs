@@ -1,0 +1,110 @@
+//! One update of a run's real shapes, made from a gradient that is never in memory as a whole.
+
+use crate::gradient;
+use crate::measure::{Table, cpu_seconds, peak_memory};
+use alice_spec::{RunSpec, TensorShape};
+use alice_update::{Encoder, Header, Layout, decode};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+/// Values that are made and pushed at once.
+const PIECE: usize = 1 << 24;
+
+pub fn report(run: &Path, threads: usize) -> Result<Vec<Table>> {
+    let text = std::fs::read_to_string(run).with_context(|| format!("{} cannot be read", run.display()))?;
+    let spec = RunSpec::parse(&text)?;
+    let layout = Layout::from_spec(&spec);
+    let header = Header {
+        run_hash: spec.run_hash(),
+        epoch: 1,
+        base_root: [0; 32],
+    };
+    let mut encoder = Encoder::new(&layout, &spec.update)?.threads(threads);
+    let mut piece = vec![0.0f32; PIECE];
+    let (mut at, mut making, mut pushing) = (0u64, Clock::default(), Clock::default());
+    for (number, tensor) in spec.tensors().iter().map(TensorShape::len).enumerate() {
+        // Each tensor has its own size of values, as in a real model.
+        let size = 1e-4 * (1 + number % 7) as f32;
+        let mut left = tensor;
+        while left > 0 {
+            let now = left.min(PIECE as u64) as usize;
+            let values = &mut piece[..now];
+            making.time(|| gradient::fill(at, size, values, threads));
+            pushing.time(|| encoder.push(values))?;
+            at += now as u64;
+            left -= now as u64;
+        }
+    }
+    drop(piece);
+    let mut finishing = Clock::default();
+    let encoded = finishing.time(|| encoder.finish(&header))?;
+    let mut decoding = Clock::default();
+    let decoded = decoding.time(|| decode(&layout, &spec.update, &encoded.bytes))?;
+    ensure!(decoded == encoded.sent, "what was decoded is not what was sent");
+    ensure!(
+        encoded.bytes.len() as u64 <= spec.update.budget_bytes,
+        "the update is larger than its budget"
+    );
+    let (entries, parameters) = (decoded.indices.len() as f64, spec.parameters() as f64);
+    let budget = spec.update.budget_bytes as f64;
+    let mut rows = vec![
+        vec![json!("run"), json!(spec.name)],
+        vec![json!("parameters"), json!(spec.parameters())],
+        vec![json!("budget, bytes"), json!(spec.update.budget_bytes)],
+        vec![json!("update, bytes"), json!(encoded.bytes.len())],
+        vec![
+            json!("of the budget, %"),
+            json!(100.0 * encoded.bytes.len() as f64 / budget),
+        ],
+        vec![json!("entries"), json!(decoded.indices.len())],
+        vec![json!("density, %"), json!(100.0 * entries / parameters)],
+        vec![json!("largest index"), json!(decoded.indices.last())],
+        vec![
+            json!("bits of an entry, all"),
+            json!(encoded.bytes.len() as f64 * 8.0 / entries),
+        ],
+        vec![json!("decoded again and equal"), json!(true)],
+        vec![json!("threads"), json!(threads)],
+    ];
+    for (name, clock) in [
+        ("making the gradient", &making),
+        ("encode: selecting", &pushing),
+        ("encode: choosing and writing", &finishing),
+        ("decode", &decoding),
+    ] {
+        rows.push(vec![json!(format!("{name}, wall s")), json!(clock.wall_s)]);
+        rows.push(vec![json!(format!("{name}, CPU s")), json!(clock.cpu_s)]);
+    }
+    let encode_cpu_s = pushing.cpu_s + finishing.cpu_s;
+    rows.push(vec![
+        json!("encode, millions of values for each CPU-second"),
+        json!(parameters / encode_cpu_s / 1e6),
+    ]);
+    rows.push(vec![
+        json!("peak memory (VmHWM), MiB"),
+        json!(peak_memory().map(|bytes| bytes >> 20)),
+    ]);
+    Ok(vec![Table {
+        title: "One update of the run".into(),
+        columns: vec!["what", "seen"],
+        rows,
+    }])
+}
+
+#[derive(Default)]
+struct Clock {
+    wall_s: f64,
+    cpu_s: f64,
+}
+
+impl Clock {
+    fn time<T>(&mut self, call: impl FnOnce() -> T) -> T {
+        let (cpu, wall) = (cpu_seconds(), Instant::now());
+        let result = call();
+        self.cpu_s += cpu_seconds() - cpu;
+        self.wall_s += wall.elapsed().as_secs_f64();
+        result
+    }
+}
