@@ -112,7 +112,7 @@ fn touched(from: u64, to: u64, seed: u64) -> Sparse {
     let mut sparse = Sparse::default();
     for at in from..to {
         let word = mixed(at ^ (seed << 50));
-        if word % ONE_IN == 0 {
+        if word.is_multiple_of(ONE_IN) {
             sparse.indices.push(at.try_into().unwrap_or_default());
             sparse.values.push((word >> 40) as f32 * 1e-9);
         }
