@@ -279,6 +279,21 @@ impl Master {
         Ok(self)
     }
 
+    /// Hashes everything, for whoever does not trust the disk. Where that is another root than the kept one, the weights
+    /// are gone as after a failed step, and have their true root when they are opened again.
+    pub fn verify(mut self, progress: Progress<'_>) -> Result<Self, StoreError> {
+        let expected = self.root;
+        self.hash_all(progress);
+        if self.root == expected {
+            return Ok(self);
+        }
+        file::remove(&tree_path(self.map.path()))?;
+        Err(StoreError::Root {
+            expected,
+            found: self.root,
+        })
+    }
+
     /// What follows a change: sync, hashes, sidecar.
     fn changed(&mut self, touched: &[usize], reached: Hook<'_>) -> Result<(), StoreError> {
         self.map.flush()?;

@@ -378,6 +378,45 @@ fn weights_that_another_program_wrote_to_should_be_hashed_again() {
 }
 
 #[test]
+fn a_bit_that_rotted_should_be_found_by_verify_and_by_the_next_step_near_it() {
+    let case = case();
+    let rot = |value: u8| {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::options().write(true).open(&case.path).unwrap();
+        let changed = file.metadata().unwrap().modified().unwrap();
+        file.write_all_at(&[value], 4 * 150).unwrap();
+        // A disk does not tell.
+        file.set_modified(changed).unwrap();
+    };
+    let (kept, old) = (model_root(&tensors(), &case.before), to_le_bytes(&case.before)[4 * 150]);
+    open(&case.path).verify(&mut quiet).unwrap();
+    rot(!old);
+    let master = open(&case.path);
+    assert_eq!((master.opened(), master.root()), (Opened::AsLeft, kept));
+    assert!(matches!(master.verify(&mut quiet), Err(StoreError::Root { expected, .. }) if expected == kept));
+    let master = open(&case.path);
+    assert_eq!(master.opened(), Opened::Rehashed);
+    assert_eq!(master.root(), root_on_disk(&case.path));
+    drop(master);
+
+    rot(old);
+    super::file::remove(&super::tree_path(&case.path)).unwrap();
+    assert_eq!(open(&case.path).root(), kept);
+    rot(!old);
+    let d = Sparse {
+        indices: vec![151],
+        values: vec![1.0],
+    };
+    let master = open(&case.path).step(&d, 0.5).unwrap();
+    assert!(matches!(master.revert(), Err(StoreError::Root { expected, .. }) if expected == kept));
+    let master = open(&case.path);
+    assert_eq!(
+        (master.opened(), master.root()),
+        (Opened::RolledBack, root_on_disk(&case.path))
+    );
+}
+
+#[test]
 fn new_weights_should_not_be_touched_by_what_belonged_to_the_old_ones() {
     let case = case();
     let stopped = open(&case.path).step_through(&case.d, 0.7, &mut |r, _| stop_at(r, Stage::Applied));
