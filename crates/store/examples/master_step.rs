@@ -113,11 +113,16 @@ fn touched(from: u64, to: u64, seed: u64) -> Sparse {
     for at in from..to {
         let word = mixed(at ^ (seed << 50));
         if word.is_multiple_of(ONE_IN) {
-            sparse.indices.push(at.try_into().unwrap_or_default());
+            sparse.indices.extend(index(at));
             sparse.values.push((word >> 40) as f32 * 1e-9);
         }
     }
     sparse
+}
+
+/// A flat index in the update crate's own width.
+fn index<T: TryFrom<u64>>(at: u64) -> Option<T> {
+    T::try_from(at).ok()
 }
 
 /// Finaliser of SplitMix64.

@@ -19,8 +19,11 @@ mod sidecar;
 mod tests;
 mod tree;
 
-use crate::BlobStore;
-use crate::{StoreError, file, map::FloatMap, snapshot, snapshot::Snapshot};
+use crate::{
+    BlobStore, StoreError, file,
+    map::FloatMap,
+    snapshot::{self, Snapshot},
+};
 use alice_primitives::Hash;
 use alice_spec::TensorShape;
 use alice_update::{Sparse, aggregate};
