@@ -112,8 +112,10 @@ fn touched(from: u64, to: u64, seed: u64) -> Sparse {
     let mut sparse = Sparse::default();
     for at in from..to {
         let word = mixed(at ^ (seed << 50));
-        if word.is_multiple_of(ONE_IN) {
-            sparse.indices.extend(index(at));
+        if word.is_multiple_of(ONE_IN)
+            && let Some(at) = index(at)
+        {
+            sparse.indices.push(at);
             sparse.values.push((word >> 40) as f32 * 1e-9);
         }
     }
