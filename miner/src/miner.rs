@@ -313,16 +313,18 @@ impl Miner {
             client,
             spec: &run.spec,
             genesis: run.genesis,
-            run_dir: &run.dir,
             stop,
         };
-        if let Err(error) = run.weights.bring_to(&task.base_root, &source, reporter).await {
-            if matches!(error, MinerError::Untrue { .. }) {
-                // The lease leads nowhere; the next claim may.
-                run.journal.clear()?;
+        let theta = match run.weights.bring_to(&task.base_root, &source, reporter).await {
+            Ok(theta) => theta,
+            Err(error) => {
+                if matches!(error, MinerError::Untrue { .. }) {
+                    // The lease leads nowhere; the next claim may.
+                    run.journal.clear()?;
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
+        };
         let Some(corpus) = &run.corpus else { return Ok(()) };
         let all = corpus.sequences();
         let indices = alice_data::task_sequences(&run.spec, all, &task.epoch_seed.0, task.slice);
@@ -342,7 +344,7 @@ impl Miner {
         let job = work::Job {
             spec: run.spec.clone(),
             device,
-            theta: run.weights.theta(),
+            theta,
             micro_batch,
             sequences,
         };

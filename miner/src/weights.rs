@@ -1,10 +1,10 @@
-//! The model's weights: kept on disk, brought up to a task's base by the published deltas, checked by the model root
-//! at every step. Nothing that does not have the right root is ever trained on.
+//! The model's weights: kept on disk and mapped, brought up to a task's base by the published deltas, checked by the model
+//! root at every step. Nothing that does not have the right root is ever trained on.
 
-use crate::{MinerError, files, report::Reporter, stop::Stop};
+use crate::{MinerError, report::Reporter, stop::Stop};
 use alice_api::{Client, Delta, Hex32, ModelManifest, Snapshot};
 use alice_spec::{RunSpec, TensorShape};
-use alice_store::{Assembler, model_root, theta};
+use alice_store::{Join, Master, Opened, StoreError, theta::write_values};
 use alice_update::{Layout, aggregate};
 use std::{
     path::{Path, PathBuf},
@@ -57,58 +57,56 @@ pub struct Weights {
     tensors: Vec<TensorShape>,
     layout: Layout,
     path: PathBuf,
-    theta: Arc<Vec<f32>>,
-    root: Option<Hex32>,
+    /// None where there are none, or an attempt to change them failed: then the file is opened again.
+    master: Option<Arc<Master>>,
 }
 
 impl Weights {
-    /// Reads the weights of a run's directory, if there are any.
+    /// Opens the weights of a run's directory, if there are any.
     pub fn open(spec: &RunSpec, run_dir: &Path) -> Self {
-        let path = run_dir.join("theta.bin");
-        let (tensors, layout) = (spec.tensors(), Layout::from_spec(spec));
         let mut weights = Self {
-            tensors,
-            layout,
-            path,
-            theta: Arc::new(Vec::new()),
-            root: None,
+            tensors: spec.tensors(),
+            layout: Layout::from_spec(spec),
+            path: run_dir.join("theta.bin"),
+            master: None,
         };
-        weights.read_file();
+        weights.open_file();
         weights
     }
 
-    fn read_file(&mut self) {
+    fn open_file(&mut self) {
         if !self.path.exists() {
             return;
         }
-        match theta::read_theta(&self.path, self.layout.total() as u64) {
-            Ok(theta) => self.take(theta),
+        match Master::open(&self.path, &self.tensors, &mut |_, _| ()) {
+            Ok(master) => {
+                match master.opened() {
+                    Opened::AsLeft => {}
+                    Opened::Rehashed => tracing::info!("the stored weights were checked from end to end"),
+                    Opened::RolledBack => tracing::info!("a model step that was interrupted is undone"),
+                }
+                self.master = Some(Arc::new(master));
+            }
             Err(error) => tracing::warn!(%error, "the stored weights are left out and fetched again"),
         }
     }
 
-    fn take(&mut self, theta: Vec<f32>) {
-        self.root = Some(Hex32(model_root(&self.tensors, &theta)));
-        self.theta = Arc::new(theta);
+    fn root(&self) -> Option<Hex32> {
+        self.master.as_ref().map(|m| Hex32(m.root()))
     }
 
-    /// The weights, to be shared with the trainer.
-    pub fn theta(&self) -> Arc<Vec<f32>> {
-        self.theta.clone()
-    }
-
-    /// Brings the weights to `target`.
+    /// Brings the weights to `target` and hands them out, to be shared with the trainer until the next call.
     pub async fn bring_to(
         &mut self,
         target: &Hex32,
         source: &Source<'_>,
         reporter: &mut Reporter,
-    ) -> Result<(), MinerError> {
-        if self.root.is_none() {
-            self.read_file();
+    ) -> Result<Arc<Master>, MinerError> {
+        if self.master.is_none() {
+            self.open_file();
         }
-        if self.root.as_ref() == Some(target) {
-            return Ok(());
+        if let Some(master) = self.at(target) {
+            return Ok(master);
         }
         let manifest = source.stop.or(source.client.model()).await?;
         if manifest.deltas.len() > DELTAS_MAX {
@@ -117,13 +115,15 @@ impl Weights {
                 format!("{} deltas, at most {DELTAS_MAX}", manifest.deltas.len()),
             ));
         }
-        let way = plan(&manifest, self.root.as_ref(), target)
+        let way = plan(&manifest, self.root().as_ref(), target)
             .ok_or_else(|| MinerError::untrue("task", format!("its model {target} is not the published one")))?;
         let deltas = match way {
             Plan::Here => 0..0,
             Plan::Deltas { from, to } => from..to,
             Plan::Snapshot { to } => {
-                self.snapshot(&manifest.snapshot, source, reporter).await?;
+                let joined = self.snapshot(&manifest.snapshot, source, reporter).await;
+                reporter.bar_done();
+                self.master = Some(Arc::new(joined?));
                 0..to
             }
         };
@@ -132,24 +132,20 @@ impl Weights {
         for delta in deltas {
             let result = self.apply(delta, source).await;
             if result.is_err() {
-                // Half-way between two models: what is in memory is neither, what is on disk still counts.
-                self.root = None;
                 reporter.bar_done();
             }
             result?;
             bar.inc(1);
         }
         reporter.bar_done();
-        self.root = Some(Hex32(model_root(&self.tensors, &self.theta)));
-        if self.root.as_ref() != Some(target) {
-            let found = self.root.take().unwrap_or_default();
-            files::remove(&self.path)?;
-            return Err(MinerError::untrue(
-                "model",
-                format!("snapshot and deltas lead to {found}, not to {target}"),
-            ));
-        }
-        theta::write_theta(&self.path, &self.theta).map_err(|e| MinerError::file("write", &self.path, &e))
+        self.at(target).ok_or_else(|| {
+            let found = self.root().unwrap_or_default();
+            MinerError::untrue("model", format!("snapshot and deltas lead to {found}, not to {target}"))
+        })
+    }
+
+    fn at(&self, target: &Hex32) -> Option<Arc<Master>> {
+        self.master.clone().filter(|m| m.root() == target.0)
     }
 
     async fn snapshot(
@@ -157,15 +153,17 @@ impl Weights {
         snapshot: &Snapshot,
         source: &Source<'_>,
         reporter: &mut Reporter,
-    ) -> Result<(), MinerError> {
-        self.root = None;
-        self.theta = Arc::new(Vec::new());
+    ) -> Result<Master, MinerError> {
+        // Lets go of the old weights: the new ones take their place.
+        self.master = None;
         if snapshot.step == 0 {
             // The first model follows from the genesis hash: nobody needs to send it.
-            let theta = alice_model::init_theta(source.spec, &source.genesis.0);
-            if Hex32(model_root(&self.tensors, &theta)) == snapshot.model_root {
-                self.take(theta);
-                return Ok(());
+            let write = |out: &mut dyn std::io::Write| {
+                alice_model::init_tensors(source.spec, &source.genesis.0, |values| write_values(out, values))
+            };
+            let master = Master::create(&self.path, &self.tensors, write, &mut |_, _| ()).map_err(self.failed())?;
+            if Hex32(master.root()) == snapshot.model_root {
+                return Ok(master);
             }
             return Err(MinerError::untrue(
                 "model",
@@ -178,23 +176,16 @@ impl Weights {
             chunk_bytes: snapshot.chunk_bytes,
             chunks: snapshot.chunks.iter().map(|h| h.0).collect(),
         };
-        let untrue = |e: alice_store::StoreError| MinerError::untrue("snapshot", e.to_string());
-        let mut assembler = Assembler::new(&self.tensors, &described).map_err(untrue)?;
+        let mut join = Join::open(&self.path, &self.tensors, &described).map_err(self.failed())?;
         let bar = reporter.bar("model", snapshot.bytes, true);
-        while let Some(hash) = assembler.next_chunk() {
-            let result = source.chunk(&Hex32(hash), u64::from(snapshot.chunk_bytes)).await;
-            if result.is_err() {
-                reporter.bar_done();
-            }
-            let piece = result?;
-            assembler.push(&piece).map_err(untrue)?;
-            bar.inc(piece.len() as u64);
+        bar.set_position(join.bytes());
+        while let Some(hash) = join.next_chunk() {
+            let bytes_max = u64::from(snapshot.chunk_bytes);
+            let piece = source.stop.or(source.client.blob(&Hex32(hash), bytes_max)).await?;
+            join.push(&piece).map_err(self.failed())?;
+            bar.set_position(join.bytes());
         }
-        reporter.bar_done();
-        let theta = assembler.finish().map_err(untrue)?;
-        self.root = Some(snapshot.model_root);
-        self.theta = Arc::new(theta);
-        source.forget_chunks()
+        join.finish(&mut |_, _| ()).map_err(self.failed())
     }
 
     async fn apply(&mut self, delta: &Delta, source: &Source<'_>) -> Result<(), MinerError> {
@@ -208,10 +199,38 @@ impl Weights {
         let bytes = source.stop.or(source.client.blob(&delta.blob, delta.bytes)).await?;
         let sparse = aggregate::decode_published(&self.layout, &bytes)
             .map_err(|e| MinerError::untrue("delta", format!("of epoch {}: {e}", delta.epoch)))?;
-        // Copies only while a trainer still holds the old weights.
-        let theta = Arc::make_mut(&mut self.theta);
-        aggregate::apply(theta, &sparse, f32::from_bits(delta.alpha_bits));
-        Ok(())
+        drop(bytes);
+        let master = self
+            .master
+            .take()
+            .and_then(Arc::into_inner)
+            .ok_or_else(|| MinerError::file("change", &self.path, &"a trainer still reads the weights"))?;
+        let master = master
+            .step(&sparse, f32::from_bits(delta.alpha_bits))
+            .map_err(self.failed())?;
+        let found = Hex32(master.root());
+        if found == delta.model_root {
+            self.master = Some(Arc::new(master));
+            return Ok(());
+        }
+        // Whether the server lies or the disk does shows in the way back: what does not lead to the root that was here is
+        // hashed from end to end when it is opened again.
+        self.master = master.revert().ok().map(Arc::new);
+        Err(MinerError::untrue(
+            "delta",
+            format!("of epoch {} leads to {found}, not to {}", delta.epoch, delta.model_root),
+        ))
+    }
+
+    /// An error of the store, as the server's or the machine's affair.
+    fn failed(&self) -> impl FnOnce(StoreError) -> MinerError {
+        let path = self.path.clone();
+        move |error| match error {
+            StoreError::Snapshot(_) | StoreError::Chunk { .. } | StoreError::Root { .. } => {
+                MinerError::untrue("snapshot", error.to_string())
+            }
+            error => MinerError::file("write", &path, &error),
+        }
     }
 }
 
@@ -223,35 +242,8 @@ pub struct Source<'a> {
     pub spec: &'a RunSpec,
     /// Genesis hash of the chain.
     pub genesis: Hex32,
-    /// The run's directory: chunks of an unfinished snapshot wait there.
-    pub run_dir: &'a Path,
     /// The user's wish to stop.
     pub stop: &'a Stop,
-}
-
-impl Source<'_> {
-    /// A chunk of a snapshot, from disk where an earlier attempt got it.
-    async fn chunk(&self, hash: &Hex32, bytes_max: u64) -> Result<Vec<u8>, MinerError> {
-        let dir = self.run_dir.join("chunks");
-        let path = dir.join(hash.to_string());
-        if let Some(bytes) = files::read_optional(&path, bytes_max).unwrap_or_default()
-            && Hex32(*blake3::hash(&bytes).as_bytes()) == *hash
-        {
-            return Ok(bytes);
-        }
-        let bytes = self.stop.or(self.client.blob(hash, bytes_max)).await?;
-        files::make_dir(&dir)?;
-        files::write_atomic(&path, &bytes)?;
-        Ok(bytes)
-    }
-
-    fn forget_chunks(&self) -> Result<(), MinerError> {
-        let dir = self.run_dir.join("chunks");
-        match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(MinerError::file("remove", &dir, &e)),
-            _ => Ok(()),
-        }
-    }
 }
 
 #[cfg(test)]

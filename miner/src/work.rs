@@ -10,6 +10,7 @@ use crate::{
 use alice_api::{Hex32, Lease, sign::submission_id};
 use alice_model::Device;
 use alice_spec::RunSpec;
+use alice_store::Master;
 use alice_trainer::{Options, Progress, TaskResult};
 use alice_update::{ErrorFeedback, Header, Layout};
 use serde_json::json;
@@ -43,7 +44,7 @@ pub struct Job {
     /// Device.
     pub device: Device,
     /// Weights to start from.
-    pub theta: Arc<Vec<f32>>,
+    pub theta: Arc<Master>,
     /// Sequences that fitted the device at once in the last task.
     pub micro_batch: Option<u32>,
     /// The task's text.
@@ -78,7 +79,7 @@ pub async fn train(
             alice_trainer::train_with(
                 &job.spec,
                 job.device,
-                &job.theta,
+                job.theta.theta(),
                 &job.sequences,
                 options,
                 &mut on_progress,

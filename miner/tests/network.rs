@@ -224,10 +224,9 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
         assert!(!task.is_finished(), "a damaged download must not end the miner");
         handle.stop();
         task.await.unwrap().unwrap();
-        assert!(
-            !run_dir(dir.path(), &ps).join("theta.bin").exists(),
-            "nothing damaged is kept"
-        );
+        // What came whole is kept: the first delta's model where the second is damaged, nothing of half a snapshot.
+        let kept = (damaged == delta.blob).then_some(ps.model.deltas[0].model_root);
+        assert_eq!(root_on_disk(dir.path(), &ps), kept, "nothing damaged is kept");
         assert_eq!(ps.seen().commits, 0);
     }
     ps.seen().damaged = None;
@@ -235,9 +234,34 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
     let bytes = ps.seen().bytes.values().next().unwrap().clone();
     let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
     assert_eq!(Hex32(update.header.base_root), ps.root, "trained on the newest model");
-    let theta = alice_store::theta::read_theta(&run_dir(dir.path(), &ps).join("theta.bin"), ps.spec.parameters());
-    let root = alice_store::model_root(&ps.spec.tensors(), &theta.unwrap());
-    assert_eq!(Hex32(root), ps.root, "bit by bit");
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root), "bit by bit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delta_that_does_not_lead_to_its_root_should_be_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_later().await;
+    ps.seen().false_step = true;
+    let (mut patient, handle) = miner(dir.path(), &url);
+    let task = tokio::spawn(async move { patient.run().await });
+    until(|| ps.seen().model_looks >= 2).await;
+    assert!(!task.is_finished(), "a false delta must not end the miner");
+    handle.stop();
+    task.await.unwrap().unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.model.snapshot.model_root));
+    assert_eq!(ps.seen().commits, 0);
+    ps.seen().false_step = false;
+    mine(dir.path(), &url).await.unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root));
+}
+
+/// Root of the weights that the miner keeps, by the plain definition.
+fn root_on_disk(data_dir: &Path, ps: &FakePs) -> Option<Hex32> {
+    let path = run_dir(data_dir, ps).join("theta.bin");
+    let theta = path
+        .exists()
+        .then(|| alice_store::theta::read_theta(&path, ps.spec.parameters()).unwrap())?;
+    Some(Hex32(alice_store::model_root(&ps.spec.tensors(), &theta)))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use alice_api::Hex32;
 use alice_chain::{Chain, ChainParameters};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
-use alice_store::{BlobStore, snapshot, theta::write_theta};
+use alice_store::{BlobStore, Master, theta::write_values};
 use std::path::Path;
 
 /// What `init` did.
@@ -47,10 +47,17 @@ pub async fn create_state(data_dir: &Path, genesis: Hash, text: String, spec: Ru
             false
         }
         None => {
-            let theta = alice_model::init_theta(&net.spec, &genesis);
+            // One tensor in memory at a time; the root, which names the file, is known when it is written.
+            let unnamed = files.theta_dir().join("first.f32");
+            let write = |out: &mut dyn std::io::Write| {
+                alice_model::init_tensors(&net.spec, &genesis, |values| write_values(out, values))
+            };
+            let theta = Master::create(&unnamed, &net.tensors, write, &mut |_, _| ())?;
             let blobs = BlobStore::open(&files.blobs())?;
-            let first = published(0, snapshot::publish(&blobs, &net.tensors, &theta).await?);
-            write_theta(&files.theta(&first.model_root.0), &theta)?;
+            let first = published(0, theta.publish(&blobs).await?);
+            drop(theta);
+            alice_store::file::rename(&unnamed, &files.theta(&first.model_root.0))?;
+            alice_store::master::remove(&unnamed)?;
             db.init(&genesis, &net.run_hash, &net.run_text, &first).await?;
             true
         }

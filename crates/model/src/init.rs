@@ -12,23 +12,37 @@ use rand_core::{RngCore, SeedableRng};
 /// Muller's transform in f64 with the pure-Rust `ln`, `sin` and `cos` of `libm`. So nobody chose them, anyone can draw
 /// them again, and the genesis message is inside them.
 pub fn init_theta(spec: &RunSpec, genesis: &Hash) -> Vec<f32> {
+    let mut theta = Vec::with_capacity(spec.parameters() as usize);
+    let done: Result<(), std::convert::Infallible> = init_tensors(spec, genesis, |values| {
+        theta.extend_from_slice(values);
+        Ok(())
+    });
+    match done {
+        Ok(()) => theta,
+    }
+}
+
+/// The same, tensor by tensor in canonical order, with no more than one in memory; `each` may end it with an error.
+pub fn init_tensors<E>(spec: &RunSpec, genesis: &Hash, mut each: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
     let seed = tagged_hash(tags::INIT, &[genesis, &spec.run_hash()]);
     let std = f64::from(spec.model.init_std_millionths) / 1e6;
     // `sqrt` and division are exact by IEEE 754, so this is the same everywhere.
     let residual_std = std / f64::from(2 * spec.model.layers).sqrt();
-    let mut theta = Vec::with_capacity(spec.parameters() as usize);
+    let mut values = Vec::new();
     for (stream, tensor) in spec.tensors().iter().enumerate() {
         let len = tensor.len() as usize;
+        values.clear();
         if tensor.shape.len() == 1 {
-            theta.resize(theta.len() + len, 1.0);
-            continue;
+            values.resize(len, 1.0);
+        } else {
+            let residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+            let mut rng = ChaCha20Rng::from_seed(seed);
+            rng.set_stream(stream as u64);
+            normal(&mut rng, len, if residual { residual_std } else { std }, &mut values);
         }
-        let residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
-        let mut rng = ChaCha20Rng::from_seed(seed);
-        rng.set_stream(stream as u64);
-        normal(&mut rng, len, if residual { residual_std } else { std }, &mut theta);
+        each(&values)?;
     }
-    theta
+    Ok(())
 }
 
 /// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is

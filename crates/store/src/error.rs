@@ -76,6 +76,27 @@ pub enum StoreError {
         /// What the weights have.
         found: Hash,
     },
+    /// The undo journal could not be written, so no step was begun.
+    #[error(
+        "{error}; the undo journal of a step needs {bytes} bytes; the weights are unchanged, make room and try again"
+    )]
+    Journal {
+        /// Size of the journal.
+        bytes: u64,
+        /// The reason.
+        error: Box<StoreError>,
+    },
+    /// A step that cannot be made.
+    #[error("the model's step cannot be made: {0}")]
+    Step(String),
+    /// The weights are in use.
+    #[error("{} is used by another process, or twice by this one; stop it first", .0.display())]
+    Busy(PathBuf),
+    /// Mapped weights are little endian.
+    #[error(
+        "the weights are little-endian f32, this machine is big endian: they cannot be mapped here; use a little-endian machine"
+    )]
+    BigEndian,
     /// A theta file of the wrong size.
     #[error("{} has {found} bytes, {expected} are expected for this run; delete it and join again", .path.display())]
     ThetaSize {

@@ -7,10 +7,7 @@ use std::path::Path;
 /// Writes a file through a temporary one in the same folder, synced and renamed: a crash at any instant leaves the old
 /// file or the new one. Missing parent folders are made. Once it returns, the new file survives a power failure.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), StoreError> {
-    let parent = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let parent = parent(path);
     std::fs::create_dir_all(parent).map_err(StoreError::io("make the folder", parent))?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".partial-");
@@ -41,6 +38,28 @@ pub fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     #[cfg(not(unix))]
     let _ = folder;
     Ok(())
+}
+
+/// Removes a file, if it is there; once it returns, it is gone also after a power failure.
+pub fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_folder(parent(path)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("remove", path)(error)),
+    }
+}
+
+/// Renames a file over another; once it returns, that survives a power failure.
+pub fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    std::fs::rename(from, to).map_err(StoreError::io("rename to", to))?;
+    sync_folder(parent(to))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 #[cfg(test)]

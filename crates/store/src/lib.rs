@@ -1,13 +1,15 @@
 //! Content-addressed storage: blobs by their BLAKE3 ([`BlobStore`]), the model's root ([`model_root`]), snapshots in
-//! verified chunks ([`snapshot`]) and the master weights on disk ([`theta`]).
+//! verified chunks ([`snapshot`]), the format of weights on disk ([`theta`]) and the master weights in place ([`Master`]).
 //!
 //! Whatever comes back from here has been checked against the hash that named it, except ranges of blobs
 //! ([`BlobStore::get_range`]), which are for serving to peers that check the whole.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod blob;
 mod error;
 pub mod file;
+mod map;
+pub mod master;
 pub mod merkle;
 mod root;
 pub mod snapshot;
@@ -15,8 +17,9 @@ pub mod theta;
 
 pub use blob::BlobStore;
 pub use error::StoreError;
+pub use master::{Master, Opened};
 pub use root::model_root;
-pub use snapshot::{Assembler, SNAPSHOT_CHUNK_BYTES, Snapshot};
+pub use snapshot::{Join, SNAPSHOT_CHUNK_BYTES, Snapshot};
 
 /// BLAKE3 of a blob: its name.
 pub fn blob_hash(bytes: &[u8]) -> alice_primitives::Hash {

@@ -27,10 +27,15 @@ pub fn model_root(tensors: &[TensorShape], theta: &[f32]) -> Hash {
                 hasher.update(bytes);
             });
             let content: Hash = *hasher.finalize().as_bytes();
-            tagged_hash(tags::MODEL_LEAF, &[&(&tensor.name, &tensor.shape, content).encode()])
+            leaf(tensor, &content)
         })
         .collect();
     merkle::root(tags::MODEL_NODE, &leaves)
+}
+
+/// A tensor's leaf below the model root; `content` is the BLAKE3 of its bytes.
+pub(crate) fn leaf(tensor: &TensorShape, content: &Hash) -> Hash {
+    tagged_hash(tags::MODEL_LEAF, &[&(&tensor.name, &tensor.shape, content).encode()])
 }
 
 #[cfg(test)]

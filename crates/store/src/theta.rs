@@ -29,17 +29,20 @@ pub fn extend_from_le_bytes(out: &mut Vec<f32>, bytes: &[u8]) {
     out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
 }
 
+/// Writes values to `out`.
+pub fn write_values(out: &mut dyn Write, values: &[f32]) -> std::io::Result<()> {
+    let mut result = Ok(());
+    for_each_le_block(values, |bytes| {
+        if result.is_ok() {
+            result = out.write_all(bytes);
+        }
+    });
+    result
+}
+
 /// Writes weights to a file, atomically and synced.
 pub fn write_theta(path: &Path, theta: &[f32]) -> Result<(), StoreError> {
-    write_atomic(path, |out: &mut dyn Write| {
-        let mut result = Ok(());
-        for_each_le_block(theta, |bytes| {
-            if result.is_ok() {
-                result = out.write_all(bytes);
-            }
-        });
-        result
-    })
+    write_atomic(path, |out| write_values(out, theta))
 }
 
 /// Reads weights of a run with `parameters` coordinates. The size is checked before anything is allocated.

@@ -37,6 +37,10 @@ pub struct Seen {
     pub damaged: Option<Hex32>,
     /// How often it was sent.
     pub damaged_sent: u32,
+    /// The first delta is announced with a root that it does not lead to.
+    pub false_step: bool,
+    /// How often the model was asked for.
+    pub model_looks: u32,
     /// Looks at the status.
     pub looks: u32,
     /// What verdicts say; accepted where the test sets nothing.
@@ -179,7 +183,7 @@ impl FakePs {
                 "/v1/run",
                 get(|State(ps): Ps| async move { toml::to_string(&ps.spec).unwrap() }),
             )
-            .route("/v1/model", get(|State(ps): Ps| async move { Json(ps.model.clone()) }))
+            .route("/v1/model", get(announced_model))
             .route(
                 "/v1/corpus",
                 get(|State(ps): Ps| async move { Json(ps.corpus.clone()) }),
@@ -263,6 +267,16 @@ fn refuse(error: ErrorCode) -> Response {
         hint: "what to do".into(),
     };
     (StatusCode::from_u16(error.http_status()).unwrap(), Json(body)).into_response()
+}
+
+async fn announced_model(State(ps): Ps) -> Json<ModelManifest> {
+    let mut model = ps.model.clone();
+    let mut seen = ps.seen();
+    seen.model_looks += 1;
+    if seen.false_step {
+        model.deltas[0].model_root = Hex32([6; 32]);
+    }
+    Json(model)
 }
 
 async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
