@@ -2,7 +2,7 @@
 
 use crate::model::{BEGIN, END, SPACE, UNKNOWN};
 use crate::{Tokenizer, TokenizerError};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;
 
@@ -36,10 +36,7 @@ impl Tokenizer {
             true => Value::Null,
             false => json!({"type": "Sequence", "normalizers": normalizers}),
         };
-        let added: Vec<Value> = [UNKNOWN, BEGIN, END]
-            .into_iter()
-            .map(|id| self.special(id, true))
-            .collect();
+        let added: Vec<Value> = [UNKNOWN, BEGIN, END].into_iter().map(|id| self.special(id)).collect();
         // Objects of serde_json are sorted by key; the vocabulary is written in the order of ids, as everybody does.
         let mut out = String::from("{\n");
         out += "  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n";
@@ -75,17 +72,13 @@ impl Tokenizer {
     ///
     /// The class is the generic fast tokenizer, which takes `tokenizer.json` as it is: `LlamaTokenizer` of transformers
     /// 5 builds a normaliser of its own, which escapes the spaces of the byte tokenizer and swallows a leading space
-    /// where a dummy prefix is asked for.
+    /// where a dummy prefix is asked for. The special tokens stand in `tokenizer.json`; said here again
+    /// (`added_tokens_decoder`), llama.cpp's converter would make the unknown piece a control token.
     pub fn tokenizer_config_json(&self, context: u32) -> String {
-        let added: Map<String, Value> = [UNKNOWN, BEGIN, END]
-            .into_iter()
-            .map(|id| (id.to_string(), self.special(id, false)))
-            .collect();
         let config = json!({
             "add_bos_token": false,
             "add_eos_token": false,
             "add_prefix_space": self.normalizer.dummy_prefix,
-            "added_tokens_decoder": added,
             "bos_token": "<s>",
             "clean_up_tokenization_spaces": false,
             "eos_token": "</s>",
@@ -144,16 +137,12 @@ impl Tokenizer {
         Self::parse_model(&bytes)
     }
 
-    fn special(&self, id: u32, with_id: bool) -> Value {
+    fn special(&self, id: u32) -> Value {
         let content = self.pieces().get(id as usize).map_or("", |p| p.text.as_str());
-        let mut token = json!({
-            "content": content, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
+        json!({
+            "content": content, "id": id, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
             "special": true,
-        });
-        if let (true, Some(fields)) = (with_id, token.as_object_mut()) {
-            fields.insert("id".into(), id.into());
-        }
-        token
+        })
     }
 }
 
