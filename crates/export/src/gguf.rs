@@ -1,0 +1,410 @@
+//! Writes a GGUF file, version 3: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Keys, tensor names and
+//! order of rows are those that llama.cpp's own converter writes for `LlamaForCausalLM`.
+
+use crate::about::{RMS_NORM_EPSILON, check_about, check_tokenizer, root_of, tensors};
+use crate::float::{Q8_0_BYTES, Q8_0_VALUES, bf16_bits, q8_0_block};
+use crate::target::{HashedFile, TargetFile};
+use crate::weights::read_checked;
+use crate::{About, ExportError, Progress, Weights};
+use alice_primitives::Hash;
+use alice_spec::{RunSpec, TensorShape};
+use alice_tokenizer::{BEGIN, END, FIRST_LEARNED, PieceKind, Tokenizer, UNKNOWN};
+use std::path::Path;
+
+/// Every tensor starts at a multiple of this, bytes: `general.alignment`'s default.
+const ALIGNMENT: u64 = 32;
+
+/// Numbers of the matrices. Norms are always f32, as llama.cpp wants them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GgufType {
+    /// f32.
+    F32,
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+    /// Blocks of 32 with one scale. Matrices whose rows are no multiple of 32 are stored as bfloat16.
+    Q8_0,
+}
+
+impl GgufType {
+    /// `general.file_type` of llama.cpp (`LLAMA_FTYPE_*`).
+    fn file_type(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Bf16 => 32,
+            Self::Q8_0 => 7,
+        }
+    }
+
+    /// `GGML_TYPE_*`.
+    fn ggml(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Bf16 => 30,
+            Self::Q8_0 => 8,
+        }
+    }
+
+    fn bytes(self, values: u64) -> u64 {
+        match self {
+            Self::F32 => values * 4,
+            Self::Bf16 => values * 2,
+            Self::Q8_0 => values / Q8_0_VALUES as u64 * Q8_0_BYTES as u64,
+        }
+    }
+}
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct GgufOptions {
+    /// Numbers of the matrices.
+    pub kind: GgufType,
+    /// Where the weights come from.
+    pub about: About,
+    /// Root that the weights must have. The file says it, and is written in one pass, so it is needed beforehand.
+    pub model_root: Hash,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufExport {
+    /// Size of the file.
+    pub bytes: u64,
+    /// BLAKE3 of the file.
+    pub blake3: Hash,
+}
+
+/// Writes a file with the weights of a run. The target must not exist; it is there when this returns, and not before.
+pub fn export_gguf(
+    target: &Path,
+    spec: &RunSpec,
+    tokenizer: &Tokenizer,
+    weights: &mut dyn Weights,
+    options: &GgufOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<GgufExport, ExportError> {
+    let all = tensors(spec)?;
+    check_tokenizer(spec, tokenizer)?;
+    check_about(&options.about)?;
+    let mut target = TargetFile::start(target)?;
+    let out = &mut target.file;
+    let keys = metadata(spec, tokenizer, options);
+    out.write(b"GGUF")?;
+    out.write(&3u32.to_le_bytes())?;
+    out.write(&(all.len() as u64).to_le_bytes())?;
+    out.write(&keys.count.to_le_bytes())?;
+    out.write(&keys.bytes)?;
+    let mut offset = 0u64;
+    for tensor in &all {
+        let kind = stored_type(tensor, options.kind);
+        let mut info = Vec::new();
+        put_string(&mut info, gguf_name(&tensor.name).as_bytes());
+        info.extend_from_slice(&(tensor.shape.len() as u32).to_le_bytes());
+        // Sizes stand from the innermost to the outermost.
+        for size in tensor.shape.iter().rev() {
+            info.extend_from_slice(&size.to_le_bytes());
+        }
+        info.extend_from_slice(&kind.ggml().to_le_bytes());
+        info.extend_from_slice(&offset.to_le_bytes());
+        out.write(&info)?;
+        offset += kind.bytes(tensor.len()).next_multiple_of(ALIGNMENT);
+    }
+    pad(out)?;
+    let total_bytes = spec.parameters() * 4;
+    let mut done_bytes = 0;
+    let mut leaves = Vec::with_capacity(all.len());
+    for (number, tensor) in all.iter().enumerate() {
+        let mut writer = TensorWriter::new(spec, tensor, options.kind);
+        let mut exact = blake3::Hasher::new();
+        let mut bytes = Vec::new();
+        read_checked(weights, number, tensor, &mut |values| {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            exact.update(&bytes);
+            writer.push(values, out)?;
+            done_bytes += values.len() as u64 * 4;
+            progress(Progress {
+                done_bytes,
+                total_bytes,
+            });
+            Ok(())
+        })?;
+        pad(out)?;
+        leaves.push(*exact.finalize().as_bytes());
+    }
+    let found = root_of(all.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf)));
+    if found != options.model_root {
+        return Err(ExportError::Root {
+            expected: options.model_root,
+            found,
+        });
+    }
+    let (bytes, blake3) = target.finish()?;
+    Ok(GgufExport { bytes, blake3 })
+}
+
+fn pad(out: &mut HashedFile) -> Result<(), ExportError> {
+    let missing = out.position().next_multiple_of(ALIGNMENT) - out.position();
+    out.write([0; ALIGNMENT as usize].get(..missing as usize).unwrap_or_default())
+}
+
+fn stored_type(tensor: &TensorShape, kind: GgufType) -> GgufType {
+    match (&tensor.shape[..], kind) {
+        ([_, columns], GgufType::Q8_0) if !columns.is_multiple_of(Q8_0_VALUES as u64) => GgufType::Bf16,
+        ([_, _], kind) => kind,
+        _ => GgufType::F32,
+    }
+}
+
+/// llama.cpp's name of a tensor.
+fn gguf_name(name: &str) -> String {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let short = match block.map_or(name, |(_, part)| part) {
+        "model.embed_tokens" => "token_embd",
+        "model.norm" => "output_norm",
+        "lm_head" => "output",
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        other => other,
+    };
+    match block {
+        Some((layer, _)) => format!("blk.{layer}.{short}.weight"),
+        None => format!("{short}.weight"),
+    }
+}
+
+/// Converts one tensor while it streams by. Rows of queries and keys are gathered head by head and permuted: Hugging
+/// Face rotates coordinate i of a head together with i + dim/2, llama.cpp 2i together with 2i + 1.
+struct TensorWriter {
+    kind: GgufType,
+    /// Values of one head and of one row, where rows are permuted.
+    head: Option<(usize, usize)>,
+    /// Values that wait for the rest of their head or block.
+    waiting: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl TensorWriter {
+    fn new(spec: &RunSpec, tensor: &TensorShape, kind: GgufType) -> Self {
+        let m = &spec.model;
+        let permuted = tensor.name.ends_with("q_proj.weight") || tensor.name.ends_with("k_proj.weight");
+        let row = m.hidden as usize;
+        let head = permuted.then(|| ((m.hidden / m.heads.max(1)) as usize * row, row));
+        Self {
+            kind: stored_type(tensor, kind),
+            head,
+            waiting: Vec::new(),
+            bytes: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, values: &[f32], out: &mut HashedFile) -> Result<(), ExportError> {
+        // What is converted at a time: a head, a block, or anything.
+        let unit = match (self.head, self.kind) {
+            (Some((head, _)), _) => head,
+            (None, GgufType::Q8_0) => Q8_0_VALUES,
+            _ => 1,
+        };
+        if self.waiting.is_empty() && values.len().is_multiple_of(unit) {
+            return self.convert(values, unit, out);
+        }
+        self.waiting.extend_from_slice(values);
+        let whole = self.waiting.len() / unit * unit;
+        let waiting = std::mem::take(&mut self.waiting);
+        let (ready, rest) = waiting.split_at_checked(whole).unwrap_or((&waiting, &[]));
+        self.convert(ready, unit, out)?;
+        self.waiting.extend_from_slice(rest);
+        Ok(())
+    }
+
+    fn convert(&mut self, values: &[f32], unit: usize, out: &mut HashedFile) -> Result<(), ExportError> {
+        let Some((head, row)) = self.head else {
+            return self.store(values, out);
+        };
+        let half = head / 2;
+        let mut permuted = Vec::with_capacity(unit.min(values.len()));
+        for head in values.chunks_exact(head) {
+            permuted.clear();
+            let (first, second) = head.split_at(half);
+            for (a, b) in first.chunks_exact(row).zip(second.chunks_exact(row)) {
+                permuted.extend_from_slice(a);
+                permuted.extend_from_slice(b);
+            }
+            self.store(&permuted, out)?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, values: &[f32], out: &mut HashedFile) -> Result<(), ExportError> {
+        self.bytes.clear();
+        match self.kind {
+            GgufType::F32 => self.bytes.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+            GgufType::Bf16 => self
+                .bytes
+                .extend(values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes())),
+            GgufType::Q8_0 => {
+                let blocks = values.as_chunks::<Q8_0_VALUES>().0;
+                self.bytes.extend(blocks.iter().flat_map(q8_0_block));
+            }
+        }
+        out.write(&self.bytes)
+    }
+}
+
+/// Keys and values in GGUF's coding.
+#[derive(Default)]
+struct Metadata {
+    count: u64,
+    bytes: Vec<u8>,
+}
+
+fn put_string(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    out.extend_from_slice(text);
+}
+
+// Types of values.
+const U32: u32 = 4;
+const I32: u32 = 5;
+const F32: u32 = 6;
+const BOOL: u32 = 7;
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+impl Metadata {
+    fn key(&mut self, key: &str, kind: u32) {
+        self.count += 1;
+        put_string(&mut self.bytes, key.as_bytes());
+        self.bytes.extend_from_slice(&kind.to_le_bytes());
+    }
+
+    fn u32(&mut self, key: &str, value: u32) {
+        self.key(key, U32);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn f32(&mut self, key: &str, value: f32) {
+        self.key(key, F32);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn bool(&mut self, key: &str, value: bool) {
+        self.key(key, BOOL);
+        self.bytes.push(value.into());
+    }
+
+    fn string(&mut self, key: &str, value: &str) {
+        self.key(key, STRING);
+        put_string(&mut self.bytes, value.as_bytes());
+    }
+
+    fn array(&mut self, key: &str, kind: u32, len: usize) {
+        self.key(key, ARRAY);
+        self.bytes.extend_from_slice(&kind.to_le_bytes());
+        self.bytes.extend_from_slice(&(len as u64).to_le_bytes());
+    }
+
+    fn strings(&mut self, key: &str, values: &[String]) {
+        self.array(key, STRING, values.len());
+        for value in values {
+            put_string(&mut self.bytes, value.as_bytes());
+        }
+    }
+}
+
+fn metadata(spec: &RunSpec, tokenizer: &Tokenizer, options: &GgufOptions) -> Metadata {
+    let (m, about) = (&spec.model, &options.about);
+    let mut out = Metadata::default();
+    out.string("general.architecture", "llama");
+    out.string("general.type", "model");
+    out.string("general.name", &format!("alice {} epoch {}", spec.name, about.epoch));
+    out.string("general.license", &about.license);
+    out.u32("general.file_type", options.kind.file_type());
+    out.u32("general.quantization_version", 2);
+    out.u32("llama.vocab_size", m.vocab);
+    out.u32("llama.context_length", m.context);
+    out.u32("llama.embedding_length", m.hidden);
+    out.u32("llama.block_count", m.layers);
+    out.u32("llama.feed_forward_length", m.ffn);
+    out.u32("llama.attention.head_count", m.heads);
+    out.u32("llama.attention.head_count_kv", m.kv_heads);
+    out.u32("llama.rope.dimension_count", m.hidden / m.heads.max(1));
+    out.f32("llama.rope.freq_base", m.rope_theta as f32);
+    out.f32("llama.attention.layer_norm_rms_epsilon", RMS_NORM_EPSILON as f32);
+    put_tokenizer(&mut out, tokenizer);
+    out.string("alice.run", &spec.name);
+    out.string("alice.run_hash", &hex::encode(spec.run_hash()));
+    out.u32("alice.epoch", about.epoch);
+    out.string("alice.model_root", &hex::encode(options.model_root));
+    if let Some(genesis) = &about.genesis_hash {
+        out.string("alice.genesis_hash", &hex::encode(genesis));
+    }
+    if let Some(manifest) = &about.manifest_hash {
+        out.string("alice.manifest_hash", &hex::encode(manifest));
+    }
+    out
+}
+
+/// llama.cpp has no vocabulary of bytes alone: its SentencePiece kind writes a space as U+2581 before it looks for
+/// pieces, which are three bytes then. GPT-2's kind gives every byte a character of its own; without merges each byte
+/// is one token, with the same ids as in training.
+fn put_tokenizer(out: &mut Metadata, tokenizer: &Tokenizer) {
+    let pieces = tokenizer.pieces();
+    if tokenizer.is_bytes() {
+        out.string("tokenizer.ggml.model", "gpt2");
+        out.string("tokenizer.ggml.pre", "gpt-2");
+        let special = pieces.iter().take(alice_tokenizer::BYTE_FIRST as usize);
+        let tokens: Vec<String> = special
+            .map(|p| p.text.clone())
+            .chain((0..=255).map(|b| gpt2_character(b).to_string()))
+            .collect();
+        out.strings("tokenizer.ggml.tokens", &tokens);
+        out.array("tokenizer.ggml.token_type", I32, pieces.len());
+        for piece in pieces {
+            let kind = match piece.kind {
+                PieceKind::Byte => PieceKind::Normal,
+                other => other,
+            };
+            out.bytes.extend_from_slice(&i32::from(kind as u8).to_le_bytes());
+        }
+        out.strings("tokenizer.ggml.merges", &[]);
+    } else {
+        out.string("tokenizer.ggml.model", "llama");
+        out.string("tokenizer.ggml.pre", "default");
+        let tokens: Vec<String> = pieces.iter().map(|p| p.text.clone()).collect();
+        out.strings("tokenizer.ggml.tokens", &tokens);
+        out.array("tokenizer.ggml.scores", F32, pieces.len());
+        for piece in pieces {
+            out.bytes.extend_from_slice(&piece.score.to_le_bytes());
+        }
+        out.array("tokenizer.ggml.token_type", I32, pieces.len());
+        for piece in pieces {
+            out.bytes.extend_from_slice(&i32::from(piece.kind as u8).to_le_bytes());
+        }
+    }
+    out.u32("tokenizer.ggml.unknown_token_id", UNKNOWN);
+    out.u32("tokenizer.ggml.bos_token_id", BEGIN);
+    out.u32("tokenizer.ggml.eos_token_id", END);
+    out.bool("tokenizer.ggml.add_bos_token", false);
+    out.bool("tokenizer.ggml.add_eos_token", false);
+    out.bool("tokenizer.ggml.add_space_prefix", tokenizer.dummy_prefix());
+    debug_assert!(tokenizer.vocab() >= FIRST_LEARNED);
+}
+
+/// GPT-2's character for a byte (`bytes_to_unicode`): printable Latin-1 stands for itself, the rest for 256 and on.
+fn gpt2_character(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let place = (0..byte).filter(|b| !printable(*b)).count() as u32;
+    // 256 to 323: all are characters.
+    char::from_u32(256 + place).unwrap_or(char::REPLACEMENT_CHARACTER)
+}

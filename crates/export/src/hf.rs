@@ -1,0 +1,252 @@
+//! Writes a Hugging Face folder.
+
+use crate::about::{card, check_about, check_tokenizer, config_json, generation_config_json, root_of, tensors};
+use crate::float::bf16_bits;
+use crate::target::TargetFolder;
+use crate::weights::read_checked;
+use crate::{
+    ALICE_FILE, About, AliceFile, Dtype, ExportError, FORMAT, FileEntry, Progress, RunRef, TensorEntry, Weights,
+    safetensors,
+};
+use alice_primitives::Hash;
+use alice_spec::{RunSpec, TensorShape};
+use alice_tokenizer::Tokenizer;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Usual size of a shard, bytes.
+pub const SHARD_BYTES: u64 = 4 << 30;
+/// Which shard holds which tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct HfOptions {
+    /// Numbers in the shards.
+    pub dtype: Dtype,
+    /// A shard is closed before it would exceed this; a tensor is never cut, so one that is larger has its own shard.
+    pub shard_bytes: u64,
+    /// Where the weights come from.
+    pub about: About,
+    /// Root that the weights must have; without it the export says the root it found.
+    pub model_root: Option<Hash>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HfExport {
+    /// Root of the weights.
+    pub model_root: Hash,
+    /// Number of shards.
+    pub shards: usize,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// BLAKE3 of `ALICE.json`, which lists all other files: one hash for the whole folder.
+    pub alice_hash: Hash,
+}
+
+/// Writes a folder with the weights of a run. The target must not exist, or be an empty folder; it is there when this
+/// returns, and not before.
+pub fn export_hf(
+    target: &Path,
+    spec: &RunSpec,
+    tokenizer: &Tokenizer,
+    weights: &mut dyn Weights,
+    options: &HfOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<HfExport, ExportError> {
+    let all = tensors(spec)?;
+    check_tokenizer(spec, tokenizer)?;
+    check_about(&options.about)?;
+    if options.shard_bytes == 0 {
+        return Err(ExportError::Option {
+            option: "shard_bytes",
+            problem: "must be at least 1".into(),
+        });
+    }
+    let folder = TargetFolder::start(target)?;
+    let shards = plan(&all, options.dtype, options.shard_bytes);
+    let mut files = BTreeMap::new();
+    let mut add = |name: &str, content: &[u8]| {
+        let mut file = folder.file(name)?;
+        file.write(content)?;
+        let (bytes, blake3) = file.finish()?;
+        files.insert(name.to_owned(), FileEntry { bytes, blake3 });
+        Ok::<_, ExportError>(())
+    };
+    for (name, content) in derived_files(spec, tokenizer, options.dtype, &shards) {
+        add(&name, &content)?;
+    }
+    let total_bytes = spec.parameters() * 4;
+    let mut done_bytes = 0;
+    let mut entries = Vec::with_capacity(all.len());
+    let mut written = BTreeMap::new();
+    for (name, range) in &shards {
+        let members = all.get(range.clone()).unwrap_or_default();
+        let mut file = folder.file(name)?;
+        file.write(&safetensors::header(members, options.dtype))?;
+        for (number, tensor) in range.clone().zip(members) {
+            let mut hashes = TensorHasher::new(options.dtype);
+            read_checked(weights, number, tensor, &mut |values| {
+                file.write(hashes.update(values))?;
+                done_bytes += values.len() as u64 * 4;
+                progress(Progress {
+                    done_bytes,
+                    total_bytes,
+                });
+                Ok(())
+            })?;
+            let (f32_blake3, stored_blake3) = hashes.finish();
+            entries.push(TensorEntry {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                file: name.clone(),
+                f32_blake3,
+                stored_blake3,
+            });
+        }
+        let (bytes, blake3) = file.finish()?;
+        written.insert(name.clone(), FileEntry { bytes, blake3 });
+    }
+    let model_root = root_of(entries.iter().map(|t| (&t.name, &t.shape, t.f32_blake3)));
+    if let Some(expected) = options.model_root.filter(|expected| *expected != model_root) {
+        return Err(ExportError::Root {
+            expected,
+            found: model_root,
+        });
+    }
+    add(
+        "README.md",
+        card(spec, &options.about, options.dtype, &model_root).as_bytes(),
+    )?;
+    files.extend(written);
+    let alice = AliceFile {
+        format: FORMAT.into(),
+        architecture: spec.model.architecture.clone(),
+        dtype: options.dtype,
+        run: RunRef {
+            name: spec.name.clone(),
+            hash: spec.run_hash(),
+        },
+        epoch: options.about.epoch,
+        tokens_trained: options.about.tokens_trained,
+        genesis_hash: options.about.genesis_hash,
+        manifest_hash: options.about.manifest_hash,
+        model_root,
+        tensors: entries,
+        files,
+    };
+    let mut file = folder.file(ALICE_FILE)?;
+    let json = serde_json::to_string_pretty(&alice).map_err(|e| ExportError::malformed(target, e.to_string()))?;
+    file.write(json.as_bytes())?;
+    file.write(b"\n")?;
+    let (alice_bytes, alice_hash) = file.finish()?;
+    folder.finish()?;
+    Ok(HfExport {
+        model_root,
+        shards: shards.len(),
+        bytes: alice_bytes + alice.files.values().map(|f| f.bytes).sum::<u64>(),
+        alice_hash,
+    })
+}
+
+/// Names of the shards and the tensors in each.
+pub(crate) type Shards = Vec<(String, std::ops::Range<usize>)>;
+
+/// Packs tensors into shards in canonical order.
+fn plan(all: &[TensorShape], dtype: Dtype, shard_bytes: u64) -> Shards {
+    let mut starts = vec![0];
+    let mut open = 0u64;
+    for (number, tensor) in all.iter().enumerate() {
+        let bytes = tensor.len().saturating_mul(dtype.bytes());
+        if open > 0 && open.saturating_add(bytes) > shard_bytes {
+            starts.push(number);
+            open = 0;
+        }
+        open = open.saturating_add(bytes);
+    }
+    let count = starts.len();
+    let ends = starts.iter().skip(1).copied().chain([all.len()]);
+    let ranges = starts.iter().zip(ends).zip(1..);
+    ranges
+        .map(|((start, end), number)| (format!("model-{number:05}-of-{count:05}.safetensors"), *start..end))
+        .collect()
+}
+
+/// All files that follow from the run, its tokenizer and the packing alone.
+pub(crate) fn derived_files(
+    spec: &RunSpec,
+    tokenizer: &Tokenizer,
+    dtype: Dtype,
+    shards: &Shards,
+) -> Vec<(String, Vec<u8>)> {
+    let all = spec.tensors();
+    let mut map = BTreeMap::new();
+    for (name, range) in shards {
+        for tensor in all.get(range.clone()).unwrap_or_default() {
+            map.insert(tensor.name.clone(), name.clone());
+        }
+    }
+    let index = serde_json::json!({
+        "metadata": {"total_parameters": spec.parameters(), "total_size": spec.parameters() * dtype.bytes()},
+        "weight_map": map,
+    });
+    let mut files = vec![
+        ("config.json".to_owned(), config_json(spec, dtype).into_bytes()),
+        (
+            "generation_config.json".to_owned(),
+            generation_config_json().into_bytes(),
+        ),
+        (INDEX_FILE.to_owned(), format!("{index:#}\n").into_bytes()),
+    ];
+    let tokenizer_files = tokenizer.files(spec.model.context).into_iter();
+    files.extend(tokenizer_files.map(|(name, content)| (name.to_owned(), content)));
+    files
+}
+
+/// Stored bytes of f32 values, and both hashes of a tensor.
+pub(crate) struct TensorHasher {
+    dtype: Dtype,
+    exact: blake3::Hasher,
+    stored: blake3::Hasher,
+    exact_bytes: Vec<u8>,
+    stored_bytes: Vec<u8>,
+}
+
+impl TensorHasher {
+    pub(crate) fn new(dtype: Dtype) -> Self {
+        Self {
+            dtype,
+            exact: blake3::Hasher::new(),
+            stored: blake3::Hasher::new(),
+            exact_bytes: Vec::new(),
+            stored_bytes: Vec::new(),
+        }
+    }
+
+    /// Takes the next values and returns their stored bytes.
+    pub(crate) fn update(&mut self, values: &[f32]) -> &[u8] {
+        self.exact_bytes.clear();
+        self.exact_bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        self.exact.update(&self.exact_bytes);
+        match self.dtype {
+            Dtype::F32 => &self.exact_bytes,
+            Dtype::Bf16 => {
+                self.stored_bytes.clear();
+                self.stored_bytes
+                    .extend(values.iter().flat_map(|v| bf16_bits(*v).to_le_bytes()));
+                self.stored.update(&self.stored_bytes);
+                &self.stored_bytes
+            }
+        }
+    }
+
+    /// BLAKE3 of the f32 bytes and of the stored bytes.
+    pub(crate) fn finish(&self) -> (Hash, Hash) {
+        let exact = *self.exact.finalize().as_bytes();
+        match self.dtype {
+            Dtype::F32 => (exact, exact),
+            Dtype::Bf16 => (exact, *self.stored.finalize().as_bytes()),
+        }
+    }
+}

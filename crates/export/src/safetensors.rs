@@ -1,0 +1,92 @@
+//! Headers of safetensors files: eight bytes of length, JSON, then the tensors without gaps.
+//! <https://github.com/huggingface/safetensors#format>
+
+use crate::{Dtype, ExportError};
+use alice_spec::TensorShape;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+/// Largest header that is read, bytes: tens of thousands of tensors.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
+
+/// Length and JSON of a header for tensors in this order, filled with spaces so that the data is aligned to 8 bytes.
+pub(crate) fn header(tensors: &[TensorShape], dtype: Dtype) -> Vec<u8> {
+    let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
+    let mut start = 0;
+    for tensor in tensors {
+        let end = start + tensor.len() * dtype.bytes();
+        // Names are those of `RunSpec::tensors`: nothing in them needs escaping, and quoting keeps it so.
+        json += &format!(
+            ",{}:{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{start},{end}]}}",
+            serde_json::Value::from(tensor.name.as_str()),
+            dtype.safetensors(),
+            tensor.shape,
+        );
+        start = end;
+    }
+    json.push('}');
+    while json.len() % 8 != 0 {
+        json.push(' ');
+    }
+    let mut out = (json.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(json.as_bytes());
+    out
+}
+
+/// One tensor of a header.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) data_offsets: [u64; 2],
+}
+
+/// A header's bytes as they are, and its tensors in the order of their data.
+pub(crate) type Header = (Vec<u8>, Vec<(String, Entry)>);
+
+/// Reads a header: its bytes as they are, and the tensors in the order of their data. `file_bytes` is the size of the
+/// whole file, which the tensors have to fill exactly.
+pub(crate) fn read_header(input: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Header, ExportError> {
+    let bad = |problem: String| ExportError::malformed(path, problem);
+    let mut length = [0; 8];
+    let failed = || ExportError::io("read", path);
+    if file_bytes < 8 {
+        return Err(bad(format!("{file_bytes} bytes are no safetensors file")));
+    }
+    input.read_exact(&mut length).map_err(failed())?;
+    let json_bytes = u64::from_le_bytes(length);
+    if json_bytes > HEADER_BYTES_MAX || json_bytes > file_bytes - 8 {
+        return Err(bad(format!("its header would have {json_bytes} bytes")));
+    }
+    let mut raw = length.to_vec();
+    // At most 16 MiB, and not more than the file has.
+    raw.resize(8 + json_bytes as usize, 0);
+    let json = raw.get_mut(8..).unwrap_or_default();
+    input.read_exact(json).map_err(failed())?;
+    let all: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(json).map_err(|e| bad(format!("its header is no JSON: {e}")))?;
+    let mut entries = Vec::with_capacity(all.len());
+    for (name, value) in all {
+        if name == "__metadata__" {
+            continue;
+        }
+        let entry: Entry = serde_json::from_value(value).map_err(|e| bad(format!("tensor {name}: {e}")))?;
+        entries.push((name, entry));
+    }
+    entries.sort_by_key(|(_, e)| e.data_offsets);
+    let mut at = 0;
+    for (name, entry) in &entries {
+        let [start, end] = entry.data_offsets;
+        if start != at || end < start {
+            return Err(bad(format!("tensor {name} has offsets {start} to {end} after {at}")));
+        }
+        at = end;
+    }
+    if at != file_bytes - 8 - json_bytes {
+        let rest = file_bytes - 8 - json_bytes;
+        return Err(bad(format!("it holds {rest} bytes of tensors, its header says {at}")));
+    }
+    Ok((raw, entries))
+}

@@ -1,0 +1,188 @@
+//! Where weights come from: one tensor after the other, in blocks.
+
+use crate::ExportError;
+use alice_spec::TensorShape;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// Values in a block read from a file: large enough for the disk, small enough for the cache.
+const BLOCK_VALUES: usize = 64 * 1024;
+
+/// A source of f32 weights. Exporters ask for every tensor of the run once, in canonical order, with its number there.
+pub trait Weights {
+    /// Calls `each` with the tensor's values in row-major order, in blocks of any size, and stops at its first error.
+    fn read(
+        &mut self,
+        number: usize,
+        tensor: &TensorShape,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError>;
+}
+
+/// How far an export or a check is, in bytes of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// Weights in memory: all tensors in canonical order, nothing between them.
+#[derive(Debug)]
+pub struct ThetaSlice<'a> {
+    theta: &'a [f32],
+    starts: Vec<u64>,
+}
+
+impl<'a> ThetaSlice<'a> {
+    /// Weights of a run with these tensors.
+    pub fn new(tensors: &[TensorShape], theta: &'a [f32]) -> Result<Self, ExportError> {
+        let (starts, total) = starts(tensors);
+        if theta.len() as u64 != total {
+            return Err(ExportError::TensorSize {
+                tensor: "(all)".into(),
+                expected: total,
+                found: theta.len() as u64,
+            });
+        }
+        Ok(Self { theta, starts })
+    }
+}
+
+impl Weights for ThetaSlice<'_> {
+    fn read(
+        &mut self,
+        number: usize,
+        tensor: &TensorShape,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        // Both fit: `new` has compared the sum with a slice's length.
+        let start = self.starts.get(number).copied().unwrap_or(u64::MAX) as usize;
+        let values = self.theta.get(start..).unwrap_or_default();
+        let values = values.get(..tensor.len() as usize).unwrap_or_default();
+        values.chunks(BLOCK_VALUES).try_for_each(each)
+    }
+}
+
+/// Weights in a file of f32 little endian: the parameter server's θ, or a snapshot's chunks one after the other.
+#[derive(Debug)]
+pub struct ThetaFile {
+    file: File,
+    path: PathBuf,
+    starts: Vec<u64>,
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl ThetaFile {
+    /// Opens a file and checks its size against the run's tensors.
+    pub fn open(tensors: &[TensorShape], path: &Path) -> Result<Self, ExportError> {
+        let file = File::open(path).map_err(ExportError::io("open", path))?;
+        let found = file.metadata().map_err(ExportError::io("read", path))?.len();
+        let (starts, total) = starts(tensors);
+        let expected = total.saturating_mul(4);
+        if found != expected {
+            return Err(ExportError::WeightsSize {
+                path: path.to_path_buf(),
+                expected,
+                found,
+            });
+        }
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            starts,
+            bytes: vec![0; BLOCK_VALUES * 4],
+            values: Vec::with_capacity(BLOCK_VALUES),
+        })
+    }
+}
+
+impl Weights for ThetaFile {
+    fn read(
+        &mut self,
+        number: usize,
+        tensor: &TensorShape,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let start = self.starts.get(number).copied().unwrap_or(u64::MAX);
+        let failed = || ExportError::io("read", &self.path);
+        self.file
+            .seek(SeekFrom::Start(start.saturating_mul(4)))
+            .map_err(failed())?;
+        let mut left = tensor.len();
+        while left > 0 {
+            let take = left.min(BLOCK_VALUES as u64);
+            // `take` is at most the buffer's length.
+            let bytes = self.bytes.get_mut(..take as usize * 4).unwrap_or_default();
+            self.file.read_exact(bytes).map_err(failed())?;
+            self.values.clear();
+            self.values
+                .extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+            each(&self.values)?;
+            left -= take;
+        }
+        Ok(())
+    }
+}
+
+/// Weights from a function that returns one whole tensor at a time.
+pub struct TensorFn<F>(pub F);
+
+impl<F: FnMut(usize, &TensorShape) -> Result<Vec<f32>, ExportError>> Weights for TensorFn<F> {
+    fn read(
+        &mut self,
+        number: usize,
+        tensor: &TensorShape,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let values = (self.0)(number, tensor)?;
+        values.chunks(BLOCK_VALUES).try_for_each(each)
+    }
+}
+
+/// Reads one tensor and refuses a wrong number of values and values that are not finite.
+pub(crate) fn read_checked(
+    weights: &mut dyn Weights,
+    number: usize,
+    tensor: &TensorShape,
+    each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
+) -> Result<(), ExportError> {
+    let mut found = 0u64;
+    let size = |found| ExportError::TensorSize {
+        tensor: tensor.name.clone(),
+        expected: tensor.len(),
+        found,
+    };
+    weights.read(number, tensor, &mut |values| {
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(ExportError::NotFinite {
+                tensor: tensor.name.clone(),
+                coordinate: found + at as u64,
+                value: values.get(at).copied().unwrap_or(f32::NAN),
+            });
+        }
+        found = found.saturating_add(values.len() as u64);
+        if found > tensor.len() {
+            return Err(size(found));
+        }
+        each(values)
+    })?;
+    if found != tensor.len() {
+        return Err(size(found));
+    }
+    Ok(())
+}
+
+/// Position of each tensor's first value, and the number of all values.
+fn starts(tensors: &[TensorShape]) -> (Vec<u64>, u64) {
+    let mut total = 0u64;
+    let starts = tensors.iter().map(|tensor| {
+        let start = total;
+        total = total.saturating_add(tensor.len());
+        start
+    });
+    (starts.collect(), total)
+}

@@ -1,0 +1,77 @@
+//! Pieces and the options that a vocabulary is read with.
+
+/// Id of the unknown piece; never produced, for every byte has a piece.
+pub const UNKNOWN: u32 = 0;
+/// Id of the begin of a text; never produced by encoding.
+pub const BEGIN: u32 = 1;
+/// Id of the end of a document; never produced by encoding.
+pub const END: u32 = 2;
+/// Id of byte 0; byte `b` has `b + 3`.
+pub const BYTE_FIRST: u32 = 3;
+/// First id of a learned piece.
+pub const FIRST_LEARNED: u32 = 259;
+/// What stands for a space inside pieces: U+2581, lower one eighth block.
+pub const SPACE: char = '\u{2581}';
+/// Largest vocabulary. Scores are f32 and exact up to 2^24.
+pub const VOCABULARY_MAX: u32 = 1 << 20;
+
+/// What a piece is. The numbers are those of SentencePiece's `ModelProto.SentencePiece.Type` and of GGUF's
+/// `tokenizer.ggml.token_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PieceKind {
+    /// Text.
+    Normal = 1,
+    /// The unknown piece.
+    Unknown = 2,
+    /// A mark that stands for no text: begin, end.
+    Control = 3,
+    /// One byte, written `<0x41>`.
+    Byte = 6,
+}
+
+/// One entry of the vocabulary; its id is its position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// The text, with [`SPACE`] for spaces; a name in angle brackets for other kinds.
+    pub text: String,
+    /// Merges of higher scores go first. Zero for what is not learned.
+    pub score: f32,
+    /// What it is.
+    pub kind: PieceKind,
+}
+
+impl Piece {
+    pub(crate) fn named(text: impl Into<String>, kind: PieceKind) -> Self {
+        Self {
+            text: text.into(),
+            score: 0.0,
+            kind,
+        }
+    }
+}
+
+/// Name of a byte's piece.
+pub(crate) fn byte_name(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
+}
+
+/// The first 259 pieces of every vocabulary.
+pub(crate) fn fixed_pieces() -> Vec<Piece> {
+    let mut pieces = vec![
+        Piece::named("<unk>", PieceKind::Unknown),
+        Piece::named("<s>", PieceKind::Control),
+        Piece::named("</s>", PieceKind::Control),
+    ];
+    pieces.extend((0..=255).map(|b| Piece::named(byte_name(b), PieceKind::Byte)));
+    pieces
+}
+
+/// How text becomes the characters that pieces are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Normalizer {
+    /// A space is put before every text (Llama 2 does, Alice does not).
+    pub(crate) dummy_prefix: bool,
+    /// Spaces are written as [`SPACE`]; only the byte tokenizer leaves them.
+    pub(crate) escape_spaces: bool,
+}
