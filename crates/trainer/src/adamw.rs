@@ -16,6 +16,7 @@ pub struct AdamW<'a> {
 }
 
 impl<'a> AdamW<'a> {
+    /// An optimiser of these leaves, with moments of zero.
     pub fn new(spec: &'a InnerSpec, parameters: &[Tensor]) -> Result<Self, TchError> {
         // The clones share their storage with the model's tensors.
         let parameters: Vec<Tensor> = parameters.iter().map(Tensor::shallow_clone).collect();

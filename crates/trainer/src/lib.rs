@@ -9,4 +9,5 @@ mod adamw;
 mod micro;
 mod train;
 
+pub use adamw::AdamW;
 pub use train::{Options, Progress, TaskResult, TrainError, train, train_with};

@@ -110,9 +110,9 @@ impl FakePs {
                     .collect(),
             };
             let mut deltas = Vec::new();
-            for epoch in [8, 9] {
+            for epoch in [8u32, 9] {
                 let mean = Sparse {
-                    indices: (0..100).map(|i| i * 7 + epoch).collect(),
+                    indices: (0..100).map(|i| i * 7 + u64::from(epoch)).collect(),
                     values: vec![0.001 * epoch as f32; 100],
                 };
                 let bytes = aggregate::publish(&layout, 8, &mean, [epoch as u8; 32]);

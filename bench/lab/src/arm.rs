@@ -1,0 +1,75 @@
+//! What is compared: one arm is one way to train.
+
+use serde::{Deserialize, Serialize};
+
+/// One way to train. Two arms of an experiment differ in the fields that it asks about and in nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    /// Workers M.
+    pub workers: u32,
+    /// Sequences in a worker's step.
+    pub batch_sequences: u32,
+    /// Local steps H between two steps of the network.
+    pub steps: u32,
+    /// Steps of the network.
+    pub rounds: u32,
+    /// Peak inner learning rate: warm-up over the first twentieth of all steps, then a cosine to a tenth.
+    pub learning_rate: f64,
+    /// Whether a worker's AdamW moments live on from round to round. The network's tasks start from nothing, with a
+    /// warm-up of three steps.
+    pub keep_moments: bool,
+    /// The network's step.
+    pub outer: Outer,
+    /// How a pseudo-gradient is compressed; not at all if none.
+    pub codec: Option<Codec>,
+    /// Contiguous layer groups P; a worker trains one of them in a round, in rotation. 1: all parameters.
+    pub fragments: u32,
+    /// Share of workers that miss a round, each by its own draw. At least one always takes part.
+    pub churn: f64,
+    /// 0: round e trains on θ(e); 1: on θ(e−1).
+    pub base_lag: u32,
+}
+
+/// The network's step from the mean pseudo-gradient g.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outer {
+    /// Step size.
+    pub alpha: f64,
+    /// Nesterov momentum μ: v ← μv + g, θ ← θ − α(g + μv) (Douillard et al. 2023). 0: θ ← θ − αg.
+    pub momentum: f64,
+    /// Divide a coordinate's sum by the number of workers that sent it, not by the number of all.
+    pub by_senders: bool,
+}
+
+/// Compression of a pseudo-gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Codec {
+    /// Entries kept in a chunk of 4,096 coordinates, at most.
+    pub k_max: u32,
+    /// Bits of a value.
+    pub value_bits: u8,
+    /// Residual decay β; no error feedback at all if none.
+    pub decay: Option<f64>,
+    /// Budget of an update in bytes; only `k_max` bounds it if none.
+    pub budget_bytes: Option<u64>,
+    /// Bits of the published aggregate; applied as f32 if none.
+    pub publish_bits: Option<u8>,
+}
+
+impl Arm {
+    /// Name of a run's result: of the arm, the model, the text's size and the seed, so that arms that experiments share
+    /// run once.
+    pub fn key(&self, model: &str, seed: u64) -> String {
+        let text = serde_json::json!([self, model, seed]).to_string();
+        blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
+    }
+
+    /// Tokens that all workers train on, without churn.
+    pub fn tokens(&self, context: u32) -> u64 {
+        u64::from(self.workers)
+            * u64::from(self.batch_sequences)
+            * u64::from(self.steps)
+            * u64::from(self.rounds)
+            * u64::from(context)
+    }
+}

@@ -1,0 +1,254 @@
+//! The experiments: which arms, and what each asks.
+
+use crate::arm::{Arm, Codec, Outer};
+
+/// An experiment.
+pub struct Experiment {
+    /// Short name on the command line.
+    pub name: &'static str,
+    /// The question.
+    pub question: &'static str,
+    /// Labelled arms; the first is what the others are compared with.
+    pub arms: Vec<(String, Arm)>,
+}
+
+/// Sequences of one step over all workers, the same in every arm.
+const GLOBAL_BATCH: u32 = 8;
+/// Entries in a chunk of 4,096 at a density of 1.56 %.
+const K_DENSE: u32 = 64;
+
+/// Plain steps with the mean over all.
+const PLAIN: Outer = Outer {
+    alpha: 1.0,
+    momentum: 0.0,
+    by_senders: false,
+};
+/// DiLoCo's outer optimiser.
+const NESTEROV: Outer = Outer {
+    alpha: 0.7,
+    momentum: 0.9,
+    by_senders: false,
+};
+
+/// Dense DiLoCo with M workers.
+fn diloco(workers: u32, rounds: u32) -> Arm {
+    Arm {
+        workers,
+        batch_sequences: GLOBAL_BATCH / workers,
+        steps: 30,
+        rounds,
+        learning_rate: 4e-3,
+        keep_moments: true,
+        outer: NESTEROV,
+        codec: None,
+        fragments: 1,
+        churn: 0.0,
+        base_lag: 0,
+    }
+}
+
+/// AdamW with the gradients of all workers averaged in every step: one worker with the whole batch, no outer step.
+fn data_parallel(rounds: u32) -> Arm {
+    Arm {
+        outer: PLAIN,
+        ..diloco(1, rounds)
+    }
+}
+
+/// Ours: eight workers, 1.56 % density, two bits, error feedback.
+fn ours(rounds: u32) -> Arm {
+    Arm {
+        outer: PLAIN,
+        codec: Some(OURS),
+        ..diloco(8, rounds)
+    }
+}
+
+const OURS: Codec = Codec {
+    k_max: K_DENSE,
+    value_bits: 2,
+    decay: Some(0.95),
+    budget_bytes: None,
+    publish_bits: Some(8),
+};
+
+fn coded(rounds: u32, codec: Codec) -> Arm {
+    Arm {
+        codec: Some(codec),
+        ..ours(rounds)
+    }
+}
+
+/// All experiments over so many rounds.
+pub fn all(rounds: u32) -> Vec<Experiment> {
+    let dp = || ("AdamW, data parallel".to_string(), data_parallel(rounds));
+    let base = || ("ours: 1.56 %, 2 bits, β 0.95".to_string(), ours(rounds));
+    let mut list = Vec::new();
+    let mut add = |name, question, arms| list.push(Experiment { name, question, arms });
+
+    let mut arms = vec![dp()];
+    arms.extend([1, 2, 4, 8].map(|m| (format!("dense DiLoCo, M = {m}"), diloco(m, rounds))));
+    add("e1", "What do local steps cost, at equal tokens?", arms);
+
+    add(
+        "e3",
+        "Do 1.56 % of the coordinates in two bits do as well as dense DiLoCo?",
+        vec![
+            ("dense DiLoCo, M = 8".into(), diloco(8, rounds)),
+            base(),
+            (
+                "ours, moments from nothing in each task".into(),
+                Arm {
+                    keep_moments: false,
+                    ..ours(rounds)
+                },
+            ),
+            (
+                "dense, plain step".into(),
+                Arm {
+                    codec: None,
+                    ..ours(rounds)
+                },
+            ),
+        ],
+    );
+
+    let mut arms = vec![base()];
+    for (percent, k_max) in [("0.15", 6), ("0.5", 20), ("1.56", K_DENSE)] {
+        for decay in [0.9, 0.95, 0.99, 0.995] {
+            let codec = Codec {
+                k_max,
+                decay: Some(decay),
+                ..OURS
+            };
+            arms.push((format!("{percent} %, β {decay}"), coded(rounds, codec)));
+        }
+    }
+    add("e4", "Which residual decay for which density?", arms);
+
+    let mut arms = vec![base()];
+    for value_bits in [1, 2, 4, 8] {
+        for (text, decay) in [("", Some(0.95)), (", no error feedback", None)] {
+            let codec = Codec {
+                value_bits,
+                decay,
+                ..OURS
+            };
+            arms.push((format!("{value_bits} bits{text}"), coded(rounds, codec)));
+        }
+    }
+    add("e5", "How many bits of a value, and is error feedback needed?", arms);
+
+    let with = |outer| Arm { outer, ..ours(rounds) };
+    add(
+        "e6",
+        "Mean over all or over senders; plain or Nesterov?",
+        vec![
+            base(),
+            (
+                "over senders, plain".into(),
+                with(Outer {
+                    by_senders: true,
+                    ..PLAIN
+                }),
+            ),
+            ("over all, Nesterov".into(), with(NESTEROV)),
+            (
+                "over senders, Nesterov".into(),
+                with(Outer {
+                    by_senders: true,
+                    ..NESTEROV
+                }),
+            ),
+        ],
+    );
+
+    // The bytes of genesis-7b for each parameter: 16,000,000 · 8 bits over 6.74e9 parameters.
+    let tight = |k_max, decay, fragments, budget: u64| Arm {
+        fragments,
+        ..coded(
+            rounds,
+            Codec {
+                k_max,
+                decay: Some(decay),
+                budget_bytes: Some(budget),
+                ..OURS
+            },
+        )
+    };
+    add(
+        "e7",
+        "Full tasks at 0.14 % or fragments at four times that, with equal bytes?",
+        vec![
+            base(),
+            ("full, 2,100 bytes, β 0.995".into(), tight(K_DENSE, 0.995, 1, 2_100)),
+            (
+                "4 fragments, 2,100 bytes, β 0.98".into(),
+                tight(K_DENSE, 0.98, 4, 2_100),
+            ),
+        ],
+    );
+
+    let mut arms = vec![base()];
+    arms.extend([0.1, 0.3, 0.5].map(|churn| {
+        (
+            format!("{} % of the workers miss a round", churn * 100.0),
+            Arm { churn, ..ours(rounds) },
+        )
+    }));
+    add("e9", "What does churn cost?", arms);
+
+    add(
+        "e10",
+        "What does training on the weights of the round before cost?",
+        vec![
+            base(),
+            (
+                "base_lag 1".into(),
+                Arm {
+                    base_lag: 1,
+                    ..ours(rounds)
+                },
+            ),
+        ],
+    );
+
+    let mut arms = vec![(
+        "f32, as it is".to_string(),
+        coded(
+            rounds,
+            Codec {
+                publish_bits: None,
+                ..OURS
+            },
+        ),
+    )];
+    arms.extend([8, 4, 2].map(|bits| {
+        let codec = Codec {
+            publish_bits: Some(bits),
+            ..OURS
+        };
+        (format!("{bits} bits"), coded(rounds, codec))
+    }));
+    add("deltas", "How many bits of the published aggregate?", arms);
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arms_of_an_experiment_should_see_equal_tokens() {
+        for experiment in all(10) {
+            let tokens: Vec<u64> = experiment.arms.iter().map(|(_, arm)| arm.tokens(128)).collect();
+            assert!(
+                tokens.windows(2).all(|w| w[0] == w[1]),
+                "{}: {tokens:?}",
+                experiment.name
+            );
+            let labels: std::collections::BTreeSet<_> = experiment.arms.iter().map(|(label, _)| label).collect();
+            assert_eq!(labels.len(), experiment.arms.len());
+        }
+    }
+}

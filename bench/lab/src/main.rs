@@ -1,0 +1,159 @@
+//! The lab: experiments on real text, one command each. Results are kept, so an interrupted experiment goes on where it
+//! stopped and arms that experiments share run once.
+
+mod arm;
+mod experiments;
+mod network;
+mod report;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use network::{Bench, Outcome};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Training experiments on real text: how the network's choices change the loss.
+#[derive(Parser)]
+#[command(after_help = "Example: lab e1 e3 --text ~/.cache/alice/corpus-sotu --rounds 24 --seeds 3")]
+struct Args {
+    /// e1, e3, e4, e5, e6, e7, e9, e10, deltas, or all.
+    #[arg(required = true)]
+    experiments: Vec<String>,
+    /// Folder of .txt files.
+    #[arg(long)]
+    text: PathBuf,
+    /// Steps of the network in a run.
+    #[arg(long, default_value_t = 24)]
+    rounds: u32,
+    /// Seeds: first weights and order of the text.
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Runs at the same time, one thread each.
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Held-out sequences.
+    #[arg(long, default_value_t = 256)]
+    held_out: u64,
+    /// Folder for results (kept) and the built corpus.
+    #[arg(long, default_value = "bench-results")]
+    out: PathBuf,
+    /// Only the tables and plots of what is there.
+    #[arg(long)]
+    report: bool,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let mut experiments = experiments::all(args.rounds);
+    if !args.experiments.iter().any(|name| name == "all") {
+        for name in &args.experiments {
+            if !experiments.iter().any(|e| e.name == name) {
+                let known: Vec<_> = experiments.iter().map(|e| e.name).collect();
+                bail!(
+                    "there is no experiment '{name}'; there are {}, or all",
+                    known.join(", ")
+                );
+            }
+        }
+        experiments.retain(|e| args.experiments.iter().any(|name| name == e.name));
+    }
+    std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
+    let bench = Bench::open(&args.text, &args.out.join("corpus"), args.held_out)?;
+    // What a result depends on besides the arm and the seed.
+    let model = format!("{}/{}", hex(&bench.spec.run_hash()), bench.held_out.len());
+    let results = args.out.join("runs.jsonl");
+    let done = Mutex::new(read_results(&results)?);
+    if !args.report {
+        alice_model::set_threads(1);
+        let mut queue = VecDeque::new();
+        // Seed by seed, so that an interrupted experiment has something of every arm.
+        for seed in 1..=args.seeds {
+            for (label, arm) in experiments.iter().flat_map(|e| &e.arms) {
+                let key = arm.key(&model, seed);
+                let known = done.lock().is_ok_and(|done| done.contains_key(&key));
+                if !known && !queue.iter().any(|(_, _, k, _)| *k == key) {
+                    queue.push_back((label.clone(), arm.clone(), key, seed));
+                }
+            }
+        }
+        let total = queue.len();
+        let queue = Mutex::new(queue);
+        std::thread::scope(|scope| -> Result<()> {
+            let workers: Vec<_> = (0..args.jobs.max(1))
+                .map(|_| scope.spawn(|| work(&bench, &queue, &done, &results, total)))
+                .collect();
+            for worker in workers {
+                worker.join().map_err(|_| anyhow::anyhow!("a run panicked"))??;
+            }
+            Ok(())
+        })?;
+    }
+    let done = done.into_inner().unwrap_or_default();
+    for experiment in &experiments {
+        let table = report::Table::new(experiment, &done, &model, args.seeds);
+        print!("{table}");
+        let path = args.out.join(format!("{}.svg", experiment.name));
+        std::fs::write(&path, table.svg()).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+type Queue = Mutex<VecDeque<(String, arm::Arm, String, u64)>>;
+type Done = Mutex<BTreeMap<String, Outcome>>;
+
+/// Takes runs from the queue until it is empty; stores each result as soon as it is there.
+fn work(bench: &Bench, queue: &Queue, done: &Done, results: &Path, total: usize) -> Result<()> {
+    let poisoned = || anyhow::anyhow!("another run panicked");
+    loop {
+        let (next, left) = {
+            let mut queue = queue.lock().map_err(|_| poisoned())?;
+            (queue.pop_front(), queue.len())
+        };
+        let Some((label, arm, key, seed)) = next else {
+            return Ok(());
+        };
+        let outcome = network::run(bench, &arm, seed).with_context(|| format!("{label}, seed {seed}"))?;
+        eprintln!(
+            "{}/{total}  {:.4} nats  {:.0} s  {label}, seed {seed}",
+            total - left,
+            outcome.loss,
+            outcome.seconds
+        );
+        let mut done = done.lock().map_err(|_| poisoned())?;
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(results)?;
+        writeln!(
+            file,
+            "{}",
+            serde_json::json!({ "key": key, "arm": arm, "seed": seed, "outcome": outcome })
+        )?;
+        done.insert(key, outcome);
+    }
+}
+
+fn read_results(path: &Path) -> Result<BTreeMap<String, Outcome>> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        key: String,
+        outcome: Outcome,
+    }
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    let mut results = BTreeMap::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        // A run that was killed while it wrote leaves half a line at the end: that run is done again.
+        match serde_json::from_str::<Line>(line) {
+            Ok(line) => drop(results.insert(line.key, line.outcome)),
+            Err(error) => eprintln!("{}:{number} is not a result and is left out ({error})", path.display()),
+        }
+    }
+    Ok(results)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

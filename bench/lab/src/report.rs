@@ -1,0 +1,245 @@
+//! Tables and plots.
+
+use crate::experiments::Experiment;
+use crate::network::Outcome;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+/// Mean and standard error over seeds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Summary {
+    mean: f64,
+    standard_error: f64,
+    n: usize,
+}
+
+impl Summary {
+    fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len();
+        if n == 0 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
+        let standard_error = if n > 1 {
+            (squares / (n as f64 - 1.0) / n as f64).sqrt()
+        } else {
+            f64::NAN
+        };
+        Some(Self {
+            mean,
+            standard_error,
+            n,
+        })
+    }
+}
+
+struct Row {
+    label: String,
+    loss: Option<Summary>,
+    /// Loss over the first arm's, paired by seed, per cent.
+    over_first: Option<Summary>,
+    update_bytes: f64,
+    published_bytes: f64,
+    /// Mean curve.
+    curve: Vec<(f64, f64)>,
+}
+
+/// What an experiment found.
+pub struct Table {
+    title: String,
+    rows: Vec<Row>,
+}
+
+impl Table {
+    /// Gathers the results that are there.
+    pub fn new(experiment: &Experiment, done: &BTreeMap<String, Outcome>, model: &str, seeds: u64) -> Self {
+        let outcomes = |arm: &crate::arm::Arm| -> Vec<(u64, &Outcome)> {
+            (1..=seeds)
+                .filter_map(|seed| Some((seed, done.get(&arm.key(model, seed))?)))
+                .collect()
+        };
+        let first: BTreeMap<u64, f64> = experiment
+            .arms
+            .first()
+            .map(|(_, arm)| outcomes(arm).iter().map(|(seed, o)| (*seed, o.loss)).collect())
+            .unwrap_or_default();
+        let rows = experiment.arms.iter().map(|(label, arm)| {
+            let of_arm = outcomes(arm);
+            let losses: Vec<f64> = of_arm.iter().map(|(_, o)| o.loss).collect();
+            let over: Vec<f64> = of_arm
+                .iter()
+                .filter_map(|(seed, o)| Some(100.0 * (o.loss / first.get(seed)? - 1.0)))
+                .collect();
+            let mean = |of: &dyn Fn(&Outcome) -> f64| {
+                of_arm.iter().map(|(_, o)| of(o)).sum::<f64>() / of_arm.len().max(1) as f64
+            };
+            let points = of_arm.first().map_or(0, |(_, o)| o.curve.len());
+            let curve = (0..points)
+                .map(|i| {
+                    let at = |o: &Outcome| o.curve.get(i).copied().unwrap_or_default();
+                    (mean(&|o| f64::from(at(o).0)), mean(&|o| at(o).1))
+                })
+                .collect();
+            Row {
+                label: label.clone(),
+                loss: Summary::of(&losses),
+                over_first: Summary::of(&over),
+                update_bytes: mean(&|o| o.update_bytes),
+                published_bytes: mean(&|o| o.published_bytes),
+                curve,
+            }
+        });
+        Self {
+            title: format!("{}: {}", experiment.name, experiment.question),
+            rows: rows.collect(),
+        }
+    }
+
+    /// Held-out loss over rounds, one line an arm.
+    pub fn svg(&self) -> String {
+        const WIDTH: f64 = 900.0;
+        const HEIGHT: f64 = 420.0;
+        const LEFT: f64 = 60.0;
+        const BOTTOM: f64 = 40.0;
+        const TOP: f64 = 30.0;
+        const COLOURS: [&str; 8] = [
+            "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777",
+        ];
+        // The first quarter falls so fast that the rest could not be told apart.
+        let points = || {
+            self.rows
+                .iter()
+                .flat_map(|row| row.curve.iter().skip(row.curve.len() / 4))
+        };
+        let (mut low, mut high, mut last) = (f64::INFINITY, f64::NEG_INFINITY, 1f64);
+        for (x, y) in points() {
+            (low, high, last) = (low.min(*y), high.max(*y), last.max(*x));
+        }
+        if low >= high {
+            (low, high) = (0.0, 1.0);
+        }
+        let plot_width = WIDTH - LEFT - 330.0;
+        let place = |x: f64, y: f64| {
+            (
+                LEFT + x / last * plot_width,
+                TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM),
+            )
+        };
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n<text x=\"{LEFT}\" y=\"18\">{}</text>\n",
+            escape(&self.title)
+        );
+        for i in 0..=4 {
+            let y = low + (high - low) * f64::from(i) / 4.0;
+            let (x0, at) = place(0.0, y);
+            let _ = writeln!(
+                out,
+                "<path d=\"M{x0:.1} {at:.1}h{plot_width:.1}\" stroke=\"#ddd\"/><text x=\"8\" y=\"{:.1}\">{y:.3}</text>",
+                at + 4.0
+            );
+        }
+        let _ = writeln!(
+            out,
+            "<text x=\"{LEFT}\" y=\"{:.1}\">rounds, to {last:.0}; held-out loss, nats per token</text>",
+            HEIGHT - 12.0
+        );
+        for (number, row) in self.rows.iter().enumerate() {
+            let colour = COLOURS[number % COLOURS.len()];
+            let dash = if number < COLOURS.len() {
+                ""
+            } else {
+                " stroke-dasharray=\"5 3\""
+            };
+            let line: Vec<String> = row
+                .curve
+                .iter()
+                .skip(row.curve.len() / 4)
+                .map(|(x, y)| place(*x, *y))
+                .map(|(x, y)| format!("{x:.1},{y:.1}"))
+                .collect();
+            let (x, y) = (WIDTH - 310.0, TOP + 14.0 + 16.0 * number as f64);
+            let _ = writeln!(
+                out,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"{dash}/><path d=\"M{x} {:.1}h20\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/><text x=\"{}\" y=\"{y}\">{}</text>",
+                line.join(" "),
+                y - 4.0,
+                x + 26.0,
+                escape(&row.label)
+            );
+        }
+        out.push_str("</svg>\n");
+        out
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{}\n", self.title)?;
+        writeln!(
+            f,
+            "| arm | held-out loss | over the first | update, bytes | published, bytes |"
+        )?;
+        writeln!(f, "|---|---|---|---|---|")?;
+        for row in &self.rows {
+            let loss = row.loss.map_or("no result".into(), |s| {
+                format!("{:.4} ± {:.4} ({})", s.mean, s.standard_error, s.n)
+            });
+            let over = row
+                .over_first
+                .map_or(String::new(), |s| format!("{:+.2} ± {:.2} %", s.mean, s.standard_error));
+            let bytes = |n: f64| if n > 0.0 { format!("{n:.0}") } else { String::new() };
+            writeln!(
+                f,
+                "| {} | {loss} | {over} | {} | {} |",
+                row.label,
+                bytes(row.update_bytes),
+                bytes(row.published_bytes)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_should_be_mean_and_standard_error() {
+        let summary = Summary::of(&[1.0, 2.0, 3.0]).unwrap();
+        assert!((summary.mean - 2.0).abs() < 1e-12 && (summary.standard_error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert!(Summary::of(&[]).is_none() && Summary::of(&[1.0]).unwrap().standard_error.is_nan());
+    }
+
+    #[test]
+    fn tables_should_show_what_is_missing_and_plots_what_is_there() {
+        let experiment = crate::experiments::all(4).remove(0);
+        let mut done = BTreeMap::new();
+        for seed in [1, 2] {
+            let curve = vec![(1, 3.0), (2, 2.5 + seed as f64 / 10.0)];
+            let loss = curve[1].1;
+            let outcome = Outcome {
+                loss,
+                curve,
+                update_bytes: 10.0,
+                published_bytes: 0.0,
+                tokens: 1,
+                seconds: 1.0,
+            };
+            done.insert(experiment.arms[0].1.key("m", seed), outcome);
+        }
+        let table = Table::new(&experiment, &done, "m", 3);
+        let text = table.to_string();
+        assert!(
+            text.contains("2.6500 ± 0.0500 (2)") && text.contains("no result"),
+            "{text}"
+        );
+        let svg = table.svg();
+        assert!(svg.contains("AdamW, data parallel") && svg.matches("<polyline").count() == experiment.arms.len());
+    }
+}
