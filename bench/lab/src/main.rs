@@ -79,6 +79,11 @@ fn main() -> Result<()> {
             }
         }
         let total = queue.len();
+        let tokens: u64 = queue
+            .iter()
+            .map(|(_, arm, _, _)| arm.tokens(bench.spec.model.context))
+            .sum();
+        eprintln!("{total} runs, {:.1} million tokens", tokens as f64 / 1e6);
         let queue = Mutex::new(queue);
         std::thread::scope(|scope| -> Result<()> {
             let workers: Vec<_> = (0..args.jobs.max(1))
