@@ -108,7 +108,7 @@ impl FakePs {
             let mut deltas = Vec::new();
             for epoch in [8, 9] {
                 let mean = Sparse {
-                    indices: (0..100).map(|i| i * 7 + epoch).collect(),
+                    indices: (0..100).map(|i| i * 7 + u64::from(epoch)).collect(),
                     values: vec![0.001 * epoch as f32; 100],
                 };
                 let bytes = aggregate::publish(&layout, 8, &mean, [epoch as u8; 32]);
