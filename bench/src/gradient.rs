@@ -1,6 +1,6 @@
 //! A synthetic pseudo-gradient, any part of which can be made without the rest.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Mixes a counter to 64 bits (the finaliser of SplitMix64; Steele, Lea and Flood, 2014).
 #[inline(always)]
@@ -27,15 +27,25 @@ pub fn fill(start: u64, size: f32, into: &mut [f32], threads: usize) {
         for (number, values) in into.chunks_mut(part).enumerate() {
             scope.spawn(move || {
                 let from = start + (number * part) as u64;
-                Arch::new().dispatch(
-                    #[inline(always)]
-                    || {
-                        for (offset, slot) in values.iter_mut().enumerate() {
-                            *slot = value(from + offset as u64, size);
-                        }
-                    },
-                );
+                Arch::new().dispatch(Fill { from, size, values });
             });
         }
     });
+}
+
+struct Fill<'a> {
+    from: u64,
+    size: f32,
+    values: &'a mut [f32],
+}
+
+impl WithSimd for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (offset, slot) in self.values.iter_mut().enumerate() {
+            *slot = value(self.from + offset as u64, self.size);
+        }
+    }
 }

@@ -5,24 +5,34 @@ use crate::measure::{Table, median};
 use crate::table::{CHUNK, spec};
 use alice_update::{Encoded, Encoder, Header, Layout, decode};
 use anyhow::{Context, Result};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use serde_json::json;
 use std::path::Path;
 
-/// Xor of the bits of all values: the least that a pass over them can be.
-fn read_pass(values: &[f32]) -> u32 {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let mut lanes = [0u32; 64];
-            for row in values.as_chunks::<64>().0 {
-                for (lane, value) in lanes.iter_mut().zip(row) {
-                    *lane ^= value.to_bits();
-                }
+/// Xor of the bits of all values: the least that a pass over them can be, with the machine's widest vectors.
+struct ReadPass<'a>(&'a [f32]);
+
+impl WithSimd for ReadPass<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> u32 {
+        let mut lanes = [0u32; 64];
+        for row in self.0.as_chunks::<64>().0 {
+            for (lane, value) in lanes.iter_mut().zip(row) {
+                *lane ^= value.to_bits();
             }
-            lanes.into_iter().fold(0, |all, lane| all ^ lane)
-        },
-    )
+        }
+        let mut all = 0;
+        for lane in lanes {
+            all ^= lane;
+        }
+        all
+    }
+}
+
+fn read_pass(values: &[f32]) -> u32 {
+    Arch::new().dispatch(ReadPass(values))
 }
 
 fn encode(layout: &Layout, k_max: u32, budget: u64, values: &[f32], threads: usize) -> Result<Encoded> {

@@ -1,5 +1,6 @@
 //! The encoder: values come in any pieces, only the candidates of each chunk stay.
 
+use crate::ascending::Ascending;
 use crate::bits::BitWriter;
 use crate::codec::{HEADER_BYTES, header_bytes};
 use crate::error::EncodeError;
@@ -245,7 +246,7 @@ impl<'a> Encoder<'a> {
         };
         let mut bits = BitCount::default();
         let mut writer = BitWriter::after(header_bytes(header, plan.base));
-        let (mut sorted, mut magnitudes, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ascending, mut magnitudes, mut sums) = (Ascending::new(), Vec::new(), Vec::new());
         for (range, best) in chunks() {
             let len = range.len() as u32;
             let share = |count| layout.share(count, len);
@@ -268,16 +269,12 @@ impl<'a> Encoder<'a> {
             let scale_code = levels.fit(&magnitudes, &mut sums);
             let chunk_scale = scale(scale_code);
             writer.write(u32::from(scale_code), 8);
-            // Position, then the value's bits: sorted by position, no two of which are equal.
-            sorted.clear();
-            let entries = best.positions.iter().zip(best.values);
-            sorted.extend(entries.map(|(position, value)| u64::from(*position) << 32 | u64::from(value.to_bits())));
-            sorted.sort_unstable();
             let parameter = rice::parameter(len, count);
             let start = range.start as u64;
             let (mut next, mut quotients) = (0u32, 0u64);
-            for &entry in &sorted {
-                let (position, value) = ((entry >> 32) as u32, f32::from_bits(entry as u32));
+            for &entry in ascending.sort(best) {
+                let position = entry >> 16;
+                let value = best.values.get((entry & 0xffff) as usize).copied().unwrap_or(0.0);
                 let code = levels.code(chunk_scale, value);
                 let gap = position - next;
                 rice::write_entry(&mut writer, gap, parameter, code, levels.bits());
@@ -307,7 +304,10 @@ fn select_part(
 ) -> Result<(), EncodeError> {
     let mut selector = Selector::new(levels);
     for part in chunks.chunks(SEGMENT_CHUNKS) {
-        let mut segment = Segment::default();
+        let caps = part
+            .iter()
+            .map(|(_, values)| layout.share(spec.k_max, values.len() as u32) as usize);
+        let mut segment = Segment::with_capacity(caps.sum());
         for (start, values) in part {
             let cap = layout.share(spec.k_max, values.len() as u32);
             selector

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+mod ascending;
 mod bits;
 mod codec;
 mod encoder;

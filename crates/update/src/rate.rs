@@ -1,6 +1,7 @@
 //! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it. Works
 //! on the candidates alone.
 
+use crate::ascending::Ascending;
 use crate::layout::Layout;
 use crate::levels::Levels;
 use crate::rice;
@@ -101,6 +102,15 @@ impl Rate<'_> {
             return None;
         }
         let chunks = self.chunks;
+        // A generous budget holds whatever the positions are.
+        let at_most: u64 = self.chunks().map(|(len, all)| self.bits_max(len, all)).sum();
+        if at_most <= budget_bits {
+            return Some(Plan {
+                base: self.k_max,
+                extra: 0,
+                chunks,
+            });
+        }
         let mut base = self.guess(budget_bits);
         // From the guess to the neighbours, up while they fit or down until one does.
         let costs = loop {
@@ -145,7 +155,7 @@ impl Rate<'_> {
         let every = if self.chunks < SAMPLED_FROM { 1 } else { SAMPLED_EVERY };
         let sample: Vec<_> = self.chunks().step_by(every).collect();
         let goal = u128::from(budget_bits) * sample.len() as u128 / u128::from(self.chunks.max(1));
-        let mut scratch = Vec::new();
+        let mut scratch = Ascending::new();
         let mut fits = |base: u32| {
             let mut bits = 0u64;
             sample.iter().all(|&(len, candidates)| {
@@ -167,23 +177,20 @@ impl Rate<'_> {
     /// Bits of every chunk at the quotas `base` and one more.
     fn costs(&self, base: u32) -> Vec<Cost> {
         let mut costs = Vec::with_capacity(self.chunks as usize);
-        let mut scratch = Vec::new();
+        let mut scratch = Ascending::new();
         costs.extend(self.chunks().map(|(len, candidates)| {
-            let one = candidates.best(self.layout.share(base, len));
+            // A share grows by one at most.
+            let one = candidates.best(self.layout.share(base, len)).positions.len();
             let two = candidates.best(self.layout.share(base.saturating_add(1).min(self.k_max), len));
-            let first = self.payload(len, one, &mut scratch);
-            let second = match two.positions.get(one.positions.len()) {
-                // A share grows by one at most, and the shorter list is in the scratch already, in order.
-                Some(&more) => {
-                    let at = scratch.partition_point(|&position| position < more);
-                    scratch.insert(at, more);
-                    self.sorted_payload(len, &scratch)
-                }
-                None => first,
+            let second = self.payload(len, two, &mut scratch);
+            let first = if one == two.positions.len() {
+                second
+            } else {
+                self.payload(len, candidates.best(one as u32), &mut scratch)
             };
             Cost {
                 len,
-                counts: [one.positions.len() as u32, two.positions.len() as u32],
+                counts: [one as u32, two.positions.len() as u32],
                 bits: [first, second],
             }
         }));
@@ -197,21 +204,22 @@ impl Rate<'_> {
         cost.bits[which] + u64::from(CountForm::of(count, share(base), share(self.k_max)).bits())
     }
 
-    /// Bits of these entries of a chunk. Leaves their positions in ascending order in `sorted`.
-    fn payload(&self, len: u32, best: Candidates<'_>, sorted: &mut Vec<u16>) -> u64 {
-        sorted.clear();
-        sorted.extend_from_slice(best.positions);
-        sorted.sort_unstable();
-        self.sorted_payload(len, sorted)
-    }
-
-    fn sorted_payload(&self, len: u32, positions: &[u16]) -> u64 {
-        let count = positions.len() as u32;
-        if count == 0 {
+    /// Bits of these entries of a chunk.
+    fn payload(&self, len: u32, best: Candidates<'_>, scratch: &mut Ascending) -> u64 {
+        if best.positions.is_empty() {
             return 0;
         }
-        let gaps = rice::gaps_bits(positions, rice::parameter(len, count));
-        8 + gaps + u64::from(count) * u64::from(self.levels.bits())
+        let sorted = scratch.sort(best).iter();
+        let gaps = rice::gaps_bits(len, sorted.map(|entry| entry >> 16));
+        8 + gaps + best.positions.len() as u64 * u64::from(self.levels.bits())
+    }
+
+    /// At least as many bits as all candidates of a chunk take, its count in the longest form.
+    fn bits_max(&self, len: u32, all: Candidates<'_>) -> u64 {
+        let count = all.positions.len() as u32;
+        let form = 2 + explicit_bits(self.layout.share(self.k_max, len));
+        let each = u64::from(count) * u64::from(self.levels.bits());
+        u64::from(form) + 8 + rice::gaps_bits_max(len, count) + each
     }
 }
 

@@ -11,16 +11,23 @@ pub(crate) fn parameter(len: u32, count: u32) -> u32 {
     ratio.checked_ilog2().unwrap_or(0)
 }
 
-/// Bits of the gaps before these ascending positions.
-pub(crate) fn gaps_bits(positions: &[u16], parameter: u32) -> u64 {
+/// Bits of the gaps before these ascending positions of a chunk of `len`.
+pub(crate) fn gaps_bits(len: u32, positions: impl ExactSizeIterator<Item = u32>) -> u64 {
+    let count = positions.len() as u32;
+    let parameter = parameter(len, count);
     let mut next = 0u32;
     let mut quotients = 0u64;
-    for &position in positions {
-        let position = u32::from(position);
+    for position in positions {
         quotients += u64::from((position - next) >> parameter);
         next = position + 1;
     }
-    quotients + positions.len() as u64 * u64::from(1 + parameter)
+    quotients + u64::from(count) * u64::from(1 + parameter)
+}
+
+/// At most so many bits take the gaps before any `count` positions of a chunk of `len`: the gaps add up to `len` at most.
+pub(crate) fn gaps_bits_max(len: u32, count: u32) -> u64 {
+    let parameter = parameter(len, count);
+    u64::from(len >> parameter) + u64::from(count) * u64::from(1 + parameter)
 }
 
 /// Writes one gap, the quotient in unary, then the remainder; and `code` of `code_bits` ≤ 8 bits after it.

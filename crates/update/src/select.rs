@@ -1,12 +1,14 @@
 //! Which coordinates of each chunk are worth sending, best first.
 
 use crate::levels::{Levels, scale};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
-/// Values whose largest magnitude is looked at together.
-const BLOCK: usize = 32;
-/// Values that one vector instruction takes, at most; sums and maxima are kept in so many lanes.
-const LANES: usize = 8;
+/// Values are taken in groups of four rows; the largest of each column of a group is kept. Rows are long enough for any
+/// vector, and columns need no exchange between the lanes of one.
+const ROW: usize = 64;
+const GROUP: usize = 4 * ROW;
+/// Comparisons whose results are put into one word.
+const WORD: usize = 32;
 /// Bits of infinity: magnitudes at or above are not numbers.
 const NOT_FINITE: i32 = 0x7f80_0000;
 
@@ -47,6 +49,15 @@ impl Candidates<'_> {
 }
 
 impl Segment {
+    /// Room for so many candidates.
+    pub(crate) fn with_capacity(candidates: usize) -> Self {
+        Self {
+            positions: Vec::with_capacity(candidates),
+            values: Vec::with_capacity(candidates),
+            ends: Vec::new(),
+        }
+    }
+
     /// Candidates of each chunk in order.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = Candidates<'_>> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
@@ -75,8 +86,18 @@ impl Segment {
 pub(crate) struct Selector {
     levels: Levels,
     arch: Arch,
-    maxima: Vec<i32>,
+    scratch: Scratch,
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// Largest of each column of a group.
+    fours: Vec<[i32; ROW]>,
+    /// Largest of each of several disjoint sets of values.
+    maxima: Vec<[i32; ROW]>,
+    /// The first `count` are valid.
     keys: Vec<u64>,
+    count: usize,
 }
 
 impl Selector {
@@ -84,8 +105,7 @@ impl Selector {
         Self {
             levels,
             arch: Arch::new(),
-            maxima: Vec::new(),
-            keys: Vec::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -93,29 +113,27 @@ impl Selector {
     /// not worth it. The error is the position of the first value that is not finite.
     pub(crate) fn select(&mut self, values: &[f32], cap: u32, into: &mut Segment) -> Result<(), usize> {
         let (arch, cap) = (self.arch, cap as usize);
-        let (maxima, keys) = (&mut self.maxima, &mut self.keys);
-        // The closure is compiled for each instruction set that pulp knows, and the one this machine has is called.
-        let finite = arch.dispatch(
-            #[inline(always)]
-            || survivors(values, cap, maxima, keys),
-        );
-        if !finite {
+        let scratch = &mut self.scratch;
+        if !arch.dispatch(Survivors { values, cap, scratch }) {
             return Err(values.iter().position(|value| !value.is_finite()).unwrap_or(0));
         }
-        if keys.len() > cap {
-            if cap > 0 {
-                keys.select_nth_unstable_by(cap - 1, |a, b| b.cmp(a));
-            }
-            keys.truncate(cap);
+        let count = self.scratch.count;
+        let mut keys = self.scratch.keys.get_mut(..count).unwrap_or_default();
+        // Few too many are sorted along faster than they are told apart.
+        if keys.len() > 2 * cap && cap > 0 {
+            keys.select_nth_unstable_by(cap - 1, |a, b| b.cmp(a));
+            keys = keys.get_mut(..cap).unwrap_or_default();
         }
         keys.sort_unstable_by(|a, b| b.cmp(a));
+        self.scratch.count = count.min(cap);
         self.append(values, into);
         Ok(())
     }
 
     fn append(&self, values: &[f32], into: &mut Segment) {
+        let keys = self.scratch.keys.get(..self.scratch.count).unwrap_or_default();
         let magnitude = |key: u64| f32::from_bits((key >> 32) as u32);
-        let max = self.keys.first().map_or(0.0, |&key| magnitude(key));
+        let max = keys.first().map_or(0.0, |&key| magnitude(key));
         // Below half of the smallest scale even the largest value would be sent far too large.
         if max >= scale(0) / 2.0 {
             let mut sum = 0.0f64;
@@ -123,8 +141,8 @@ impl Selector {
                 sum += f64::from(magnitude(key));
                 self.levels.worth_sending(magnitude(key), before + 1, sum, max)
             };
-            let end = self.keys.iter().enumerate().map(worth).position(|worth| !worth);
-            let kept = self.keys.get(..end.unwrap_or(self.keys.len())).unwrap_or_default();
+            let end = keys.iter().enumerate().map(worth).position(|worth| !worth);
+            let kept = keys.get(..end.unwrap_or(keys.len())).unwrap_or_default();
             let positions = kept.iter().map(|&key| !(key as u32) as u16);
             into.positions.extend(positions.clone());
             into.values
@@ -134,72 +152,118 @@ impl Selector {
     }
 }
 
+/// [`survivors`], compiled for each instruction set that pulp knows; the one that this machine has is called. A struct,
+/// because its method can be told to be inlined there, which a closure cannot.
+struct Survivors<'a> {
+    values: &'a [f32],
+    cap: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Survivors<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> bool {
+        survivors(self.values, self.cap, self.scratch)
+    }
+}
+
 /// Leaves in `keys` the values that may be among the `cap` largest: (magnitude's bits, complement of the position), so
 /// that a larger key is a larger magnitude, then a lower position. Few others are among them. False where a value is not
-/// finite.
+/// finite. Plain loops over arrays of one length: what an iterator does inside of itself might not be compiled for the
+/// wider vectors.
 #[inline(always)]
-fn survivors(values: &[f32], cap: usize, maxima: &mut Vec<i32>, keys: &mut Vec<u64>) -> bool {
-    let (blocks, tail) = values.as_chunks::<BLOCK>();
-    let mut last = [0.0f32; BLOCK];
-    last.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
-    let last = if tail.is_empty() {
-        &[][..]
-    } else {
-        std::slice::from_ref(&last)
-    };
+fn survivors(values: &[f32], cap: usize, scratch: &mut Scratch) -> bool {
+    let (groups, tail) = values.as_chunks::<GROUP>();
+    let all = groups.len() + usize::from(!tail.is_empty());
+    let fours = &mut scratch.fours;
+    fours.resize(all, [0; ROW]);
+    for (of_group, group) in fours.iter_mut().zip(groups) {
+        fold_group(group, of_group);
+    }
+    if let (Some(of_group), false) = (fours.last_mut(), tail.is_empty()) {
+        let mut padded = [0.0f32; GROUP];
+        padded.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
+        fold_group(&padded, of_group);
+    }
+    // Twice as many maxima as there may be candidates make a threshold that few others reach.
+    let rows = (2 * cap).div_ceil(ROW).clamp(1, all.max(1));
+    let maxima = &mut scratch.maxima;
     maxima.clear();
-    maxima.extend(blocks.iter().chain(last).map(block_max));
+    maxima.resize(rows, [0; ROW]);
+    for part in fours.chunks(rows) {
+        for (maxima, of_group) in maxima.iter_mut().zip(part) {
+            for (max, four) in maxima.iter_mut().zip(of_group) {
+                *max = (*max).max(*four);
+            }
+        }
+    }
+    let maxima = maxima.as_flattened();
     if lanes_max(maxima) >= NOT_FINITE {
         return false;
     }
     let threshold = threshold(maxima, cap);
-    keys.clear();
-    for (number, (block, &max)) in blocks.iter().chain(last).zip(maxima.iter()).enumerate() {
-        if max < threshold {
-            continue;
-        }
-        let mut found = at_least(block, threshold);
+    let keys = &mut scratch.keys;
+    // Keys are written whether they count or not, and the next one goes over what does not: a branch could not be
+    // foreseen. The last place is for those that do not count.
+    if keys.len() <= values.len() {
+        keys.resize(values.len() + 1, 0);
+    }
+    let mut count = 0;
+    for (number, part) in fours.as_flattened().as_chunks::<WORD>().0.iter().enumerate() {
+        let mut found = at_least(part, threshold);
         while found != 0 {
-            let at = found.trailing_zeros() as usize;
+            let at = number * WORD + found.trailing_zeros() as usize;
             found &= found - 1;
-            let position = (number * BLOCK + at) as u32;
-            let magnitude = magnitude_bits(block[at % BLOCK]) as u64;
-            keys.push(magnitude << 32 | u64::from(!position));
+            let first = at / ROW * GROUP + at % ROW;
+            for position in [first, first + ROW, first + 2 * ROW, first + 3 * ROW] {
+                // What lies beyond the end was added as zero, which reaches no threshold.
+                let magnitude = values.get(position).map_or(0, |value| magnitude_bits(*value));
+                if let Some(slot) = keys.get_mut(count) {
+                    *slot = (magnitude as u64) << 32 | u64::from(!(position as u32));
+                }
+                count += usize::from(magnitude >= threshold);
+            }
         }
     }
+    scratch.count = count;
     true
 }
 
+/// The largest magnitude in each column of four rows.
 #[inline(always)]
-fn block_max(block: &[f32; BLOCK]) -> i32 {
-    let mut lanes = [0i32; LANES];
-    for row in block.as_chunks::<LANES>().0 {
-        for (lane, value) in lanes.iter_mut().zip(row) {
-            *lane = (*lane).max(magnitude_bits(*value));
+fn fold_group(group: &[f32; GROUP], into: &mut [i32; ROW]) {
+    let (rows, _) = group.as_chunks::<ROW>();
+    if let [a, b, c, d] = rows {
+        for lane in 0..ROW {
+            let [a, b, c, d] = [a[lane], b[lane], c[lane], d[lane]].map(magnitude_bits);
+            into[lane] = a.max(b).max(c.max(d));
         }
     }
-    lanes.into_iter().fold(0, i32::max)
 }
 
 #[inline(always)]
 fn lanes_max(maxima: &[i32]) -> i32 {
-    maxima.iter().fold(0, |max, value| max.max(*value))
-}
-
-/// Bit i: the magnitude of value i reaches the threshold.
-#[inline(always)]
-fn at_least(block: &[f32; BLOCK], threshold: i32) -> u32 {
-    let mut bits = [0u32; LANES];
-    for (number, row) in block.as_chunks::<LANES>().0.iter().enumerate() {
-        for (lane, value) in row.iter().enumerate() {
-            bits[lane] |= u32::from(magnitude_bits(*value) >= threshold) << (number * LANES + lane);
-        }
+    let mut max = 0;
+    for value in maxima {
+        max = max.max(*value);
     }
-    bits.into_iter().fold(0, |all, lane| all | lane)
+    max
 }
 
-/// A magnitude (bits, at least 1) that at least `cap` blocks reach with their maximum, so that the `cap` largest values
-/// all reach it; most others do not. With fewer blocks than `cap` it is 1 and only zeros are left out.
+/// Bit i: magnitude i reaches the threshold.
+#[inline(always)]
+fn at_least(magnitudes: &[i32; WORD], threshold: i32) -> u32 {
+    let mut all = 0;
+    for (number, magnitude) in magnitudes.iter().enumerate() {
+        all |= u32::from(*magnitude >= threshold) << number;
+    }
+    all
+}
+
+/// A magnitude (bits, at least 1) that at least `cap` of these maxima of disjoint sets reach, so that the `cap` largest
+/// values all reach it; most others do not. With fewer sets than `cap` it is 1 and only zeros are left out.
 #[inline(always)]
 fn threshold(maxima: &[i32], cap: usize) -> i32 {
     if cap == 0 {
@@ -209,11 +273,19 @@ fn threshold(maxima: &[i32], cap: usize) -> i32 {
     if cap >= maxima.len() {
         return low;
     }
-    low = low.max(maxima.iter().fold(i32::MAX, |min, value| min.min(*value)));
-    // So many blocks reach `low`, or it is 1; fewer than `cap` reach `above`. Bisection ends early as a rule.
+    let mut min = i32::MAX;
+    for value in maxima {
+        min = min.min(*value);
+    }
+    low = low.max(min);
+    // So many reach `low`, or it is 1; fewer than `cap` reach `above`. Bisection ends early as a rule.
     while above - low > 1 {
         let middle = low + (above - low) / 2;
-        let reached = maxima.iter().fold(0, |count, max| count + i32::from(*max >= middle)) as usize;
+        let mut reached = 0;
+        for max in maxima {
+            reached += i32::from(*max >= middle);
+        }
+        let reached = reached as usize;
         if reached >= cap {
             low = middle;
             if reached == cap {

@@ -1,7 +1,7 @@
 //! What goes in comes out, within the budget, and it is the best that fits.
 
 use super::{golden, header, layout, listing, spec, values};
-use crate::{EncodeError, HEADER_BYTES, Layout, decode, encode};
+use crate::{BitCount, EncodeError, Encoder, HEADER_BYTES, Layout, decode, encode};
 use proptest::prelude::*;
 
 #[test]
@@ -282,5 +282,167 @@ proptest! {
         sent.add_scaled(&mut rest, -1.0);
         let energy = |v: &[f32]| v.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
         prop_assert!(energy(&rest) < 0.4 * energy(&input), "{} of {}", energy(&rest), energy(&input));
+    }
+}
+
+#[test]
+fn fragments_should_send_with_the_models_indices() {
+    let whole = layout();
+    let spec = spec(2, 32, 400);
+    // Tensors 1 to 3 (256, 0 and 1,000 coordinates) begin at coordinate 10.
+    let fragment = whole.fragment(1..4);
+    assert_eq!((fragment.total(), fragment.covered()), (1780, 10..1266));
+    let expected: Vec<_> = whole
+        .chunks()
+        .filter(|range| (10..1266).contains(&range.start))
+        .collect();
+    assert_eq!(fragment.chunks().collect::<Vec<_>>(), expected);
+    let all = values(whole.total(), 8, 0.01);
+    let encoded = encode(&fragment, &spec, &header(), &all[10..1266]).unwrap();
+    let decoded = decode(&fragment, &spec, &encoded.bytes).unwrap();
+    assert_eq!(decoded, encoded.sent);
+    for (&index, &value) in decoded.indices.iter().zip(&decoded.values) {
+        assert!((10..1266).contains(&index));
+        assert_eq!(value.signum(), all[index as usize].signum());
+    }
+    // A step of the fragment alone is the whole model's step there.
+    let (mut theta, mut part) = (all.clone(), all[10..1266].to_vec());
+    decoded.add_scaled(&mut theta, -0.5);
+    decoded.add_scaled_at(10, &mut part, -0.5);
+    assert_eq!(
+        (&theta[..10], &theta[10..1266], &theta[1266..]),
+        (&all[..10], &part[..], &all[1266..])
+    );
+    // Lengths, empty fragments and places beyond the model.
+    assert_eq!(
+        encode(&fragment, &spec, &header(), &all).err(),
+        Some(EncodeError::Length {
+            expected: 1256,
+            found: 1780
+        })
+    );
+    assert_eq!(whole.fragment(2..3).covered(), 266..266);
+    assert_eq!(
+        encode(&whole.fragment(2..3), &spec, &header(), &[]).err(),
+        Some(EncodeError::Zero)
+    );
+    assert_eq!(whole.fragment(4..100).covered(), 1266..1780);
+    assert_eq!(whole.fragment(7..9).covered(), 1780..1780);
+    assert_eq!(
+        fragment.fragment(0..6),
+        fragment,
+        "a fragment of a fragment stays inside of it"
+    );
+    assert_eq!(whole.fragment(0..6), whole);
+}
+
+#[test]
+fn a_model_of_seven_billion_should_have_its_indices() {
+    // Six billion coordinates that are never made: the fragment is a small tensor behind them.
+    let layout = Layout::new(&[6_000_000_000, 700], 256).fragment(1..2);
+    let spec = spec(4, 16, 4096);
+    let values = values(700, 3, 0.1);
+    let encoded = encode(&layout, &spec, &header(), &values).unwrap();
+    let update = decode(&layout, &spec, &encoded.bytes).unwrap();
+    assert_eq!(update, encoded.sent);
+    assert!(
+        update
+            .indices
+            .iter()
+            .all(|index| (6_000_000_000..6_000_000_700).contains(index))
+    );
+    let mean = crate::aggregate::mean(&layout, &[(&update, 1.0)]);
+    assert_eq!((&mean.indices, &mean.values), (&update.indices, &update.values));
+    let bytes = crate::aggregate::publish(&layout, 8, &mean, [1; 32]);
+    let published = crate::aggregate::decode_published(&layout, &bytes).unwrap();
+    assert_eq!(published.indices, mean.indices);
+    let (mut theta, mut by_index) = (values.clone(), values);
+    crate::aggregate::apply_at(6_000_000_000, &mut theta, &published, 0.5);
+    for (index, value) in published.indices.iter().zip(&published.values) {
+        by_index[(index - 6_000_000_000) as usize] -= 0.5 * value;
+    }
+    assert_eq!(theta, by_index);
+}
+
+#[test]
+fn every_density_should_fill_its_budget() {
+    // Budgets of the bits that an entry takes at these densities; the last one is where k_max = 64 of 4,096 binds too.
+    let layout = Layout::new(&[2_000_000, 4096, 128, 1_000_001], 4096);
+    let values = values(layout.total(), 17, 0.001);
+    let mut spec = spec(2, 64, 0);
+    spec.chunk = 4096;
+    for (density, bits) in [(0.001, 15.3), (0.0014, 14.4), (0.005, 11.5), (0.015, 9.7)] {
+        spec.budget_bytes = (density * bits / 8.0 * layout.total() as f64) as u64;
+        let encoded = encode(&layout, &spec, &header(), &values).unwrap();
+        let (bytes, budget) = (encoded.bytes.len() as f64, spec.budget_bytes as f64);
+        assert!(bytes <= budget && bytes >= 0.995 * budget, "{bytes} of {budget}");
+        let found = encoded.sent.indices.len() as f64 / layout.total() as f64;
+        assert!((found / density - 1.0).abs() < 0.1, "{found} for {density}");
+        let BitCount {
+            counts,
+            scales,
+            positions,
+            values,
+        } = encoded.bits;
+        let bits = counts + scales + positions + values;
+        assert_eq!(bits.div_ceil(8) + HEADER_BYTES as u64, encoded.bytes.len() as u64);
+    }
+    // At 1.56 % k_max binds everywhere.
+    spec.budget_bytes = 1 << 20;
+    let sent = encode(&layout, &spec, &header(), &values).unwrap().sent;
+    assert_eq!(
+        sent.indices.len(),
+        layout.chunks().map(|range| range.len().div_ceil(64)).sum::<usize>()
+    );
+}
+
+#[test]
+fn encoder_should_refuse_what_is_too_short_too_long_or_broken() {
+    let (layout, spec) = (Layout::new(&[300, 0, 100], 256), spec(2, 8, 4096));
+    let mut short = Encoder::new(&layout, &spec).unwrap();
+    short.push(&[1.0; 399]).unwrap();
+    let length = |found| EncodeError::Length { expected: 400, found };
+    assert_eq!(short.finish(&header()).err(), Some(length(399)));
+    let mut long = Encoder::new(&layout, &spec).unwrap();
+    long.push(&[1.0; 400]).unwrap();
+    long.push(&[]).unwrap();
+    assert_eq!(long.push(&[1.0]), Err(length(401)));
+    assert_eq!(long.finish(&header()).err(), Some(length(401)));
+    for threads in [1, 3] {
+        let mut broken = Encoder::new(&layout, &spec).unwrap().threads(threads);
+        broken.push(&[1.0; 299]).unwrap();
+        let error = EncodeError::NonFinite { index: 299 };
+        assert_eq!(broken.push(&[f32::NAN, f32::INFINITY]), Err(error.clone()));
+        assert_eq!(broken.push(&[1.0]), Err(error.clone()), "an error stays");
+        assert_eq!(broken.finish(&header()).err(), Some(error));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Pieces and threads are the caller's affair: the bytes are the same.
+    #[test]
+    fn pieces_and_threads_should_not_matter(
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+        threads in 1usize..5,
+        seed in any::<u64>(),
+        budget in 3000u64..20_000,
+    ) {
+        // More than twice the chunks that a thread takes at least.
+        let layout = Layout::new(&[64 * 700, 10, 64 * 300 + 5, 0, 63], 64);
+        let mut spec = spec(2, 8, budget);
+        spec.chunk = 64;
+        let values = values(layout.total(), seed, 0.01);
+        let whole = encode(&layout, &spec, &header(), &values).unwrap();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(values.len())).collect();
+        cuts.sort_unstable();
+        let mut encoder = Encoder::new(&layout, &spec).unwrap().threads(threads);
+        let mut from = 0;
+        for to in cuts.into_iter().chain([values.len()]) {
+            encoder.push(&values[from..to]).unwrap();
+            from = to;
+        }
+        prop_assert_eq!(encoder.finish(&header()).unwrap(), whole);
     }
 }

@@ -220,3 +220,98 @@ proptest! {
         }
     }
 }
+
+/// Each kind of bad bytes, made of one good update, with its own result.
+#[test]
+fn bad_bytes_should_have_a_defined_result() {
+    let (layout, spec) = (layout(), spec(2, 32, 700));
+    let good = encode(&layout, &spec, &header(), &values(layout.total(), 5, 0.01)).unwrap();
+    let decode = |bytes: &[u8]| decode(&layout, &spec, bytes);
+    let original = decode(&good.bytes).unwrap();
+    for end in 0..good.bytes.len() {
+        let error = decode(&good.bytes[..end]).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::Truncated { .. } | DecodeError::Magic { .. }),
+            "{end}: {error}"
+        );
+    }
+    for bit in 0..good.bytes.len() * 8 {
+        let mut flipped = good.bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        if let Ok(other) = decode(&flipped) {
+            assert_ne!(other, original, "bit {bit} says nothing");
+            assert!(well_formed(&layout, &spec, &other));
+        }
+    }
+    let oversized = [good.bytes.as_slice(), &[0; 701]].concat();
+    let found = oversized.len();
+    assert_eq!(
+        decode(&oversized),
+        Err(DecodeError::TooLong {
+            budget_bytes: 700,
+            found
+        })
+    );
+    let room = 700 - good.bytes.len().min(699);
+    assert_eq!(
+        decode(&[good.bytes.as_slice(), &vec![0; room]].concat()),
+        Err(DecodeError::Trailing(room))
+    );
+    for version in [b'0', b'2', 0, 255] {
+        let mut other = good.bytes.clone();
+        other[3] = version;
+        assert_eq!(decode(&other), Err(DecodeError::Magic { expected: "ALU1" }));
+    }
+    // Nothing in it: base count 0 and one zero bit for each of the ten chunks.
+    let mut empty = good.bytes[..HEADER_BYTES - 4].to_vec();
+    empty.extend([0; 4 + 2]);
+    let update = decode(&empty).unwrap();
+    assert_eq!((update.header, update.indices.len(), update.norm()), (header(), 0, 0.0));
+    // A layout without coordinates: the header is the whole update.
+    let nothing = Layout::new(&[0, 0], 256);
+    assert_eq!(
+        crate::decode(&nothing, &spec, &empty[..HEADER_BYTES])
+            .unwrap()
+            .indices
+            .len(),
+        0
+    );
+    assert_eq!(crate::decode(&nothing, &spec, &empty), Err(DecodeError::Trailing(2)));
+}
+
+/// Gradients that training can bring forth, each with its result.
+#[test]
+fn bad_gradients_should_have_a_defined_result() {
+    let (layout, spec) = (layout(), spec(2, 32, 700));
+    let total = layout.total();
+    let encode = |values: &[f32]| encode(&layout, &spec, &header(), values);
+    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in [0, 9, 10, 1033, total - 1] {
+            let mut input = values(total, 1, 0.01);
+            input[at] = bad;
+            assert_eq!(encode(&input).err(), Some(crate::EncodeError::NonFinite { index: at }));
+        }
+    }
+    for nothing in [0.0, -0.0, f32::from_bits(1), -f32::MIN_POSITIVE, 2f32.powi(-30)] {
+        assert_eq!(
+            encode(&vec![nothing; total]).err(),
+            Some(crate::EncodeError::Zero),
+            "{nothing}"
+        );
+    }
+    // Denormal numbers beside real ones are left behind, not blown up.
+    let mut input = vec![f32::from_bits(77); total];
+    input[300] = 0.5;
+    let sent = encode(&input).unwrap().sent;
+    assert_eq!((sent.indices, sent.values.len()), (vec![300], 1));
+    // All equal, of either sign and of any size that the scales reach.
+    for equal in [1e-6f32, -0.125, 5.0] {
+        let sent = encode(&vec![equal; total]).unwrap().sent;
+        assert!(sent.indices.len() > 100);
+        assert!(
+            sent.values.iter().all(|value| (value / equal - 1.0).abs() < 0.07),
+            "{:?}",
+            sent.values
+        );
+    }
+}
