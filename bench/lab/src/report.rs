@@ -186,12 +186,14 @@ impl fmt::Display for Table {
         )?;
         writeln!(f, "|---|---|---|---|---|")?;
         for row in &self.rows {
-            let loss = row.loss.map_or("no result".into(), |s| {
-                format!("{:.4} ± {:.4} ({})", s.mean, s.standard_error, s.n)
+            let loss = row.loss.map_or("no result".into(), |s| match s.n {
+                1 => format!("{:.4} (one seed)", s.mean),
+                n => format!("{:.4} ± {:.4} ({n} seeds)", s.mean, s.standard_error),
             });
-            let over = row
-                .over_first
-                .map_or(String::new(), |s| format!("{:+.2} ± {:.2} %", s.mean, s.standard_error));
+            let over = row.over_first.map_or(String::new(), |s| match s.n {
+                1 => format!("{:+.2} %", s.mean),
+                _ => format!("{:+.2} ± {:.2} %", s.mean, s.standard_error),
+            });
             let bytes = |n: f64| if n > 0.0 { format!("{n:.0}") } else { String::new() };
             writeln!(
                 f,
@@ -236,7 +238,7 @@ mod tests {
         let table = Table::new(&experiment, &done, "m", 3);
         let text = table.to_string();
         assert!(
-            text.contains("2.6500 ± 0.0500 (2)") && text.contains("no result"),
+            text.contains("2.6500 ± 0.0500 (2 seeds)") && text.contains("no result"),
             "{text}"
         );
         let svg = table.svg();
