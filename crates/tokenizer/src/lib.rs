@@ -18,6 +18,9 @@ mod model;
 mod proto;
 mod train;
 
+#[cfg(test)]
+mod tests;
+
 pub use encode::{Encoder, Tokenizer};
 pub use error::TokenizerError;
 pub use hf::{SPECIAL_TOKENS_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_JSON_FILE, TOKENIZER_MODEL_FILE};

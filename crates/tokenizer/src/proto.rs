@@ -1,7 +1,7 @@
 //! SentencePiece's `ModelProto` (sentencepiece_model.proto of the SentencePiece repository), by hand: protocol
 //! buffers' wire format needs forty lines, and the bytes must be the same on every machine.
 
-use crate::model::{BEGIN, BYTE_FIRST, END, FIRST_LEARNED, Normalizer, UNKNOWN, VOCABULARY_MAX, byte_name};
+use crate::model::{BEGIN, BYTE_FIRST, END, FIRST_LEARNED, Normalizer, SPACE, UNKNOWN, VOCABULARY_MAX, byte_name};
 use crate::{Piece, PieceKind, Tokenizer, TokenizerError};
 
 /// Largest `tokenizer.model` that is read, bytes.
@@ -291,10 +291,29 @@ fn check(pieces: &[Piece], o: &Options) -> Result<(), TokenizerError> {
         let right = piece.is_some_and(|p| p.kind == PieceKind::Byte && p.text == byte_name(byte));
         refuse(!right, "the 256 bytes are not ids 3 to 258")?;
     }
+    let bytes_only = pieces.len() == FIRST_LEARNED as usize;
+    refuse(
+        bytes_only && (o.escape_spaces || o.dummy_prefix),
+        "it has bytes alone and rewrites spaces, so that a space would be three tokens",
+    )?;
+    refuse(
+        !bytes_only && !o.escape_spaces,
+        "it has learned pieces and does not write spaces as U+2581",
+    )?;
+    let space = SPACE.to_string();
+    refuse(
+        !bytes_only && pieces.iter().all(|p| p.text != space),
+        "it has no piece for a space (U+2581)",
+    )?;
     let mut seen = std::collections::HashSet::new();
     for (id, piece) in pieces.iter().enumerate() {
         if id >= FIRST_LEARNED as usize && piece.kind != PieceKind::Normal {
             return Err(bad(format!("piece {id} is not normal text")));
+        }
+        if piece.text.contains(' ') {
+            return Err(bad(format!(
+                "piece {id} has a space, which no text has after normalisation"
+            )));
         }
         if !seen.insert(piece.text.as_str()) {
             return Err(bad(format!("piece {id} is there twice")));

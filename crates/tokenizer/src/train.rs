@@ -319,7 +319,8 @@ impl Trainer {
         let texts = learned.into_iter().chain(characters.iter().map(char::to_string));
         pieces.extend(texts.enumerate().map(|(number, text)| Piece {
             text,
-            score: -(number as f32),
+            // Not −0: the first score must have the bits of zero.
+            score: 0.0 - number as f32,
             kind: PieceKind::Normal,
         }));
         let normalizer = Normalizer {
