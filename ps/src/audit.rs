@@ -32,10 +32,25 @@ pub struct EpochAudit {
     pub accepted: usize,
     /// Root of the model after the epoch, as recomputed.
     pub model_root: Hex32,
+    /// BLAKE3 of the manifest.
+    pub manifest_hash: Hex32,
+    /// Held-out loss after the epoch as published (not measured again), nano-nats per token.
+    pub loss_after_nano_nats: i64,
     /// What the chain says; none without a chain.
     pub chain: Option<String>,
     /// Planck that the chain paid; none without a chain or before the first page.
     pub paid_planck: Option<String>,
+}
+
+/// What an audit ends with: the model after the last epoch that was checked.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Network and run, as the server names them; with a chain, the chain's genesis.
+    pub net: Network,
+    /// The weights.
+    pub theta: Vec<f32>,
+    /// Their root.
+    pub root: Hash,
 }
 
 /// Where an audit stands: the model after the epochs that were checked.
@@ -57,7 +72,7 @@ pub async fn audit(
     chain: Option<&Chain>,
     until: u32,
     report: &mut (dyn FnMut(&EpochAudit) + Send),
-) -> Result<Hex32, PsError> {
+) -> Result<Replayed, PsError> {
     let status = client.status().await?;
     let text = client.run().await?;
     let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;
@@ -86,7 +101,11 @@ pub async fn audit(
     for summary in auditor.summaries().await? {
         report(&auditor.epoch(&summary).await?);
     }
-    Ok(Hex32(auditor.root))
+    Ok(Replayed {
+        net: auditor.net,
+        theta: auditor.theta,
+        root: auditor.root,
+    })
 }
 
 impl Auditor<'_> {
@@ -144,6 +163,8 @@ impl Auditor<'_> {
             submissions: manifest.submissions.len(),
             accepted: accepted.len(),
             model_root: Hex32(self.root),
+            manifest_hash: Hex32(manifest_hash),
+            loss_after_nano_nats: manifest.loss_after_nano_nats,
             chain,
             paid_planck,
         })

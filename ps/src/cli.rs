@@ -3,9 +3,9 @@
 use crate::{
     PsError, audit,
     config::{Config, SettingsArgs},
-    init, key,
+    export, init, key,
     network::read_spec,
-    server,
+    server, verify, vocabulary,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
@@ -26,6 +26,8 @@ examples:
   alice-ps init --config ps.toml
   alice-ps run --config ps.toml
   alice-ps audit --ps http://127.0.0.1:8440 --chain ws://127.0.0.1:9944
+  alice-ps export --ps http://127.0.0.1:8440 --format hf --out alice/
+  alice-ps verify --model alice/ --run chain-spec/runs/dev.toml --chain ws://127.0.0.1:9944
 
 exit codes: 0 done, 1 failed, 2 wrong flags, settings, key or specification,
             3 data directory, chain, run and corpus do not belong together, 4 chain not reached,
@@ -56,6 +58,22 @@ pub enum Command {
         Needs no key and no data directory. Exit code 5: something published is not what it should be."
     )]
     Audit(AuditArgs),
+    /// Write a model's weights for other programs: a Hugging Face folder or a GGUF file
+    #[command(
+        after_help = "example: alice-ps export --ps https://ps.example.org --format hf --type bf16 --out alice/\n\
+        With --ps every step of the run is recomputed first, as audit does; the weights must fit in memory (4 bytes each).\n\
+        With --data the server must be stopped."
+    )]
+    Export(export::ExportArgs),
+    /// Check a Hugging Face folder that was written by export
+    #[command(
+        after_help = "example: alice-ps verify --model alice/ --run chain-spec/runs/dev.toml --chain wss://rpc.example.org\n\
+        Exit code 1: the folder is not what it says, or not the model that was asked for."
+    )]
+    Verify(verify::VerifyArgs),
+    /// Vocabularies
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
     /// Run specifications
     #[command(subcommand)]
     Spec(SpecCommand),
@@ -96,6 +114,17 @@ pub enum SpecCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `alice-ps tokenizer`.
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Learn a vocabulary from texts; the same texts give the same files
+    #[command(
+        after_help = "example: alice-ps tokenizer train --vocab 32000 --input texts/ --out tokenizer/\n\
+        Writes tokenizer.model (SentencePiece) and tokenizer.json (Hugging Face); prints the BLAKE3 of tokenizer.model."
+    )]
+    Train(vocabulary::TrainArgs),
 }
 
 /// `alice-ps corpus`.
@@ -168,6 +197,9 @@ impl Cli {
                 )
             }
             Command::Audit(args) => return run_audit(&args, out).await,
+            Command::Export(args) => export::run(&args).await?,
+            Command::Verify(args) => verify::run(&args).await?,
+            Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
             Command::Spec(SpecCommand::Check { file, json }) => check_spec(&file, json)?,
             Command::Corpus(CorpusCommand::Build(args)) => build_corpus(&args)?,
             Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),
@@ -201,7 +233,11 @@ async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> R
         };
         let _ = writeln!(out, "{line}");
     };
-    let root = audit::audit(&client, chain.as_ref(), args.until, &mut report).await?;
+    let root = Hex32(
+        audit::audit(&client, chain.as_ref(), args.until, &mut report)
+            .await?
+            .root,
+    );
     if !args.json {
         let _ = writeln!(out, "{checked} epochs recomputed, all as published; model root {root}");
     }
@@ -300,7 +336,7 @@ fn show_key(key: &Key, json: bool) -> String {
     }
 }
 
-fn to_json(value: &impl Serialize) -> Result<String, PsError> {
+pub(crate) fn to_json(value: &impl Serialize) -> Result<String, PsError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| PsError::Setting(format!("cannot write JSON: {e}")))?;
     Ok(text + "\n")
 }

@@ -99,6 +99,15 @@ pub enum PsError {
     /// Scoring.
     #[error(transparent)]
     Scoring(#[from] crate::scoring::ScoringError),
+    /// Weights for other programs.
+    #[error(transparent)]
+    Export(#[from] alice_export::ExportError),
+    /// Vocabularies.
+    #[error(transparent)]
+    Tokenizer(#[from] alice_tokenizer::TokenizerError),
+    /// A folder of weights that is not what was asked for.
+    #[error("{0}; do not use these weights")]
+    OtherWeights(String),
     /// A parameter server that was asked.
     #[error(transparent)]
     Client(#[from] alice_api::ClientError),
@@ -132,6 +141,10 @@ impl PsError {
                 EXIT_USAGE
             }
             Self::Spec { .. } => EXIT_USAGE,
+            Self::Export(alice_export::ExportError::TargetExists(_) | alice_export::ExportError::Option { .. }) => {
+                EXIT_USAGE
+            }
+            Self::Tokenizer(alice_tokenizer::TokenizerError::Option { .. }) => EXIT_USAGE,
             Self::Chain(ChainError::BadUrl { .. }) => EXIT_USAGE,
             Self::CorpusRoot { .. } | Self::Mismatch { .. } | Self::NotInitialised(_) => EXIT_MISMATCH,
             Self::Chain(_) => EXIT_CHAIN,
@@ -142,6 +155,9 @@ impl PsError {
             | Self::Db(_)
             | Self::Store(_)
             | Self::Scoring(_)
+            | Self::Export(_)
+            | Self::Tokenizer(_)
+            | Self::OtherWeights(_)
             | Self::Client(_)
             | Self::Listen { .. } => EXIT_FAILURE,
         }

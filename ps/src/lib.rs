@@ -13,6 +13,7 @@ pub mod corpus;
 pub mod db;
 pub mod driver;
 pub mod error;
+pub mod export;
 pub mod files;
 pub mod http;
 pub mod init;
@@ -26,6 +27,8 @@ pub mod service;
 pub mod settle;
 pub mod transition;
 pub mod uploads;
+pub mod verify;
 pub mod view;
+pub mod vocabulary;
 
 pub use error::PsError;

@@ -212,3 +212,185 @@ async fn mistakes_should_end_with_their_exit_codes() {
     assert_eq!(mismatch.status.code(), Some(3), "{}", text(&mismatch.stderr));
     assert!(text(&mismatch.stderr).contains(&root));
 }
+
+/// A server of the tiny run on a real port.
+async fn served(fixture: &Fixture) -> (common::Ps, String) {
+    let ps = fixture.open().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, ps.router.clone()).into_future());
+    (ps, url)
+}
+
+async fn run_beside(arguments: &[&str]) -> Output {
+    let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+    let program = move || program().args(arguments).output().unwrap();
+    tokio::task::spawn_blocking(program).await.unwrap()
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
+    let fixture = Fixture::new().await;
+    let (ps, url) = served(&fixture).await;
+    let dir = fixture.dir.path();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (model, by_data, gguf, data) = (path("hf"), path("hf-data"), path("m.gguf"), path("data"));
+    std::fs::write(dir.join("tiny.toml"), &fixture.text).unwrap();
+    let run_file = path("tiny.toml");
+    let root = ps.get("/v1/status").await.parse::<Status>().model_root.to_string();
+
+    let done = json(
+        &run_beside(&[
+            "export", "--ps", &url, "--epoch", "0", "--type", "f32", "--out", &model, "--json",
+        ])
+        .await,
+    );
+    assert_eq!(
+        (done["epoch"].as_u64(), done["model_root"].as_str()),
+        (Some(0), Some(&*root))
+    );
+    // The server's own weights give the same folder.
+    let same = json(&run_beside(&["export", "--data", &data, "--type", "f32", "--out", &by_data, "--json"]).await);
+    assert_eq!(same["blake3"], done["blake3"]);
+    let file = json(
+        &run_beside(&[
+            "export", "--ps", &url, "--format", "gguf", "--type", "q8_0", "--out", &gguf, "--json",
+        ])
+        .await,
+    );
+    let bytes = std::fs::read(&gguf).unwrap();
+    assert!(bytes.starts_with(b"GGUF"));
+    assert_eq!(file["blake3"].as_str(), Some(&*blake3::hash(&bytes).to_hex()));
+
+    let checked = json(
+        &run_beside(&[
+            "verify", "--model", &model, "--run", &run_file, "--root", &root, "--json",
+        ])
+        .await,
+    );
+    assert_eq!(
+        (checked["numbers"].as_str(), checked["root_from"].as_str()),
+        (Some("root"), Some("root"))
+    );
+    let checked = json(&run_beside(&["verify", "--model", &model, "--ps", &url, "--json"]).await);
+    assert_eq!(checked["root_from"], "first state");
+    assert_eq!(checked["files_of_run"], true);
+    let alone = run_beside(&["verify", "--model", &model]).await;
+    assert!(
+        text(&alone.stdout).contains("nothing outside the folder"),
+        "{}",
+        text(&alone.stderr)
+    );
+    let other = run_beside(&["verify", "--model", &model, "--root", &"0".repeat(64)]).await;
+    assert_eq!(other.status.code(), Some(1));
+    assert!(text(&other.stderr).contains(&root), "{}", text(&other.stderr));
+
+    let shard = std::fs::read_dir(&model).unwrap().map(|e| e.unwrap().path());
+    let shard = shard
+        .into_iter()
+        .find(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .unwrap();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let flipped = run_beside(&["verify", "--model", &model]).await;
+    assert_eq!(flipped.status.code(), Some(1));
+    assert!(
+        text(&flipped.stderr).contains("download it again"),
+        "{}",
+        text(&flipped.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn export_and_verify_should_say_what_to_do_when_flags_are_wrong() {
+    let fixture = Fixture::new().await;
+    let (_ps, url) = served(&fixture).await;
+    let dir = fixture.dir.path().to_str().unwrap().to_owned();
+    let out = format!("{dir}/out");
+    let data = format!("{dir}/data");
+    let empty = format!("{dir}/corpus");
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["export", "--out", &out], 2, "--ps"),
+        (
+            &["export", "--ps", &url, "--data", &data, "--out", &out],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["export", "--ps", &url, "--type", "q8_0", "--out", &out],
+            2,
+            "--format gguf",
+        ),
+        (
+            &["export", "--ps", &url, "--epoch", "7", "--out", &out],
+            2,
+            "epoch 7 is not scored",
+        ),
+        (
+            &["export", "--data", &data, "--epoch", "7", "--out", &out],
+            2,
+            "--ps URL",
+        ),
+        (&["export", "--data", &empty, "--out", &out], 3, "alice-ps init"),
+        (&["export", "--ps", &url, "--out", &data], 2, "exists"),
+        (&["verify", "--model", &data], 1, "ALICE.json is not there"),
+    ];
+    for (arguments, code, words) in cases {
+        let got = run_beside(arguments).await;
+        assert_eq!(got.status.code(), Some(code), "{arguments:?}: {}", text(&got.stderr));
+        assert!(
+            text(&got.stderr).contains(words),
+            "{arguments:?}: {}",
+            text(&got.stderr)
+        );
+    }
+    assert!(!Path::new(&out).exists());
+    let two = run_beside(&["verify", "--model", &data, "--ps", &url, "--chain", "ws://127.0.0.1:1"]).await;
+    assert_eq!(two.status.code(), Some(2), "{}", text(&two.stderr));
+}
+
+#[test]
+fn the_same_text_should_give_the_same_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let license = concat!(env!("CARGO_MANIFEST_DIR"), "/../LICENSE");
+    let train = |vocab: &str, input: &str, out: &str| {
+        run(&[
+            "tokenizer",
+            "train",
+            "--vocab",
+            vocab,
+            "--input",
+            input,
+            "--out",
+            out,
+            "--json",
+        ])
+    };
+    let (first, second) = (
+        json(&train("400", license, &path("a"))),
+        json(&train("400", license, &path("b"))),
+    );
+    assert_eq!((&first["vocab"], &first["blake3"]), (&400.into(), &second["blake3"]));
+    let model = std::fs::read(dir.path().join("a/tokenizer.model")).unwrap();
+    assert_eq!(first["blake3"].as_str(), Some(&*blake3::hash(&model).to_hex()));
+    assert_ne!(json(&train("401", license, &path("c")))["blake3"], first["blake3"]);
+
+    for (vocab, input, out, code, words) in [
+        ("400", license, "a", 2, "choose another --out"),
+        ("3", license, "d", 2, "vocab"),
+        ("400", "/nowhere.txt", "d", 1, "/nowhere.txt"),
+        ("400", &path("a"), "d", 2, "no .txt files"),
+    ] {
+        let got = train(vocab, input, &path(out));
+        assert_eq!(got.status.code(), Some(code), "{}", text(&got.stderr));
+        assert!(text(&got.stderr).contains(words), "{}", text(&got.stderr));
+    }
+    assert!(!dir.path().join("d").exists());
+}

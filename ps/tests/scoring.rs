@@ -6,12 +6,15 @@ use alice_api::{
     EpochManifest, EpochSummary, Hex32, Key, MinerHistory, ModelManifest, Outcome, PayoutPage, Receipt, SeedBlock,
     Status, SubmissionStatus,
 };
+use alice_export::{ALICE_FILE, AliceFile};
 use alice_primitives::pages;
 use alice_ps::{
     db::StoredStage,
     driver::{score_epoch, void},
+    export::{self, ExportArgs, Format, Kind},
     init::{bind_key, create_state, open_state},
     settle::{attestation, record},
+    verify::{self, VerifyArgs},
 };
 use alice_round::ChainStatus;
 use alice_update::{Layout, aggregate};
@@ -139,6 +142,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     assert_eq!(now.held_out_loss, Some(summary.loss_after));
 
     audit(&fixture, &ps, &manifest).await;
+    export(&fixture, &ps, &manifest, summary.manifest_hash).await;
 
     // One entry for the account of both honest miners; its page is under the root.
     assert_eq!(manifest.entries.len(), 1);
@@ -200,6 +204,51 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     );
 
     settle_over_a_restart(&fixture, ps, summary).await;
+}
+
+/// The weights after the epoch, recomputed over a real port, say what the manifest says, and pass their check.
+async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_hash: Hex32) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(axum::serve(listener, ps.router.clone()).into_future());
+    let out = fixture.dir.path().join("weights");
+    let args = ExportArgs {
+        ps: Some(url.clone()),
+        data: None,
+        chain: None,
+        epoch: Some(EPOCH),
+        format: Format::Hf,
+        kind: Kind::Bf16,
+        out: out.clone(),
+        json: true,
+    };
+    let done: serde_json::Value = serde_json::from_str(&export::run(&args).await.unwrap()).unwrap();
+    assert_eq!(done["model_root"], manifest.model_root.to_string());
+    assert_eq!(done["epoch"], EPOCH);
+    // Two accepted updates of 20 steps of 4 sequences of 32 tokens.
+    assert_eq!(done["tokens_trained"], 2 * 20 * 4 * 32);
+    let alice: AliceFile = serde_json::from_slice(&std::fs::read(out.join(ALICE_FILE)).unwrap()).unwrap();
+    assert_eq!(
+        (alice.manifest_hash, alice.genesis_hash),
+        (Some(manifest_hash.0), Some(GENESIS))
+    );
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    let loss = manifest.loss_after_nano_nats as f64 / 1e9;
+    assert!(card.contains(&format!("| {EPOCH} | 5120 | {loss:.4} |")), "{card}");
+    let check = VerifyArgs {
+        model: out,
+        run: None,
+        ps: Some(url),
+        chain: None,
+        root: None,
+        json: true,
+    };
+    let checked: serde_json::Value = serde_json::from_str(&verify::run(&check).await.unwrap()).unwrap();
+    assert_eq!(
+        (&checked["root_from"], &checked["numbers"]),
+        (&"ps".into(), &"listed".into())
+    );
+    server.abort();
 }
 
 /// Recomputes the step from what is published (protocol §6): updates, factors and α from the manifest.

@@ -1,0 +1,226 @@
+//! `alice-ps verify`: whether a downloaded folder is the model of an epoch.
+
+use crate::{
+    PsError,
+    cli::to_json,
+    export::percent,
+    network::{Network, read_spec},
+};
+use alice_api::{Client, EpochManifest, Hex32};
+use alice_chain::Chain;
+use alice_export::{AliceFile, Proof, VerifyOptions};
+use alice_primitives::Hash;
+use alice_spec::RunSpec;
+use alice_store::model_root;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Hugging Face folder with its ALICE.json
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Run specification that it must be of; configuration and tokenizer files are then checked as well
+    #[arg(long, value_name = "FILE")]
+    pub run: Option<PathBuf>,
+    /// Parameter server whose manifest names the model root; its word is taken, audit it to know better
+    #[arg(long, value_name = "URL", group = "outside")]
+    pub ps: Option<String>,
+    /// A node's WebSocket: the model root must be the one that the quorum signed for the epoch
+    #[arg(long, value_name = "WS_URL", group = "outside")]
+    pub chain: Option<String>,
+    /// Model root that it must have, 64 hexadecimal digits
+    #[arg(long, value_name = "HEX", group = "outside")]
+    pub root: Option<Hex32>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a source outside the folder says about an epoch.
+struct Said {
+    who: &'static str,
+    run_hash: Hash,
+    model_root: Hash,
+    /// None for the first state, which has no manifest.
+    manifest_hash: Option<Hash>,
+}
+
+#[derive(Serialize)]
+struct Verified {
+    run: String,
+    run_hash: Hex32,
+    epoch: u32,
+    tokens_trained: u64,
+    model_root: Hex32,
+    /// `root`, `rounding` or `listed`, see `docs/spec/weights.md`.
+    numbers: &'static str,
+    /// Where the model root was compared with: `first state`, `ps`, `chain`, `root`; none: nowhere.
+    root_from: Option<&'static str>,
+    /// Whether configuration and tokenizer files are those of the run.
+    files_of_run: bool,
+    bytes: u64,
+}
+
+/// Does what the flags say and returns what is printed. What does not hold is the error.
+pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
+    let client = args.ps.as_deref().map(Client::new).transpose()?;
+    let chain = match &args.chain {
+        Some(url) => Some(Chain::connect(url).await?),
+        None => None,
+    };
+    let mut spec = match &args.run {
+        Some(path) => Some(read_spec(path)?.1),
+        None => None,
+    };
+    let mut genesis = chain.as_ref().map(Chain::genesis_hash);
+    if let Some(client) = &client {
+        genesis = Some(client.status().await?.genesis_hash.0);
+        if spec.is_none() {
+            let text = client.run().await?;
+            let parsed = RunSpec::parse(&text)
+                .map_err(|e| PsError::OtherWeights(format!("the server's run specification is not valid: {e}")))?;
+            spec = Some(parsed);
+        }
+    }
+    let options = VerifyOptions {
+        spec: spec.as_ref(),
+        model_root: args.root.map(|root| root.0),
+        genesis_hash: genesis,
+        weights: None,
+    };
+    let report = tokio::task::block_in_place(|| alice_export::verify(&args.model, options, &mut percent("read")))?;
+    let alice = &report.alice;
+    let said = match (&client, &chain) {
+        (None, None) => None,
+        _ if alice.epoch == 0 && alice.manifest_hash.is_none() => Some(first_state(spec.as_ref(), genesis)?),
+        (Some(client), _) => Some(by_server(client, alice.epoch).await?),
+        (None, Some(chain)) => Some(by_chain(chain, alice.epoch).await?),
+    };
+    if let Some(said) = &said {
+        compare(alice, said)?;
+    }
+    let root_from = said.as_ref().map(|s| s.who).or(args.root.map(|_| "root"));
+    let found = Verified {
+        run: alice.run.name.clone(),
+        run_hash: Hex32(alice.run.hash),
+        epoch: alice.epoch,
+        tokens_trained: alice.tokens_trained,
+        model_root: Hex32(alice.model_root),
+        numbers: match report.proof {
+            Proof::Root => "root",
+            Proof::Rounding => "rounding",
+            Proof::Listed => "listed",
+        },
+        root_from,
+        files_of_run: report.derived_from_run,
+        bytes: report.bytes,
+    };
+    if args.json {
+        return to_json(&found);
+    }
+    Ok(describe(&found))
+}
+
+fn describe(found: &Verified) -> String {
+    let numbers = match found.numbers {
+        "root" => "the shards hold the f32 weights of the model root",
+        "rounding" => "the shards hold the rounding of the weights of the model root",
+        _ => {
+            "the shards are those that ALICE.json lists; that they are the rounding of the weights of the model root \
+              was not computed (export --type f32 gives a folder where it is)"
+        }
+    };
+    let root = match found.root_from {
+        Some("chain") => "the one that the quorum signed on the chain",
+        Some("ps") => "the one in the parameter server's manifest",
+        Some("first state") => "the one that follows from block 0 and the run",
+        Some(_) => "the one that was given",
+        None => "compared with nothing outside the folder: give --chain, --ps or --root",
+    };
+    let files = match found.files_of_run {
+        true => "those of the run",
+        false => "as listed, not compared with the run: give --run",
+    };
+    format!(
+        "run {}, epoch {}, {} bytes: all files as listed\n  model root     {}\n                 {root}\n  \
+         numbers        {numbers}\n  configuration  {files}\n",
+        found.run, found.epoch, found.bytes, found.model_root
+    )
+}
+
+/// The first state follows from run and block 0: nobody needs to be asked.
+fn first_state(spec: Option<&RunSpec>, genesis: Option<Hash>) -> Result<Said, PsError> {
+    let (Some(spec), Some(genesis)) = (spec, genesis) else {
+        return Err(PsError::Setting(
+            "this folder is the first state, which the chain has no commitment of; give --run FILE too, and it is \
+             computed from block 0"
+                .into(),
+        ));
+    };
+    let net = Network::new(genesis, String::new(), spec.clone());
+    let theta = alice_model::init_theta(spec, &genesis);
+    Ok(Said {
+        who: "first state",
+        run_hash: net.run_hash,
+        model_root: model_root(&net.tensors, &theta),
+        manifest_hash: None,
+    })
+}
+
+async fn by_server(client: &Client, epoch: u32) -> Result<Said, PsError> {
+    let bytes = client.manifest_bytes(epoch).await?;
+    let manifest: EpochManifest = serde_json::from_slice(&bytes)
+        .map_err(|e| PsError::OtherWeights(format!("the server's manifest of epoch {epoch} cannot be read: {e}")))?;
+    if manifest.epoch != epoch {
+        return Err(PsError::OtherWeights(format!(
+            "the server's manifest of epoch {epoch} is of epoch {}",
+            manifest.epoch
+        )));
+    }
+    Ok(Said {
+        who: "ps",
+        run_hash: manifest.run_hash.0,
+        model_root: manifest.model_root.0,
+        manifest_hash: Some(*blake3::hash(&bytes).as_bytes()),
+    })
+}
+
+async fn by_chain(chain: &Chain, epoch: u32) -> Result<Said, PsError> {
+    let commitment = chain.commitment(epoch).await?.ok_or_else(|| {
+        PsError::Setting(format!(
+            "the chain has no accepted commitment of epoch {epoch}: nobody earned in it, it is not attested yet, or it \
+             is older than the 720 epochs that are kept; ask a server with --ps, or take the root from alice-ps audit \
+             and give it with --root"
+        ))
+    })?;
+    Ok(Said {
+        who: "chain",
+        run_hash: commitment.run_hash,
+        model_root: commitment.model_root,
+        manifest_hash: Some(commitment.manifest_hash),
+    })
+}
+
+fn compare(alice: &AliceFile, said: &Said) -> Result<(), PsError> {
+    let manifest = alice.manifest_hash.zip(said.manifest_hash);
+    let pairs = [
+        Some(("the run hash", alice.run.hash, said.run_hash)),
+        Some(("the model root", alice.model_root, said.model_root)),
+        manifest.map(|(found, expected)| ("the manifest's hash", found, expected)),
+    ];
+    for (what, found, expected) in pairs.into_iter().flatten() {
+        if found != expected {
+            return Err(PsError::OtherWeights(format!(
+                "{what} of the folder is {}, that of epoch {} by the {} is {}",
+                Hex32(found),
+                alice.epoch,
+                said.who,
+                Hex32(expected)
+            )));
+        }
+    }
+    Ok(())
+}
