@@ -65,14 +65,8 @@ struct Auditor<'a> {
     until: u32,
 }
 
-/// Audits every scored epoch up to `until`, oldest first; `report` is called after each. The first difference ends it
-/// with [`PsError::Audit`].
-pub async fn audit(
-    client: &Client,
-    chain: Option<&Chain>,
-    until: u32,
-    report: &mut (dyn FnMut(&EpochAudit) + Send),
-) -> Result<Replayed, PsError> {
+/// The state before the first epoch: it follows from block 0 and the run specification.
+pub async fn first_state(client: &Client, chain: Option<&Chain>) -> Result<Replayed, PsError> {
     let status = client.status().await?;
     let text = client.run().await?;
     let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;
@@ -89,6 +83,18 @@ pub async fn audit(
     let net = Network::new(genesis, text, spec);
     let theta = alice_model::init_theta(&net.spec, &genesis);
     let root = model_root(&net.tensors, &theta);
+    Ok(Replayed { net, theta, root })
+}
+
+/// Audits every scored epoch up to `until`, oldest first; `report` is called after each. The first difference ends it
+/// with [`PsError::Audit`].
+pub async fn audit(
+    client: &Client,
+    chain: Option<&Chain>,
+    until: u32,
+    report: &mut (dyn FnMut(&EpochAudit) + Send),
+) -> Result<Replayed, PsError> {
+    let Replayed { net, theta, root } = first_state(client, chain).await?;
     let mut auditor = Auditor {
         client,
         chain,

@@ -31,9 +31,10 @@ pub struct ExportArgs {
     /// A node's WebSocket: the recomputed manifests must be those that were signed
     #[arg(long, value_name = "WS_URL", conflicts_with = "data")]
     pub chain: Option<String>,
-    /// Epoch after which the model is taken; 0 is the first state [default: the last that is scored]
+    /// Epoch after which the model is taken, or `first` for the state before all epochs [default: the last that is
+    /// scored]
     #[arg(long, value_name = "EPOCH")]
-    pub epoch: Option<u32>,
+    pub epoch: Option<Which>,
     /// What to write
     #[arg(long, value_enum, default_value = "hf")]
     pub format: Format,
@@ -46,6 +47,29 @@ pub struct ExportArgs {
     /// Summary as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which of a run's models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The state before all epochs.
+    First,
+    /// The one after an epoch.
+    After(u32),
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "first" => Ok(Self::First),
+            number => number
+                .parse()
+                .map(Self::After)
+                .map_err(|_| "give the number of an epoch, or 'first'".into()),
+        }
+    }
 }
 
 /// Formats.
@@ -129,13 +153,13 @@ pub async fn run(args: &ExportArgs) -> Result<String, PsError> {
 }
 
 /// Recomputes the run up to an epoch.
-async fn from_server(url: &str, chain: Option<&str>, epoch: Option<u32>) -> Result<Model, PsError> {
+async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Result<Model, PsError> {
     let client = Client::new(url)?;
     let chain = match chain {
         Some(url) => Some(Chain::connect(url).await?),
         None => None,
     };
-    if let Some(epoch) = epoch.filter(|epoch| *epoch > 0)
+    if let Some(Which::After(epoch)) = epoch
         && let Err(error) = client.epoch(epoch).await
     {
         return Err(match error.code().map(|code| code.code()) {
@@ -148,7 +172,11 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<u32>) -> Resu
         eprintln!("recomputed epoch {}: model {}", found.epoch, found.model_root);
         history.push(found.clone());
     };
-    let replayed = audit::audit(&client, chain.as_ref(), epoch.unwrap_or(u32::MAX), &mut report).await?;
+    let replayed = match epoch {
+        Some(Which::First) => audit::first_state(&client, chain.as_ref()).await?,
+        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), epoch, &mut report).await?,
+        None => audit::audit(&client, chain.as_ref(), u32::MAX, &mut report).await?,
+    };
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);
     about.genesis_hash = Some(replayed.net.genesis);
@@ -162,7 +190,9 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<u32>) -> Resu
             found.manifest_hash.0,
         );
     }
-    if let Some(epoch) = epoch.filter(|epoch| *epoch != about.epoch) {
+    if let Some(Which::After(epoch)) = epoch
+        && Some(epoch) != newest(&about)
+    {
         return Err(not_scored(epoch, "the server's list of epochs does not have it"));
     }
     Ok(Model {
@@ -174,7 +204,7 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<u32>) -> Resu
 }
 
 /// Reads a data directory, which must be locked.
-async fn from_data(dir: &Path, epoch: Option<u32>) -> Result<Model, PsError> {
+async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
     let files = Files::create(dir)?;
     let db = Db::open(&files.database()).await?;
     let text = db
@@ -216,12 +246,18 @@ async fn from_data(dir: &Path, epoch: Option<u32>) -> Result<Model, PsError> {
         );
         root = Some(manifest.model_root.0);
     }
-    if let Some(epoch) = epoch.filter(|epoch| *epoch != about.epoch) {
+    let fits = match epoch {
+        None => true,
+        Some(Which::First) => newest(&about).is_none(),
+        Some(Which::After(epoch)) => newest(&about) == Some(epoch),
+    };
+    if !fits {
+        let held = newest(&about).map_or("the first state".into(), |epoch| {
+            format!("the weights after epoch {epoch}")
+        });
         return Err(PsError::Setting(format!(
-            "{} holds only the weights after its newest epoch, {}, not after {epoch}; leave --epoch out, or recompute \
-             that epoch with --ps URL",
-            dir.display(),
-            about.epoch
+            "{} holds {held} and no others; leave --epoch out for those, or recompute others with --ps URL",
+            dir.display()
         )));
     }
     if let Some(root) = root.filter(|root| *root != step.root) {
@@ -239,6 +275,11 @@ async fn from_data(dir: &Path, epoch: Option<u32>) -> Result<Model, PsError> {
         weights: Source::File(path),
         about,
     })
+}
+
+/// The newest epoch; none for the first state.
+fn newest(about: &About) -> Option<u32> {
+    about.losses.last().map(|row| row.epoch)
 }
 
 fn not_scored(epoch: u32, hint: &str) -> PsError {

@@ -246,7 +246,7 @@ async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
 
     let done = json(
         &run_beside(&[
-            "export", "--ps", &url, "--epoch", "0", "--type", "f32", "--out", &model, "--json",
+            "export", "--ps", &url, "--epoch", "first", "--type", "f32", "--out", &model, "--json",
         ])
         .await,
     );
@@ -315,8 +315,18 @@ async fn export_and_verify_should_say_what_to_do_when_flags_are_wrong() {
     let out = format!("{dir}/out");
     let data = format!("{dir}/data");
     let empty = format!("{dir}/corpus");
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 10] = [
         (&["export", "--out", &out], 2, "--ps"),
+        (
+            &["export", "--ps", &url, "--epoch", "last", "--out", &out],
+            2,
+            "or 'first'",
+        ),
+        (
+            &["export", "--ps", &url, "--epoch", "0", "--out", &out],
+            2,
+            "epoch 0 is not scored",
+        ),
         (
             &["export", "--ps", &url, "--data", &data, "--out", &out],
             2,

@@ -11,7 +11,7 @@ use alice_primitives::pages;
 use alice_ps::{
     db::StoredStage,
     driver::{score_epoch, void},
-    export::{self, ExportArgs, Format, Kind},
+    export::{self, ExportArgs, Format, Kind, Which},
     init::{bind_key, create_state, open_state},
     settle::{attestation, record},
     verify::{self, VerifyArgs},
@@ -216,7 +216,7 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
         ps: Some(url.clone()),
         data: None,
         chain: None,
-        epoch: Some(EPOCH),
+        epoch: Some(Which::After(EPOCH)),
         format: Format::Hf,
         kind: Kind::Bf16,
         out: out.clone(),
