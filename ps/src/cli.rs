@@ -61,7 +61,7 @@ pub enum Command {
     /// Write a model's weights for other programs: a Hugging Face folder or a GGUF file
     #[command(
         after_help = "example: alice-ps export --ps https://ps.example.org --format hf --type bf16 --out alice/\n\
-        With --ps every step of the run is recomputed first, as audit does; the weights must fit in memory (4 bytes each).\n\
+        With --ps every step of the run is recomputed first, as audit does; with its time and memory.\n\
         With --data the server must be stopped."
     )]
     Export(export::ExportArgs),

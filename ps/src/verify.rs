@@ -224,3 +224,46 @@ fn compare(alice: &AliceFile, said: &Said) -> Result<(), PsError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alice_export::{Dtype, FORMAT, RunRef};
+
+    #[test]
+    fn a_folder_should_be_refused_when_anything_differs_from_what_is_said_outside() {
+        let alice = AliceFile {
+            format: FORMAT.into(),
+            architecture: "llama".into(),
+            dtype: Dtype::Bf16,
+            run: RunRef {
+                name: "tiny".into(),
+                hash: [1; 32],
+            },
+            epoch: 3,
+            tokens_trained: 0,
+            genesis_hash: None,
+            manifest_hash: Some([3; 32]),
+            model_root: [2; 32],
+            tensors: Vec::new(),
+            files: Default::default(),
+        };
+        let said = |run, root, manifest| Said {
+            who: "chain",
+            run_hash: [run; 32],
+            model_root: [root; 32],
+            manifest_hash: Some([manifest; 32]),
+        };
+        assert!(compare(&alice, &said(1, 2, 3)).is_ok());
+        for (other, what) in [
+            (said(9, 2, 3), "the run hash"),
+            (said(1, 9, 3), "the model root"),
+            (said(1, 2, 9), "the manifest's hash"),
+        ] {
+            let error = compare(&alice, &other).unwrap_err();
+            assert_eq!(error.exit_code(), crate::error::EXIT_FAILURE);
+            assert!(error.to_string().starts_with(what), "{error}");
+            assert!(error.to_string().contains(&Hex32([9; 32]).to_string()), "{error}");
+        }
+    }
+}

@@ -235,6 +235,26 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     let loss = manifest.loss_after_nano_nats as f64 / 1e9;
     assert!(card.contains(&format!("| {EPOCH} | 5120 | {loss:.4} |")), "{card}");
+    // The server's own weights give the same folder.
+    let own = ExportArgs {
+        ps: None,
+        data: Some(fixture.data_dir()),
+        epoch: None,
+        out: fixture.dir.path().join("weights-data"),
+        ..args
+    };
+    let same: serde_json::Value = serde_json::from_str(&export::run(&own).await.unwrap()).unwrap();
+    assert_eq!((&same["blake3"], &same["epoch"]), (&done["blake3"], &done["epoch"]));
+    let gone = ExportArgs {
+        epoch: Some(Which::First),
+        out: fixture.dir.path().join("weights-first"),
+        ..own
+    };
+    let error = export::run(&gone).await.unwrap_err().to_string();
+    assert!(
+        error.contains("holds the weights after epoch 2 and no others"),
+        "{error}"
+    );
     let check = VerifyArgs {
         model: out,
         run: None,
