@@ -132,6 +132,7 @@ class Disturbed(localnet.Localnet):
         self.check_summary()
         self.check_miners()
         self.check_audit()
+        self.check_weights()
         self.check_mistakes()
         self.check_polkadot_js()
 
@@ -175,6 +176,28 @@ class Disturbed(localnet.Localnet):
             equal(f"epoch {e['epoch']}: the model root of a second process", found["model_root"], e["model_root"])
             equal(f"epoch {e['epoch']}: what the audit says was paid", found["paid_planck"], e["minted_planck"])
         note(f"audit: a second process recomputed {len(audited)} epochs from block 0 and came to the same roots and pay")
+
+    def check_weights(self):
+        """A folder made from what is public holds against the chain, and one with a flipped bit does not."""
+        ps, folder, run = BIN / "alice-ps", self.dir / "weights", ROOT / "chain-spec/runs/dev.toml"
+        done = json.loads(
+            output(ps, "export", "--ps", self.ps_url, "--chain", self.ws_url, "--type", "f32", "--out", folder, "--json")
+        )
+        verify = [ps, "verify", "--model", folder, "--run", run, "--chain", self.ws_url, "--json"]
+        found = json.loads(output(*verify))
+        equal("what the weights were compared with", (found["root_from"], found["numbers"]), ("chain", "root"))
+        equal("the model root of the exported weights", found["model_root"], done["model_root"])
+        last = json.loads((self.dir / "summary.json").read_text())["epochs"][-1]
+        if done["epoch"] == last["epoch"]:
+            equal("the model root of the last epoch's weights", done["model_root"], last["model_root"])
+        shard = next(folder.glob("*.safetensors"))
+        with shard.open("r+b") as file:
+            file.seek(-1, 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 2)
+            file.write(bytes([byte ^ 1]))
+        fails(1, shard.name, *verify)
+        note(f"weights: the folder of epoch {done['epoch']} is the model that the chain has signed; with one bit flipped it is refused")
 
     def check_mistakes(self):
         config, ps, miner = self.dir / "ps" / "ps.toml", BIN / "alice-ps", BIN / "alice-miner"
