@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     let bench = Bench::open(&args.text, &args.out.join("corpus"), args.held_out)?;
     // What a result depends on besides the arm and the seed.
-    let model = format!("{}/{}", hex(&bench.spec.run_hash()), bench.held_out.len());
+    let model = format!("{}/{}", hex::encode(bench.spec.run_hash()), bench.held_out.len());
     let results = args.out.join("runs.jsonl");
     let done = Mutex::new(read_results(&results)?);
     if !args.report {
@@ -157,8 +157,4 @@ fn read_results(path: &Path) -> Result<BTreeMap<String, Outcome>> {
         }
     }
     Ok(results)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

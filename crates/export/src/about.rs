@@ -1,9 +1,8 @@
 //! What is said about weights: `ALICE.json`, `config.json`, `generation_config.json` and the model card.
 
-use alice_primitives::{Hash, tagged_hash, tags};
-use alice_spec::{RunSpec, TensorShape};
-use alice_store::merkle;
-use codec::Encode;
+use alice_primitives::Hash;
+use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
+use alice_store::root_of;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -13,8 +12,6 @@ use std::fmt::Write;
 pub const ALICE_FILE: &str = "ALICE.json";
 /// Version of the folder's format. Raised when any derived file changes for the same run.
 pub const FORMAT: &str = "alice-weights/1";
-/// ε of every RMSNorm: a constant of `alice-model`, not of the run.
-pub(crate) const RMS_NORM_EPSILON: f64 = 1e-5;
 
 /// Numbers in safetensors shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,15 +169,6 @@ impl AliceFile {
     }
 }
 
-/// Model root over (name, shape, BLAKE3 of the f32 bytes) of tensors in canonical order, as `alice_store::model_root`
-/// computes it from the weights.
-pub(crate) fn root_of<'a>(tensors: impl Iterator<Item = (&'a String, &'a Vec<u64>, Hash)>) -> Hash {
-    let leaves: Vec<Hash> = tensors
-        .map(|tensor| tagged_hash(tags::MODEL_LEAF, &[&tensor.encode()]))
-        .collect();
-    merkle::root(tags::MODEL_NODE, &leaves)
-}
-
 mod hex_option {
     use alice_primitives::Hash;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -309,8 +297,20 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
     out
 }
 
+/// The run's tensors, once architecture, tokenizer and what is said about the weights have been found possible.
+pub(crate) fn checked(
+    spec: &RunSpec,
+    tokenizer: &alice_tokenizer::Tokenizer,
+    about: &About,
+) -> Result<Vec<TensorShape>, crate::ExportError> {
+    let all = tensors(spec)?;
+    check_tokenizer(spec, tokenizer)?;
+    check_about(about)?;
+    Ok(all)
+}
+
 /// A run's tensors, if the program can write its architecture.
-pub(crate) fn tensors(spec: &RunSpec) -> Result<Vec<TensorShape>, crate::ExportError> {
+fn tensors(spec: &RunSpec) -> Result<Vec<TensorShape>, crate::ExportError> {
     if spec.model.architecture != "llama" {
         return Err(crate::ExportError::Unknown {
             what: "architecture",
@@ -344,7 +344,7 @@ pub(crate) fn check_tokenizer(
 }
 
 /// Refuses what would break the card's front matter or its tables.
-pub(crate) fn check_about(about: &About) -> Result<(), crate::ExportError> {
+fn check_about(about: &About) -> Result<(), crate::ExportError> {
     let option = |option, problem: &str| {
         Err(crate::ExportError::Option {
             option,

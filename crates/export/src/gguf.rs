@@ -1,13 +1,14 @@
 //! Writes a GGUF file, version 3: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Keys, tensor names and
 //! order of rows are those that llama.cpp's own converter writes for `LlamaForCausalLM`.
 
-use crate::about::{RMS_NORM_EPSILON, check_about, check_tokenizer, root_of, tensors};
+use crate::about::checked;
 use crate::float::{Q8_0_BYTES, Q8_0_VALUES, bf16_bits, q8_0_block};
 use crate::target::{HashedFile, TargetFile};
 use crate::weights::read_checked;
 use crate::{About, ExportError, Progress, Weights};
 use alice_primitives::Hash;
-use alice_spec::{RunSpec, TensorShape};
+use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
+use alice_store::root_of;
 use alice_tokenizer::{BEGIN, END, FIRST_LEARNED, PieceKind, Tokenizer, UNKNOWN};
 use std::path::Path;
 
@@ -82,9 +83,7 @@ pub fn export_gguf(
     options: &GgufOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<GgufExport, ExportError> {
-    let all = tensors(spec)?;
-    check_tokenizer(spec, tokenizer)?;
-    check_about(&options.about)?;
+    let all = checked(spec, tokenizer, &options.about)?;
     let mut target = TargetFile::start(target)?;
     let out = &mut target.file;
     let keys = metadata(spec, tokenizer, options);

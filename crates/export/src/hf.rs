@@ -1,6 +1,6 @@
 //! Writes a Hugging Face folder.
 
-use crate::about::{card, check_about, check_tokenizer, config_json, generation_config_json, root_of, tensors};
+use crate::about::{card, checked, config_json, generation_config_json};
 use crate::float::bf16_bits;
 use crate::target::TargetFolder;
 use crate::weights::read_checked;
@@ -10,6 +10,7 @@ use crate::{
 };
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
+use alice_store::root_of;
 use alice_tokenizer::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,9 +56,7 @@ pub fn export_hf(
     options: &HfOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<HfExport, ExportError> {
-    let all = tensors(spec)?;
-    check_tokenizer(spec, tokenizer)?;
-    check_about(&options.about)?;
+    let all = checked(spec, tokenizer, &options.about)?;
     if options.shard_bytes == 0 {
         return Err(ExportError::Option {
             option: "shard_bytes",

@@ -39,6 +39,14 @@ fn check_free(target: &Path, folder: bool) -> Result<(), ExportError> {
     }
 }
 
+/// Where the temporary is made, and how its name begins, for a target that may be written.
+fn prepare(target: &Path, folder: bool) -> Result<(&Path, String), ExportError> {
+    check_free(target, folder)?;
+    let parent = parent_of(target);
+    std::fs::create_dir_all(parent).map_err(ExportError::io("make the folder", parent))?;
+    Ok((parent, prefix_for(target)))
+}
+
 /// A folder in the making. Dropped before [`TargetFolder::finish`], it is removed.
 pub(crate) struct TargetFolder {
     temporary: TempDir,
@@ -47,10 +55,7 @@ pub(crate) struct TargetFolder {
 
 impl TargetFolder {
     pub(crate) fn start(target: &Path) -> Result<Self, ExportError> {
-        check_free(target, true)?;
-        let parent = parent_of(target);
-        std::fs::create_dir_all(parent).map_err(ExportError::io("make the folder", parent))?;
-        let prefix = prefix_for(target);
+        let (parent, prefix) = prepare(target, true)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]
@@ -94,10 +99,7 @@ pub(crate) struct TargetFile {
 
 impl TargetFile {
     pub(crate) fn start(target: &Path) -> Result<Self, ExportError> {
-        check_free(target, false)?;
-        let parent = parent_of(target);
-        std::fs::create_dir_all(parent).map_err(ExportError::io("make the folder", parent))?;
-        let prefix = prefix_for(target);
+        let (parent, prefix) = prepare(target, false)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]

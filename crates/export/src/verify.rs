@@ -1,11 +1,12 @@
 //! Checks a downloaded folder.
 
-use crate::about::{check_tokenizer, root_of};
+use crate::about::check_tokenizer;
 use crate::hf::{Shards, TensorHasher, derived_files};
 use crate::weights::read_checked;
 use crate::{ALICE_FILE, AliceFile, Dtype, ExportError, FORMAT, Progress, Weights, safetensors};
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
+use alice_store::root_of;
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use std::collections::BTreeMap;
 use std::fs::File;

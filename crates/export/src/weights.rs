@@ -2,6 +2,7 @@
 
 use crate::ExportError;
 use alice_spec::TensorShape;
+use alice_store::theta::extend_from_le_bytes;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -119,8 +120,7 @@ impl Weights for ThetaFile {
             let bytes = self.bytes.get_mut(..take as usize * 4).unwrap_or_default();
             self.file.read_exact(bytes).map_err(failed())?;
             self.values.clear();
-            self.values
-                .extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+            extend_from_le_bytes(&mut self.values, bytes);
             each(&self.values)?;
             left -= take;
         }

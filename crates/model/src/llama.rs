@@ -2,13 +2,10 @@
 //! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied.
 
 use crate::ModelError;
-use alice_spec::RunSpec;
+use alice_spec::{RMS_NORM_EPSILON, RunSpec};
 use std::collections::HashMap;
 use std::ops::Range;
 use tch::{Device, Kind, Reduction, TchError, Tensor};
-
-/// ε of every RMSNorm: `rms_norm_eps` of the Llama configurations.
-const RMS_NORM_EPSILON: f64 = 1e-5;
 
 /// The transformer on one device, in f32.
 #[derive(Debug)]

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest accepted file, bytes.
 pub const SPEC_BYTES_MAX: usize = 64 * 1024;
+/// ε of every RMSNorm of the model: `rms_norm_eps` of the Llama configurations.
+pub const RMS_NORM_EPSILON: f64 = 1e-5;
 
 /// Why a run specification was refused.
 #[derive(Debug, thiserror::Error)]

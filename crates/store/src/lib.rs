@@ -18,7 +18,7 @@ pub mod theta;
 pub use blob::BlobStore;
 pub use error::StoreError;
 pub use master::{Master, Opened};
-pub use root::model_root;
+pub use root::{model_root, root_of};
 pub use snapshot::{Join, SNAPSHOT_CHUNK_BYTES, Snapshot};
 
 /// BLAKE3 of a blob: its name.

@@ -17,7 +17,7 @@ pub fn model_root(tensors: &[TensorShape], theta: &[f32]) -> Hash {
         "model root: coordinates of the tensors and of theta differ"
     );
     let mut rest = theta;
-    let leaves: Vec<Hash> = tensors
+    let contents: Vec<(&TensorShape, Hash)> = tensors
         .iter()
         .map(|tensor| {
             let (values, after) = rest.split_at(tensor.len() as usize);
@@ -27,15 +27,22 @@ pub fn model_root(tensors: &[TensorShape], theta: &[f32]) -> Hash {
                 hasher.update(bytes);
             });
             let content: Hash = *hasher.finalize().as_bytes();
-            leaf(tensor, &content)
+            (tensor, content)
         })
         .collect();
-    merkle::root(tags::MODEL_NODE, &leaves)
+    root_of(
+        contents
+            .iter()
+            .map(|(tensor, content)| (&tensor.name, &tensor.shape, *content)),
+    )
 }
 
-/// A tensor's leaf below the model root; `content` is the BLAKE3 of its bytes.
-pub(crate) fn leaf(tensor: &TensorShape, content: &Hash) -> Hash {
-    tagged_hash(tags::MODEL_LEAF, &[&(&tensor.name, &tensor.shape, content).encode()])
+/// The model root over (name, shape, BLAKE3 of the f32 little-endian bytes) of tensors in canonical order.
+pub fn root_of<'a>(tensors: impl Iterator<Item = (&'a String, &'a Vec<u64>, Hash)>) -> Hash {
+    let leaves: Vec<Hash> = tensors
+        .map(|tensor| tagged_hash(tags::MODEL_LEAF, &[&tensor.encode()]))
+        .collect();
+    merkle::root(tags::MODEL_NODE, &leaves)
 }
 
 #[cfg(test)]

@@ -233,7 +233,7 @@ impl Master {
         }
         let before = self.map.values();
         let entries = || {
-            let inside = d.indices.iter().zip(&d.values).map(|(&index, _)| coordinate(index));
+            let inside = d.indices.iter().zip(&d.values).map(|(&index, _)| index);
             inside.map_while(|at| Some((at, before.get(usize::try_from(at).ok()?)?.to_bits())))
         };
         let undo_path = undo_path(self.map.path());
@@ -335,14 +335,6 @@ impl Master {
 
 /// Called at every stage; an error stops there, as a kill would.
 type Hook<'a> = &'a mut dyn FnMut(Stage, &mut FloatMap) -> Result<(), StoreError>;
-
-/// The width of an index is the update crate's own matter.
-fn coordinate<T>(index: T) -> u64
-where
-    u64: From<T>,
-{
-    u64::from(index)
-}
 
 /// Writes a journal's old bits, synced, and returns the groups that they are in.
 fn write_back(map: &mut FloatMap, groups: &Groups, journal: &Journal) -> Result<Vec<usize>, StoreError> {

@@ -7,7 +7,7 @@ use crate::{
 };
 use proptest::prelude::*;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn tensors() -> Vec<TensorShape> {
     let named = |name: &str, shape: &[u64]| TensorShape {
@@ -476,9 +476,14 @@ fn a_killed_process_should_leave_weights_before_or_after_the_step() {
             .unwrap();
         // It has begun once the weights are locked; how far it comes in the time given is left to chance.
         let file = std::fs::File::open(&case.path).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
         while file.try_lock().is_ok() {
             file.unlock().unwrap();
             assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+                panic!("the child has not locked the weights for a minute");
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(file);

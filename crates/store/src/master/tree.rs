@@ -4,8 +4,8 @@
 //! are full (BLAKE3 paper, §2.1), so every aligned group of a power of two of chunks is a subtree by itself, with a
 //! chaining value of its own. Those are kept; the few thousand merges above them are done again at every step.
 
-use crate::{merkle, root::leaf};
-use alice_primitives::{Hash, tags};
+use crate::root::root_of;
+use alice_primitives::Hash;
 use alice_spec::TensorShape;
 use blake3::Hasher;
 use blake3::hazmat::{HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -159,17 +159,11 @@ impl Groups {
     /// The model root above the values of all groups.
     pub fn root(&self, values: &[Hash]) -> Hash {
         let mut from = 0;
-        let leaves: Vec<Hash> = self
-            .tensors
-            .iter()
-            .zip(&self.ends)
-            .map(|(tensor, &to)| {
-                let content = whole(values.get(from..to).unwrap_or_default());
-                from = to;
-                leaf(tensor, &content)
-            })
-            .collect();
-        merkle::root(tags::MODEL_NODE, &leaves)
+        root_of(self.tensors.iter().zip(&self.ends).map(|(tensor, &to)| {
+            let content = whole(values.get(from..to).unwrap_or_default());
+            from = to;
+            (&tensor.name, &tensor.shape, content)
+        }))
     }
 }
 
