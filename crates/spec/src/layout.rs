@@ -2,6 +2,7 @@
 
 use crate::RunSpec;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// One tensor: its name as in the checkpoint format of the Llama family, and its shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +51,59 @@ impl RunSpec {
         all
     }
 
+    /// Tensors of fragment p of the run's P, as a range of [`RunSpec::tensors`]: blocks ⌊p·L/P⌋ to ⌊(p+1)·L/P⌋, the
+    /// embedding with the first fragment, the final norm and the head with the last. Empty if p ≥ P.
+    pub fn fragment_tensors(&self, p: u32) -> Range<usize> {
+        let count = self.task.fragments;
+        let all = self.tensors();
+        if p >= count {
+            return all.len()..all.len();
+        }
+        let first_of = |layer: u64| {
+            let prefix = format!("model.layers.{layer}.");
+            all.iter().position(|t| t.name.starts_with(&prefix)).unwrap_or(all.len())
+        };
+        let layer = |p: u32| u64::from(p) * u64::from(self.model.layers) / u64::from(count);
+        let start = if p == 0 { 0 } else { first_of(layer(p)) };
+        let end = if p + 1 == count { all.len() } else { first_of(layer(p + 1)) };
+        start..end
+    }
+
+    /// Parameters of fragment p.
+    pub fn fragment_parameters(&self, p: u32) -> u64 {
+        let all = self.tensors();
+        all.get(self.fragment_tensors(p))
+            .unwrap_or_default()
+            .iter()
+            .map(TensorShape::len)
+            .sum()
+    }
+
     /// Number of parameters.
     pub fn parameters(&self) -> u64 {
         self.tensors().iter().map(TensorShape::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::RunSpec;
+
+    #[test]
+    fn fragments_should_cover_every_tensor_once_and_cut_between_blocks() {
+        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+        spec.model.layers = 7;
+        for count in 1..=7 {
+            spec.task.fragments = count;
+            let ranges: Vec<_> = (0..count).map(|p| spec.fragment_tensors(p)).collect();
+            let covered: Vec<usize> = ranges.iter().cloned().flatten().collect();
+            assert_eq!(covered, (0..spec.tensors().len()).collect::<Vec<_>>());
+            let parameters: u64 = (0..count).map(|p| spec.fragment_parameters(p)).sum();
+            assert_eq!(parameters, spec.parameters());
+            for range in &ranges[1..] {
+                assert!(spec.tensors()[range.start].name.ends_with("input_layernorm.weight"));
+            }
+            assert!(spec.fragment_tensors(count).is_empty());
+        }
     }
 }

@@ -52,6 +52,8 @@ pub struct RunSpec {
     pub model: ModelSpec,
     /// Text.
     pub data: DataSpec,
+    /// What a task trains.
+    pub task: TaskSpec,
     /// What a miner does locally.
     pub inner: InnerSpec,
     /// How an update is compressed.
@@ -106,6 +108,15 @@ pub struct DataSpec {
     pub reserve_tokens: u64,
     /// Whether reserve sequences may be drawn again in later epochs (small runs only).
     pub reserve_reuse: bool,
+}
+
+/// Tasks (protocol §3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSpec {
+    /// Fragments P that the model is cut into. 1: every task trains all parameters. More: a task goes forward through all
+    /// layers and trains one fragment, see [`RunSpec::fragment_tensors`].
+    pub fragments: u32,
 }
 
 /// Inner optimiser: AdamW with gradient clipping, a constant rate after a warm-up over the first epochs' steps.
@@ -278,6 +289,12 @@ impl RunSpec {
         )?;
         hash_field(&d.corpus_root, "data.corpus_root")?;
         hash_field(&d.reserve_root, "data.reserve_root")?;
+        range(
+            self.task.fragments.into(),
+            1,
+            m.layers.min(256).into(),
+            "task.fragments",
+        )?;
         let i = &self.inner;
         range(i.steps.into(), 1, 10_000, "inner.steps")?;
         range(i.batch_sequences.into(), 1, 65_536, "inner.batch_sequences")?;
@@ -420,6 +437,7 @@ impl RunSpec {
             self.version,
             model,
             data,
+            self.task.fragments,
             inner,
             update,
             outer,

@@ -65,7 +65,7 @@ fn spec_text(corpus: &alice_data::BuiltCorpus, reuse: bool) -> String {
          context = 32\nrope_theta = 10000\ninit_std_millionths = 20000\n\
          [data]\ntokenizer = \"bytes\"\ncorpus_root = \"{root}\"\nreserve_root = \"{reserve}\"\n\
          corpus_tokens = {tokens}\nreserve_tokens = {reserve_tokens}\nreserve_reuse = {reuse}\n\
-         [inner]\nsteps = 20\nbatch_sequences = 4\nlearning_rate = 5e-3\nwarmup_steps = 2\nbeta1 = 0.9\nbeta2 = 0.95\n\
+         [task]\nfragments = 1\n\n[inner]\nsteps = 20\nbatch_sequences = 4\nlearning_rate = 5e-3\nwarmup_steps = 2\nbeta1 = 0.9\nbeta2 = 0.95\n\
          epsilon = 1e-8\nweight_decay = 0.0\nclip_norm = 1.0\n\
          [update]\nchunk = 1024\nbudget_bytes = 16384\nvalue_bits = 2\nk_max = 256\nfeedback_decay = 0.95\n\
          publish_bits = 8\n\
