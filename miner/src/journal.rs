@@ -158,9 +158,9 @@ impl Journal {
         self.dir.join("outgoing.residual")
     }
 
-    /// Where the valid residual is.
-    pub fn residual_file(&self) -> PathBuf {
-        self.dir.join("residual.bin")
+    /// Where the valid residual of a fragment is.
+    pub fn residual_file(&self, fragment: u32) -> PathBuf {
+        self.dir.join(format!("residual-{fragment}.bin"))
     }
 
     /// Notes a lease.
@@ -181,9 +181,9 @@ impl Journal {
         Ok(bytes.filter(|b| Hex32(*blake3::hash(b).as_bytes()) == outgoing.blob))
     }
 
-    /// Makes the waiting residual the valid one.
-    pub fn adopt_residual(&self) -> Result<(), MinerError> {
-        files::rename(&self.waiting_residual_file(), &self.residual_file())
+    /// Makes the waiting residual the valid one of the fragment that it is of.
+    pub fn adopt_residual(&self, fragment: u32) -> Result<(), MinerError> {
+        files::rename(&self.waiting_residual_file(), &self.residual_file(fragment))
     }
 
     /// Forgets the work in hand. The journal goes first: files without a journal are overwritten by the next task,
@@ -214,6 +214,7 @@ pub(crate) mod tests {
             base_root: Hex32([3; 32]),
             base_step: epoch,
             slice: 0,
+            fragment: 0,
             epoch_seed: Hex32([4; 32]),
             steps: 1,
             batch_sequences: 1,
@@ -330,7 +331,7 @@ pub(crate) mod tests {
     fn a_crash_after_any_write_should_end_with_the_same_files() {
         for crash_after in 0..8 {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join("residual.bin"), "old").unwrap();
+            std::fs::write(dir.path().join("residual-0.bin"), "old").unwrap();
             let (mut receipt, mut sent, mut writes, mut trained) = (false, Vec::new(), 0, 0);
             let mut journal = Journal::open(dir.path()).unwrap();
             let mut done = false;
@@ -356,7 +357,7 @@ pub(crate) mod tests {
                         // The server has it from here on; the receipt is stored only if we live on.
                         receipt = writes != crash_after || sent.len() > 1;
                     }
-                    Step::AdoptResidual(_) => journal.adopt_residual().unwrap(),
+                    Step::AdoptResidual(_) => journal.adopt_residual(0).unwrap(),
                     Step::RestoreResidual(_) => unreachable!("nothing is refused here"),
                     Step::Clear(_) => journal.clear().unwrap(),
                 }
@@ -368,7 +369,7 @@ pub(crate) mod tests {
             }
             assert_eq!(trained, 1);
             assert!(sent.iter().all(|s| *s == (Hex32([9; 32]), b"update".to_vec())));
-            assert_eq!(std::fs::read(dir.path().join("residual.bin")).unwrap(), b"new");
+            assert_eq!(std::fs::read(dir.path().join("residual-0.bin")).unwrap(), b"new");
             assert!(!dir.path().join("outgoing.update").exists());
         }
     }

@@ -292,7 +292,7 @@ impl Miner {
                     return Ok(Some(Next::Now));
                 }
                 Step::Send(outgoing) => self.send(&outgoing, status).await?,
-                Step::AdoptResidual(_) => run.adopt_residual()?,
+                Step::AdoptResidual(outgoing) => run.adopt_residual(&outgoing)?,
                 Step::RestoreResidual(outgoing) => run.restore_residual(&outgoing)?,
                 Step::Clear(why) => {
                     run.journal.clear()?;

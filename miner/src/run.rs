@@ -74,8 +74,8 @@ pub struct Run {
     pub corpus: Option<Corpus>,
     /// Weights.
     pub weights: Weights,
-    /// What was left out of earlier updates.
-    pub feedback: ErrorFeedback,
+    /// What was left out of earlier updates, fragment by fragment.
+    pub feedback: Vec<ErrorFeedback>,
     /// What the miner was doing.
     pub journal: Journal,
 }
@@ -109,7 +109,9 @@ impl Run {
                 .ok_or_else(|| MinerError::untrue("run specification", "it is not stored yet"))?,
         };
         let journal = Journal::open(&dir)?;
-        let feedback = read_feedback(&journal.residual_file(), &spec)?;
+        let feedback = (0..spec.task.fragments)
+            .map(|p| read_feedback(&journal.residual_file(p), &fragment_layout(&spec, p)))
+            .collect::<Result<_, _>>()?;
         let weights = Weights::open(&spec, &dir);
         Ok(Self {
             spec: Arc::new(spec),
@@ -148,36 +150,49 @@ impl Run {
     }
 
     /// The update is committed: the residual that waited is the valid one.
-    pub fn adopt_residual(&mut self) -> Result<(), MinerError> {
-        self.journal.adopt_residual()?;
-        self.feedback = read_feedback(&self.journal.residual_file(), &self.spec)?;
+    pub fn adopt_residual(&mut self, outgoing: &Outgoing) -> Result<(), MinerError> {
+        let fragment = outgoing.lease.task.fragment;
+        self.journal.adopt_residual(fragment)?;
+        let layout = fragment_layout(&self.spec, fragment);
+        let feedback = read_feedback(&self.journal.residual_file(fragment), &layout)?;
+        self.replace_feedback(fragment, feedback);
         Ok(())
     }
 
     /// The update was refused: what it would have sent goes back into the residual.
     pub fn restore_residual(&mut self, outgoing: &Outgoing) -> Result<(), MinerError> {
-        let mut feedback = read_feedback(&self.journal.waiting_residual_file(), &self.spec)?;
+        let fragment = outgoing.lease.task.fragment;
+        let layout = fragment_layout(&self.spec, fragment);
+        let mut feedback = read_feedback(&self.journal.waiting_residual_file(), &layout)?;
         feedback.refused(outgoing.id.0);
-        files::write_atomic(&self.journal.residual_file(), &feedback.to_bytes())?;
+        files::write_atomic(&self.journal.residual_file(fragment), &feedback.to_bytes())?;
         files::remove(&self.journal.waiting_residual_file())?;
-        self.feedback = feedback;
+        self.replace_feedback(fragment, feedback);
         Ok(())
+    }
+
+    fn replace_feedback(&mut self, fragment: u32, feedback: ErrorFeedback) {
+        if let Some(old) = self.feedback.get_mut(fragment as usize) {
+            *old = feedback;
+        }
     }
 
     /// Gives back, or lets go of, what was set aside for submissions that are decided by now.
     pub fn settle_feedback(&mut self, receipts: &Receipts) -> Result<(), MinerError> {
-        let mut changed = false;
-        for id in self.feedback.pending() {
-            match receipts.get(&Hex32(id)).map(|r| r.standing()) {
-                Some(Standing::Pending) => continue,
-                Some(Standing::Accepted) => self.feedback.accepted(id),
-                // Also where the record is gone: then nobody will ever say that it was accepted.
-                Some(Standing::Refused | Standing::Late | Standing::Voided) | None => self.feedback.refused(id),
+        for (fragment, feedback) in (0u32..).zip(&mut self.feedback) {
+            let mut changed = false;
+            for id in feedback.pending() {
+                match receipts.get(&Hex32(id)).map(|r| r.standing()) {
+                    Some(Standing::Pending) => continue,
+                    Some(Standing::Accepted) => feedback.accepted(id),
+                    // Also where the record is gone: then nobody will ever say that it was accepted.
+                    Some(Standing::Refused | Standing::Late | Standing::Voided) | None => feedback.refused(id),
+                }
+                changed = true;
             }
-            changed = true;
-        }
-        if changed {
-            files::write_atomic(&self.journal.residual_file(), &self.feedback.to_bytes())?;
+            if changed {
+                files::write_atomic(&self.journal.residual_file(fragment), &feedback.to_bytes())?;
+            }
         }
         Ok(())
     }
@@ -197,6 +212,9 @@ impl Run {
         let seed = alice_data::epoch_seed(&self.genesis.0, &self.hash.0, task.epoch);
         if task.epoch_seed.0 != seed {
             return untrue("its seed is not the epoch's");
+        }
+        if task.fragment != self.spec.fragment_of(task.epoch, task.slice) {
+            return untrue("its fragment is not the one of its slice");
         }
         if task.steps != self.spec.inner.steps || task.batch_sequences != self.spec.inner.batch_sequences {
             return untrue("its size is not the run specification's");
@@ -224,24 +242,32 @@ fn parse_spec(text: &str, hash: &Hex32) -> Result<RunSpec, String> {
     Ok(spec)
 }
 
-/// Reads a residual. A damaged one is left out: that costs a little of the last updates' remainder, not the miner.
-fn read_feedback(path: &Path, spec: &RunSpec) -> Result<ErrorFeedback, MinerError> {
-    let total = Layout::from_spec(spec).total();
+/// The part of the model's flat vector that a fragment's tasks train.
+pub fn fragment_layout(spec: &RunSpec, fragment: u32) -> Layout {
+    Layout::from_spec(spec).fragment(spec.fragment_tensors(fragment))
+}
+
+/// Reads the residual of a fragment. A damaged one is left out: that costs a little of the last updates' remainder, not the
+/// miner.
+fn read_feedback(path: &Path, layout: &Layout) -> Result<ErrorFeedback, MinerError> {
+    let nothing = || ErrorFeedback::new(layout.covered());
     // The residual, and what is set aside for submissions without a verdict.
-    let bytes_max = (total as u64).saturating_mul(4).saturating_add(4 << 30);
+    let bytes_max = (layout.covered().len() as u64)
+        .saturating_mul(4)
+        .saturating_add(4 << 30);
     let bytes = match files::read_optional(path, bytes_max) {
         Ok(Some(bytes)) => bytes,
-        Ok(None) => return Ok(ErrorFeedback::new(total)),
+        Ok(None) => return Ok(nothing()),
         Err(error) => {
             tracing::warn!(%error, "the residual cannot be read and starts from nothing");
-            return Ok(ErrorFeedback::new(total));
+            return Ok(nothing());
         }
     };
-    match ErrorFeedback::from_bytes(&bytes, total) {
+    match ErrorFeedback::from_bytes(&bytes, layout.covered()) {
         Ok(feedback) => Ok(feedback),
         Err(error) => {
             tracing::warn!(%error, path = %path.display(), "the residual is damaged and starts from nothing");
-            Ok(ErrorFeedback::new(total))
+            Ok(nothing())
         }
     }
 }

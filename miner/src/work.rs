@@ -5,6 +5,7 @@ use crate::{
     journal::{Journal, Outgoing},
     payout::PayDesk,
     report::Reporter,
+    run::fragment_layout,
     stop::Stop,
 };
 use alice_api::{Hex32, Lease, sign::submission_id};
@@ -12,7 +13,7 @@ use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
 use alice_trainer::{Options, Progress, TaskResult};
-use alice_update::{ErrorFeedback, Header, Layout};
+use alice_update::{ErrorFeedback, Header};
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -127,19 +128,23 @@ pub async fn train(
     }
 }
 
-/// Encodes what a task brought together with the residual and stores everything that sending needs.
+/// Encodes what a task brought together with its fragment's residual and stores everything that sending needs. `d` has a
+/// value for each parameter of the fragment.
 pub fn store(
     spec: &RunSpec,
     miner: &Hex32,
     lease: &Lease,
     d: &[f32],
-    feedback: &ErrorFeedback,
+    feedback: &[ErrorFeedback],
     journal: &mut Journal,
     reporter: &mut Reporter,
 ) -> Result<(), MinerError> {
-    let layout = Layout::from_spec(spec);
-    let combined = feedback.combine(d);
     let task = &lease.task;
+    let layout = fragment_layout(spec, task.fragment);
+    let feedback = feedback
+        .get(task.fragment as usize)
+        .ok_or_else(|| MinerError::Encode(format!("the run has no fragment {}", task.fragment)))?;
+    let combined = feedback.combine(d);
     let header = Header {
         run_hash: task.run_hash.0,
         epoch: task.epoch,

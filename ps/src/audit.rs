@@ -6,17 +6,18 @@
 //! and what was paid must be the shares of the schedule. Losses come from libtorch and are not measured again.
 
 use crate::{PsError, network::Network};
-use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord};
+use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord, sign::task_id};
 use alice_chain::{Chain, ChainError, EpochStatus};
 use alice_primitives::{
     Hash, emission,
     pages::{self, Entry},
 };
-use alice_score::{FACTOR_MAX, lower_median};
+use alice_score::{FACTOR_MAX, lower_median, reference_norm};
 use alice_spec::RunSpec;
 use alice_store::model_root;
 use alice_update::{Update, aggregate, decode};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Bytes of a published aggregate beyond four for each parameter: header, counts and scales of the chunks.
 const AGGREGATE_BYTES_EXTRA: u64 = 1 << 20;
@@ -60,9 +61,18 @@ struct Auditor<'a> {
     net: Network,
     theta: Vec<f32>,
     root: Hash,
-    median_norm: Option<f32>,
+    /// ν_p of each fragment.
+    median_norms: Vec<Option<f32>>,
     /// Epochs after this one are not checked.
     until: u32,
+}
+
+/// An accepted update that was fetched and checked.
+struct Accepted {
+    id: Hash,
+    fragment: u32,
+    update: Update,
+    factor: f32,
 }
 
 /// The state before the first epoch: it follows from block 0 and the run specification.
@@ -95,13 +105,14 @@ pub async fn audit(
     report: &mut (dyn FnMut(&EpochAudit) + Send),
 ) -> Result<Replayed, PsError> {
     let Replayed { net, theta, root } = first_state(client, chain).await?;
+    let median_norms = vec![None; net.fragments.len()];
     let mut auditor = Auditor {
         client,
         chain,
         net,
         theta,
         root,
-        median_norm: None,
+        median_norms,
         until,
     };
     for summary in auditor.summaries().await? {
@@ -177,7 +188,7 @@ impl Auditor<'_> {
     }
 
     /// Fetches the accepted updates and checks each one's norm and factor (protocol §5, common norm).
-    async fn accepted(&mut self, manifest: &EpochManifest) -> Result<Vec<(Hash, Update, f32)>, PsError> {
+    async fn accepted(&mut self, manifest: &EpochManifest) -> Result<Vec<Accepted>, PsError> {
         let at = Some(manifest.epoch);
         if !manifest.submissions.is_sorted_by(|a, b| a.receipt.id < b.receipt.id) {
             return Err(PsError::Audit(format!(
@@ -185,18 +196,19 @@ impl Auditor<'_> {
                 manifest.epoch
             )));
         }
+        let fragments = self.fragments(manifest)?;
         let measured = |s: &&SubmissionRecord| matches!(s.verdict.outcome, Outcome::Accepted | Outcome::NoImprovement);
-        let norm = |s: &SubmissionRecord| f32::from_bits(s.verdict.norm_bits);
-        let norms: Vec<f64> = manifest
-            .submissions
-            .iter()
-            .filter(measured)
-            .map(|s| norm(s).into())
+        let references: Vec<f32> = (0u32..)
+            .zip(&self.median_norms)
+            .map(|(p, previous)| {
+                let own = manifest.submissions.iter().filter(measured);
+                let norms: Vec<f64> = own
+                    .filter(|s| fragments.get(&s.receipt.task_id) == Some(&p))
+                    .map(|s| f32::from_bits(s.verdict.norm_bits).into())
+                    .collect();
+                reference_norm(*previous, &norms)
+            })
             .collect();
-        let reference = match self.median_norm {
-            Some(reference) => reference,
-            None => lower_median(&norms).unwrap_or(0.0) as f32,
-        };
         let mut accepted = Vec::new();
         for record in manifest
             .submissions
@@ -209,9 +221,18 @@ impl Auditor<'_> {
                 &record.verdict.id,
                 &record.receipt.id,
             )?;
+            let fragment = *fragments
+                .get(&record.receipt.task_id)
+                .ok_or_else(|| self.unknown_task(manifest.epoch, record))?;
+            let (layout, reference) = self
+                .net
+                .fragments
+                .get(fragment as usize)
+                .zip(references.get(fragment as usize))
+                .ok_or_else(|| self.unknown_task(manifest.epoch, record))?;
             let budget = self.net.spec.update.budget_bytes;
             let bytes = self.client.blob(&record.receipt.blob, budget).await?;
-            let update = decode(&self.net.layout, &self.net.spec.update, &bytes).map_err(|e| {
+            let update = decode(layout, &self.net.spec.update, &bytes).map_err(|e| {
                 PsError::Audit(format!(
                     "epoch {}: accepted update {} does not decode: {e}",
                     manifest.epoch, record.receipt.id
@@ -221,16 +242,23 @@ impl Auditor<'_> {
             same("an update's norm", at, &record.verdict.norm_bits, &norm.to_bits())?;
             let factor = FACTOR_MAX.min(reference / norm);
             same("an update's factor", at, &record.verdict.factor_bits, &factor.to_bits())?;
-            accepted.push((record.receipt.id.0, update, factor));
+            accepted.push(Accepted {
+                id: record.receipt.id.0,
+                fragment,
+                update,
+                factor,
+            });
         }
-        let norms: Vec<f64> = accepted
+        for (p, median) in (0u32..).zip(&mut self.median_norms) {
+            let own = accepted.iter().filter(|a| a.fragment == p);
+            let norms: Vec<f64> = own.map(|a| f64::from(a.update.norm() as f32)).collect();
+            *median = lower_median(&norms).map(|norm| norm as f32).or(*median);
+        }
+        let median_bits: Vec<u32> = self
+            .median_norms
             .iter()
-            .map(|(_, update, _)| f64::from(update.norm() as f32))
+            .map(|norm| norm.map_or(0, f32::to_bits))
             .collect();
-        if let Some(median) = lower_median(&norms) {
-            self.median_norm = Some(median as f32);
-        }
-        let median_bits: Vec<u32> = self.median_norm.map(f32::to_bits).into_iter().collect();
         same(
             "the median norm",
             at,
@@ -240,8 +268,29 @@ impl Auditor<'_> {
         Ok(accepted)
     }
 
+    /// The fragment of each task. It follows from epoch and slice: nobody was given a fragment by choice.
+    fn fragments(&self, manifest: &EpochManifest) -> Result<BTreeMap<Hex32, u32>, PsError> {
+        let (epoch, at) = (manifest.epoch, Some(manifest.epoch));
+        let mut fragments = BTreeMap::new();
+        for task in &manifest.tasks {
+            let id = task_id(&self.net.run_hash, epoch, task.slice);
+            same("the identifier of a task", at, &task.task_id, &id)?;
+            let fragment = self.net.spec.fragment_of(epoch, task.slice);
+            same("the fragment of a task", at, &task.fragment, &fragment)?;
+            fragments.insert(id, fragment);
+        }
+        Ok(fragments)
+    }
+
+    fn unknown_task(&self, epoch: u32, record: &SubmissionRecord) -> PsError {
+        PsError::Audit(format!(
+            "epoch {epoch}: submission {} answers task {}, which the manifest does not list",
+            record.receipt.id, record.receipt.task_id
+        ))
+    }
+
     /// Protocol §6, steps 1–3 and 5: what is published must be what the accepted updates give.
-    async fn step(&mut self, manifest: &EpochManifest, accepted: &[(Hash, Update, f32)]) -> Result<(), PsError> {
+    async fn step(&mut self, manifest: &EpochManifest, accepted: &[Accepted]) -> Result<(), PsError> {
         let at = Some(manifest.epoch);
         let Some(published) = manifest.aggregate.as_ref() else {
             return same(
@@ -251,9 +300,9 @@ impl Auditor<'_> {
                 &accepted.len(),
             );
         };
-        let ids: Vec<Hash> = accepted.iter().map(|(id, _, _)| *id).collect();
-        let updates: Vec<(&Update, f32)> = accepted.iter().map(|(_, update, factor)| (update, *factor)).collect();
-        let mean = aggregate::mean(&self.net.layout, &updates);
+        let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
+        let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, &a.update, a.factor)).collect();
+        let mean = aggregate::mean_of_fragments(&self.net.fragments, &updates);
         let seed = aggregate::rounding_seed(&self.root, &ids);
         let bytes = aggregate::publish(&self.net.layout, self.net.spec.update.publish_bits, &mean, seed);
         same(
@@ -365,7 +414,7 @@ impl Auditor<'_> {
 /// The payout entries are the accepted scores by account; returns the root of their pages.
 fn check_entries(manifest: &EpochManifest) -> Result<Hash, PsError> {
     let at = Some(manifest.epoch);
-    let mut scores = std::collections::BTreeMap::<Hex32, u64>::new();
+    let mut scores = BTreeMap::<Hex32, u64>::new();
     for record in &manifest.submissions {
         if record.verdict.score > 0 {
             if record.verdict.outcome != Outcome::Accepted {

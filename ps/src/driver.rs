@@ -450,7 +450,7 @@ pub async fn score_epoch(service: Arc<Service>, scorer: Scorer, epoch: u32) -> R
         submissions,
         scoring_split,
         guard_split,
-        previous_median_norm: service.db.median_norm().await?,
+        previous_median_norms: service.db.median_norms().await?,
     });
     tracing::info!(epoch, submissions = job.submissions.len(), "scoring");
     let scored = scorer.score(service.clone(), job.clone()).await?;

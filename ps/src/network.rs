@@ -21,12 +21,17 @@ pub struct Network {
     pub tensors: Vec<TensorShape>,
     /// Layout of the flat vector of parameters.
     pub layout: Layout,
+    /// The part of it that the tasks of each fragment train.
+    pub fragments: Vec<Layout>,
 }
 
 impl Network {
     /// From a genesis hash and a run.
     pub fn new(genesis: Hash, run_text: String, spec: RunSpec) -> Self {
         let (run_hash, tensors, layout) = (spec.run_hash(), spec.tensors(), Layout::from_spec(&spec));
+        let fragments = (0..spec.task.fragments)
+            .map(|p| layout.fragment(spec.fragment_tensors(p)))
+            .collect();
         Self {
             genesis,
             spec,
@@ -34,7 +39,13 @@ impl Network {
             run_hash,
             tensors,
             layout,
+            fragments,
         }
+    }
+
+    /// Layout of the updates of a slice's task.
+    pub fn task_layout(&self, epoch: u32, slice: u32) -> Option<&Layout> {
+        self.fragments.get(self.spec.fragment_of(epoch, slice) as usize)
     }
 
     /// Epoch of a block.

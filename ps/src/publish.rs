@@ -78,7 +78,7 @@ pub async fn publish(service: &Service, draw: &Draw, job: &Job, scored: Scored) 
     let results = Results {
         row: EpochRow {
             summary: summary.clone(),
-            median_norm_bits: scored.median_norm.map(f32::to_bits),
+            median_norms: scored.median_norms.clone(),
             contributions_root,
             pages: payout_pages.len() as u32,
             entries: manifest.entries.len() as u32,
@@ -172,10 +172,6 @@ async fn manifest(
             Some(delta(epoch, job.base_root, blob, &t.aggregate, 0.0))
         }
     };
-    let median = match scored.median_norm {
-        Some(norm) => Some(norm),
-        None => job.previous_median_norm,
-    };
     let verdicts: BTreeMap<Hex32, _> = scored.verdicts.iter().map(|v| (v.id, v)).collect();
     let submissions: Vec<SubmissionRecord> = job
         .submissions
@@ -214,7 +210,11 @@ async fn manifest(
         tasks: service.db.tasks(epoch).await?,
         submissions,
         refused: service.db.refusals(epoch).await?,
-        median_norm_bits: median.map(f32::to_bits).into_iter().collect(),
+        median_norm_bits: scored
+            .median_norms
+            .iter()
+            .map(|norm| norm.map_or(0, f32::to_bits))
+            .collect(),
         guard_loss_before_nano_nats: nano(mean(guard_before)),
         guard_loss_after_nano_nats: nano(mean(guard_after)),
         guard_standard_error_nano_nats: nano(finite(guard_paired.standard_error)).unsigned_abs(),

@@ -47,8 +47,9 @@ pub struct Job {
     pub scoring_split: Vec<u32>,
     /// Reserve sequences for the guard.
     pub guard_split: Vec<u32>,
-    /// ν of the last round in which something was accepted.
-    pub previous_median_norm: Option<f32>,
+    /// ν_p of the last round in which something of fragment p was accepted; shorter than the run's fragments where that
+    /// never was.
+    pub previous_median_norms: Vec<Option<f32>>,
 }
 
 /// A scored round.
@@ -56,8 +57,8 @@ pub struct Job {
 pub struct Scored {
     /// One for each submission, in ascending order of id.
     pub verdicts: Vec<VerdictBody>,
-    /// ν after the round; none where nothing was accepted.
-    pub median_norm: Option<f32>,
+    /// ν_p after the round, carried over where nothing of fragment p was accepted; none where nothing ever was.
+    pub median_norms: Vec<Option<f32>>,
     /// Losses on the scoring split before the step.
     pub before: Vec<f64>,
     /// Losses on the scoring split after the step.
@@ -85,6 +86,7 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
                 id: submission.receipt.body.id.0,
                 miner: submission.receipt.body.miner.0,
                 proven: submission.proven,
+                fragment: net.spec.fragment_of(job.epoch, submission.slice),
                 update,
             }),
             Err((outcome, detail)) => verdicts.push(refusal(job.epoch, submission.receipt.body.id, outcome, &detail)),
@@ -98,7 +100,7 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
         &job.theta,
         &job.scoring_split,
         &candidates,
-        job.previous_median_norm,
+        &job.previous_median_norms,
         &mut progress,
     )?;
     verdicts.extend(round.decisions.iter().map(|d| verdict(job.epoch, d)));
@@ -115,6 +117,7 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
         .filter_map(|c| {
             Some(Accepted {
                 id: c.id,
+                fragment: c.fragment,
                 update: &c.update,
                 factor: *factors.get(&c.id)?,
             })
@@ -128,6 +131,7 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
             spec: &net.spec,
             tensors: &net.tensors,
             layout: &net.layout,
+            fragments: &net.fragments,
             theta: &job.theta,
             root: job.base_root,
         };
@@ -144,9 +148,13 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
             (Some(made.skipped(&base)), before.clone())
         }
     };
+    let median_norms = (0..)
+        .zip(&round.median_norms)
+        .map(|(p, now)| now.or_else(|| job.previous_median_norms.get(p).copied().flatten()))
+        .collect();
     Ok(Scored {
         verdicts,
-        median_norm: round.median_norm,
+        median_norms,
         before,
         after,
         transition,
@@ -166,7 +174,10 @@ fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Updat
     if blake3::hash(&bytes).as_bytes() != &body.blob.0 {
         return Err(lost("its bytes changed on the server's disk".into()));
     }
-    let update = decode(&net.layout, &net.spec.update, &bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
+    let layout = net
+        .task_layout(job.epoch, submission.slice)
+        .ok_or_else(|| lost(format!("nothing is known of slice {}", submission.slice)))?;
+    let update = decode(layout, &net.spec.update, &bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
     let header = &update.header;
     if header.run_hash != net.run_hash {
         let detail = format!(

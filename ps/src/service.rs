@@ -201,6 +201,7 @@ impl Service {
             base_root: Hex32(round.base_root),
             base_step: round.base_step,
             slice,
+            fragment: net.spec.fragment_of(round.epoch, slice),
             epoch_seed: Hex32(alice_data::epoch_seed(&net.genesis, &net.run_hash, round.epoch)),
             steps: net.spec.inner.steps,
             batch_sequences: net.spec.inner.batch_sequences,

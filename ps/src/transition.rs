@@ -26,6 +26,8 @@ pub enum TransitionError {
 pub struct Accepted<'a> {
     /// Submission.
     pub id: Hash,
+    /// Fragment that its task trained.
+    pub fragment: u32,
     /// Its update.
     pub update: &'a Update,
     /// Factor f_i.
@@ -62,6 +64,8 @@ pub struct Base<'a> {
     pub tensors: &'a [TensorShape],
     /// Layout of the flat vector.
     pub layout: &'a Layout,
+    /// Layouts of the run's fragments.
+    pub fragments: &'a [Layout],
     /// θ(e).
     pub theta: &'a [f32],
     /// Its root.
@@ -79,8 +83,8 @@ pub fn transition(
     let mut accepted = accepted.to_vec();
     accepted.sort_unstable_by_key(|a| a.id);
     let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
-    let updates: Vec<(&Update, f32)> = accepted.iter().map(|a| (a.update, a.factor)).collect();
-    let mean = aggregate::mean(base.layout, &updates);
+    let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, a.update, a.factor)).collect();
+    let mean = aggregate::mean_of_fragments(base.fragments, &updates);
     let seed = aggregate::rounding_seed(&base.root, &ids);
     let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
     // The step is made with what others can read, not with what was there before rounding.

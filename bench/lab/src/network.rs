@@ -70,7 +70,7 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     let mut workers: Vec<Worker> = (0..arm.workers)
         .map(|_| Worker {
             optimizers: groups.iter().map(|_| None).collect(),
-            feedback: groups.iter().map(|_| ErrorFeedback::new(theta.len())).collect(),
+            feedback: groups.iter().map(|_| ErrorFeedback::new(0..theta.len())).collect(),
         })
         .collect();
     let mut velocity = vec![0f32; theta.len()];

@@ -148,6 +148,8 @@ pub struct Task {
     pub base_step: u32,
     /// Number of the slice of the epoch's permutation.
     pub slice: u32,
+    /// Fragment of the model that is trained: (epoch + slice) mod the run's fragments.
+    pub fragment: u32,
     /// Seed of the epoch's permutation of the training sequences.
     pub epoch_seed: Hex32,
     /// Local steps H.
@@ -361,7 +363,8 @@ pub struct EpochManifest {
     pub submissions: Vec<SubmissionRecord>,
     /// Commits refused as late, and those refused before they became submissions, by code.
     pub refused: std::collections::BTreeMap<String, u32>,
-    /// Median norm ν after this round as the bits of an f32, one for each fragment (one for full tasks).
+    /// Median norm ν_p after this round as the bits of an f32, one for each fragment of the run; zero where nothing of the
+    /// fragment was ever accepted.
     pub median_norm_bits: Vec<u32>,
     /// Loss on the guard split before the step, nano-nats per token.
     pub guard_loss_before_nano_nats: i64,

@@ -16,7 +16,9 @@ mod round;
 mod stats;
 
 pub use guard::{GuardResult, HALVINGS_MAX, guarded_step};
-pub use round::{Candidate, Decision, FACTOR_MAX, Outcome, RoundScore, SCORE_CLIP, SCORE_UNIT, score_round};
+pub use round::{
+    Candidate, Decision, FACTOR_MAX, Outcome, RoundScore, SCORE_CLIP, SCORE_UNIT, reference_norm, score_round,
+};
 pub use stats::{Paired, lower_median, paired};
 
 /// A loss could not be computed. Always a fault of the server, never a miner's.

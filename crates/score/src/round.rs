@@ -22,6 +22,8 @@ pub struct Candidate {
     pub miner: [u8; 32],
     /// Whether the key has accepted work in earlier epochs.
     pub proven: bool,
+    /// Fragment of the model that its task trained; 0 where tasks train all of it.
+    pub fragment: u32,
     /// Its decoded update.
     pub update: Update,
 }
@@ -65,16 +67,16 @@ pub struct Decision {
 pub struct RoundScore {
     /// One decision for each candidate, ascending by id.
     pub decisions: Vec<Decision>,
-    /// Lower median norm of the accepted updates; none if none was accepted.
-    pub median_norm: Option<f32>,
+    /// ν_p for each fragment: lower median norm of its accepted updates; none where none was accepted.
+    pub median_norms: Vec<Option<f32>>,
     /// Losses of θ on the scoring split.
     pub losses_before: Vec<f64>,
 }
 
 /// Scores a round: one evaluation of θ and one of each candidate on the same sequences.
 ///
-/// `theta` is θ(e); `scoring_split` holds indices into the reserve; `previous_median_norm` is ν of the last round that
-/// accepted any (none: the candidates' own median). `progress` is called with the number of decided candidates. An
+/// `theta` is θ(e); `scoring_split` holds indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p
+/// of the last round that accepted any (none: the candidates' own median). `progress` is called with the number of decided candidates. An
 /// error means that the server could not evaluate, and that nobody may be blamed: the round has to be repeated.
 pub fn score_round(
     oracle: &mut dyn LossOracle,
@@ -82,7 +84,7 @@ pub fn score_round(
     theta: &[f32],
     scoring_split: &[u32],
     candidates: &[Candidate],
-    previous_median_norm: Option<f32>,
+    previous_median_norms: &[Option<f32>],
     progress: &mut dyn FnMut(usize),
 ) -> Result<RoundScore, OracleError> {
     let losses_before = baseline(oracle, theta, scoring_split)?;
@@ -91,15 +93,17 @@ pub fn score_round(
         .map(|candidate| (candidate, usable_norm(&candidate.update, theta.len())))
         .collect();
     order.sort_by_key(|(candidate, _)| candidate.id);
-    let norms: Vec<f64> = order
-        .iter()
-        .filter_map(|(_, norm)| norm.as_ref().ok())
-        .map(|&norm| norm.into())
+    let references: Vec<f32> = (0..spec.task.fragments)
+        .map(|fragment| {
+            let norms: Vec<f64> = order
+                .iter()
+                .filter(|(candidate, _)| candidate.fragment == fragment)
+                .filter_map(|(_, norm)| norm.as_ref().ok().map(|&norm| norm.into()))
+                .collect();
+            let previous = previous_median_norms.get(fragment as usize).copied().flatten();
+            reference_norm(previous, &norms)
+        })
         .collect();
-    let reference = match previous_median_norm.filter(|norm| norm.is_finite() && *norm > 0.0) {
-        Some(norm) => norm,
-        None => lower_median(&norms).unwrap_or(0.0) as f32,
-    };
     let newcomers: BTreeSet<_> = order
         .iter()
         .filter(|(c, norm)| !c.proven && norm.is_ok())
@@ -108,11 +112,12 @@ pub fn score_round(
     let probe = (spec.score.probe * spec.outer.alpha) as f32;
     let mut point = theta.to_vec();
     let mut measurements = Vec::with_capacity(order.len());
-    let mut evidence: BTreeMap<[u8; 32], Vec<Paired>> = BTreeMap::new();
+    let mut evidence: BTreeMap<[u8; 32], Vec<(u32, Paired)>> = BTreeMap::new();
     for (done, (candidate, norm)) in order.into_iter().enumerate() {
         let measured = match norm {
             Err(reason) => Err(reason),
             Ok(norm) => {
+                let reference = references.get(candidate.fragment as usize).copied().unwrap_or(0.0);
                 let factor = FACTOR_MAX.min(reference / norm);
                 candidate.update.add_scaled(&mut point, -(probe * factor));
                 let losses_after = losses(oracle, &point, scoring_split)?;
@@ -123,7 +128,8 @@ pub fn score_round(
                     standard_error: paired.standard_error / spec.score.probe,
                 };
                 if measured.is_usable() {
-                    evidence.entry(candidate.miner).or_default().push(measured);
+                    let of_key = evidence.entry(candidate.miner).or_default();
+                    of_key.push((candidate.fragment, measured));
                 }
                 Ok((norm, factor, measured))
             }
@@ -132,17 +138,26 @@ pub fn score_round(
         progress(done + 1);
     }
     let mut decisions = Vec::with_capacity(measurements.len());
-    let mut means = Vec::with_capacity(measurements.len());
+    let mut classes = Vec::with_capacity(measurements.len());
     for (candidate, measured) in measurements {
         let of_key = evidence.get(&candidate.miner).map_or(&[][..], Vec::as_slice);
-        let pooled = pooled(of_key);
-        means.push((candidate.miner, mean(of_key)));
+        let of_class: Vec<Paired> = of_key
+            .iter()
+            .filter(|(fragment, _)| *fragment == candidate.fragment)
+            .map(|(_, measured)| *measured)
+            .collect();
+        classes.push(Class {
+            fragment: candidate.fragment,
+            miner: candidate.miner,
+            mean: mean(&of_class),
+        });
         decisions.push(match measured {
             Err(reason) => Decision::degenerate(candidate.id, candidate.update.norm() as f32, reason),
             Ok((norm, factor, measured)) => {
+                let of_key: Vec<Paired> = of_key.iter().map(|(_, measured)| *measured).collect();
                 let gate = Gate {
                     threshold: threshold(spec.score.z, candidate.proven, newcomers.len()),
-                    pooled,
+                    pooled: pooled(&of_key),
                     submissions: of_key.len(),
                     z: spec.score.z,
                 };
@@ -150,13 +165,31 @@ pub fn score_round(
             }
         });
     }
-    pay(&mut decisions, &means);
-    let accepted_norms: Vec<f64> = decisions.iter().filter(|d| d.accepted).map(|d| d.norm.into()).collect();
+    pay(&mut decisions, &classes);
+    let median_norms = (0..spec.task.fragments)
+        .map(|fragment| {
+            let of_fragment = decisions.iter().zip(&classes).filter(|(_, c)| c.fragment == fragment);
+            let norms: Vec<f64> = of_fragment
+                .filter(|(decision, _)| decision.accepted)
+                .map(|(decision, _)| decision.norm.into())
+                .collect();
+            lower_median(&norms).map(|norm| norm as f32)
+        })
+        .collect();
     Ok(RoundScore {
         decisions,
-        median_norm: lower_median(&accepted_norms).map(|norm| norm as f32),
+        median_norms,
         losses_before,
     })
+}
+
+/// ν_p that a fragment's updates are brought to: of the last round that accepted any, otherwise the lower median of the
+/// norms at hand, in which every well-formed update counts.
+pub fn reference_norm(previous: Option<f32>, norms: &[f64]) -> f32 {
+    match previous.filter(|norm| norm.is_finite() && *norm > 0.0) {
+        Some(norm) => norm,
+        None => lower_median(norms).unwrap_or(0.0) as f32,
+    }
 }
 
 /// Norm of an update that can be evaluated, or why it cannot.
@@ -203,21 +236,40 @@ fn mean(of_key: &[Paired]) -> f64 {
     of_key.iter().fold(0.0, |sum, m| sum + m.mean) / of_key.len().max(1) as f64
 }
 
-/// Scores of the accepted: the key's mean improvement relative to the lower median over the keys with accepted work, clipped.
-/// Each key counts once in the median, so that nobody moves it by sending more.
-fn pay(decisions: &mut [Decision], means: &[([u8; 32], f64)]) {
-    let accepted = decisions.iter().zip(means).filter(|(decision, _)| decision.accepted);
-    let of_keys: BTreeMap<[u8; 32], f64> = accepted.map(|(_, of_key)| *of_key).collect();
-    let of_keys: Vec<f64> = of_keys.into_values().collect();
-    let Some(median) = lower_median(&of_keys).filter(|median| *median > 0.0) else {
-        return;
-    };
-    for (decision, (_, mean)) in decisions
+/// What a submission's pay goes by: what its key has done in its class.
+struct Class {
+    fragment: u32,
+    miner: [u8; 32],
+    /// Mean improvement of the key's updates of the fragment.
+    mean: f64,
+}
+
+/// Scores of the accepted: the key's mean improvement in the fragment relative to the lower median over the keys with
+/// accepted work there, clipped. So nobody earns less for the fragment that he was given (docs/decisions/0010). Each key
+/// counts once in the median, so that nobody moves it by sending more.
+fn pay(decisions: &mut [Decision], classes: &[Class]) {
+    let mut of_keys: BTreeMap<u32, BTreeMap<[u8; 32], f64>> = BTreeMap::new();
+    for (_, class) in decisions.iter().zip(classes).filter(|(decision, _)| decision.accepted) {
+        of_keys
+            .entry(class.fragment)
+            .or_default()
+            .insert(class.miner, class.mean);
+    }
+    let medians: BTreeMap<u32, f64> = of_keys
+        .into_iter()
+        .filter_map(|(fragment, means)| {
+            let means: Vec<f64> = means.into_values().collect();
+            Some((fragment, lower_median(&means).filter(|median| *median > 0.0)?))
+        })
+        .collect();
+    for (decision, class) in decisions
         .iter_mut()
-        .zip(means)
+        .zip(classes)
         .filter(|(decision, _)| decision.accepted)
     {
-        decision.score = ((mean / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
+        if let Some(median) = medians.get(&class.fragment) {
+            decision.score = ((class.mean / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
+        }
     }
 }
 

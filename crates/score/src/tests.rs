@@ -233,7 +233,7 @@ fn degenerate_updates_should_never_be_evaluated() {
     candidates.push(candidate(9, true, update(0.1, 0.0, 1.0, 1)));
     let mut oracle = oracle();
     let mut steps = Vec::new();
-    let round = score_round(&mut oracle, &SPEC, &theta(), &split(), &candidates, None, &mut |done| {
+    let round = score_round(&mut oracle, &SPEC, &theta(), &split(), &candidates, &[], &mut |done| {
         steps.push(done)
     })
     .unwrap();
@@ -248,7 +248,7 @@ fn degenerate_updates_should_never_be_evaluated() {
             .all(|d| d.outcome == Outcome::Degenerate && d.score == 0 && !d.accepted)
     );
     assert!(round.decisions[5].accepted);
-    assert_eq!(round.median_norm, Some(round.decisions[5].norm));
+    assert_eq!(round.median_norms[0], Some(round.decisions[5].norm));
 }
 
 #[test]
@@ -258,10 +258,10 @@ fn noise_should_be_refused_mostly() {
         .collect();
     // Around the minimum no direction helps: what the gate sees is noise of the sequences, then curvature.
     let zero = vec![0.0; PARAMETERS];
-    let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &noisy, Some(0.1), &mut |_| ()).unwrap();
+    let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &noisy, &[Some(0.1)], &mut |_| ()).unwrap();
     let accepted = round.decisions.iter().filter(|d| d.accepted).count();
     assert!(accepted <= 2, "{accepted} of 200 newcomers without merit were accepted");
-    assert_eq!(round.median_norm.is_some(), accepted > 0);
+    assert_eq!(round.median_norms[0].is_some(), accepted > 0);
 }
 
 #[test]
@@ -291,13 +291,22 @@ fn newcomers_should_have_to_beat_the_best_of_their_number() {
     let crowd = |proven: bool| -> bool {
         let mut all = vec![candidate(0, proven, weak.clone())];
         all.extend((1..=99).map(|id| candidate(id, false, update(-0.1, 0.0, 1.0, 1))));
-        let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &all, Some(0.01), &mut |_| ()).unwrap();
+        let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &all, &[Some(0.01)], &mut |_| ()).unwrap();
         round.decisions[0].accepted
     };
     assert!(crowd(true));
     assert!(!crowd(false));
     let alone = [candidate(0, false, weak.clone())];
-    let round = score_round(&mut oracle(), &SPEC, &zero, &split(), &alone, Some(0.01), &mut |_| ()).unwrap();
+    let round = score_round(
+        &mut oracle(),
+        &SPEC,
+        &zero,
+        &split(),
+        &alone,
+        &[Some(0.01)],
+        &mut |_| (),
+    )
+    .unwrap();
     assert!(round.decisions[0].accepted, "a single newcomer needs z only");
 }
 
@@ -336,7 +345,7 @@ fn scores_should_be_relative_to_the_lower_median_and_clipped() {
 #[test]
 fn an_empty_round_should_still_have_a_baseline() {
     let round = score(&[], None);
-    assert!(round.decisions.is_empty() && round.median_norm.is_none());
+    assert!(round.decisions.is_empty() && round.median_norms == [None]);
     assert_eq!(round.losses_before.len(), 128);
 }
 
@@ -354,7 +363,7 @@ fn losses_that_are_not_finite_should_refuse_with_a_reason() {
     for after in [f64::NAN, f64::INFINITY] {
         let mut oracle = Scripted(vec![Ok(vec![3.0, 3.1]), Ok(vec![after, 1.0])]);
         let candidates = [candidate(1, true, update(0.1, 0.0, 1.0, 1))];
-        let round = score_round(&mut oracle, &SPEC, &theta(), &[1, 2], &candidates, None, &mut |_| ()).unwrap();
+        let round = score_round(&mut oracle, &SPEC, &theta(), &[1, 2], &candidates, &[], &mut |_| ()).unwrap();
         let decision = &round.decisions[0];
         assert_eq!((decision.outcome, decision.score), (Outcome::NoImprovement, 0));
         assert!(
@@ -495,7 +504,7 @@ proptest! {
             prop_assert!(decision.factor <= 2.0);
             prop_assert_eq!(decision.accepted, decision.outcome == Outcome::Accepted);
         }
-        if let Some(norm) = round.median_norm {
+        if let Some(norm) = round.median_norms[0] {
             prop_assert!(round.decisions.iter().any(|d| d.accepted && d.norm == norm));
         }
     }

@@ -61,12 +61,25 @@ impl RunSpec {
         }
         let first_of = |layer: u64| {
             let prefix = format!("model.layers.{layer}.");
-            all.iter().position(|t| t.name.starts_with(&prefix)).unwrap_or(all.len())
+            all.iter()
+                .position(|t| t.name.starts_with(&prefix))
+                .unwrap_or(all.len())
         };
         let layer = |p: u32| u64::from(p) * u64::from(self.model.layers) / u64::from(count);
         let start = if p == 0 { 0 } else { first_of(layer(p)) };
-        let end = if p + 1 == count { all.len() } else { first_of(layer(p + 1)) };
+        let end = if p + 1 == count {
+            all.len()
+        } else {
+            first_of(layer(p + 1))
+        };
         start..end
+    }
+
+    /// Fragment that the task of a slice trains: (epoch + slice) mod P. It follows from what is public, so nobody chooses
+    /// it, and every fragment has its turn however few miners there are.
+    pub fn fragment_of(&self, epoch: u32, slice: u32) -> u32 {
+        let count = u64::from(self.task.fragments.max(1));
+        ((u64::from(epoch) + u64::from(slice)) % count) as u32
     }
 
     /// Parameters of fragment p.
@@ -105,5 +118,16 @@ mod tests {
             }
             assert!(spec.fragment_tensors(count).is_empty());
         }
+    }
+
+    #[test]
+    fn every_fragment_should_have_its_turn() {
+        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+        assert_eq!(spec.fragment_of(7, 9), 0);
+        spec.task.fragments = 3;
+        // One miner alone, epoch after epoch; three miners in one epoch.
+        assert_eq!([5, 6, 7, 8].map(|epoch| spec.fragment_of(epoch, 0)), [2, 0, 1, 2]);
+        assert_eq!([0, 1, 2].map(|slice| spec.fragment_of(5, slice)), [2, 0, 1]);
+        assert_eq!(spec.fragment_of(u32::MAX, u32::MAX), 0);
     }
 }

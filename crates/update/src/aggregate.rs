@@ -45,6 +45,27 @@ pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
     mean
 }
 
+/// Δ over the whole model: [`mean`] of each fragment over its own updates, so that R_p counts those alone. The fragments
+/// stand in the order of the model and do not overlap; `updates` are in ascending order of id, each with its fragment's
+/// number. Those of a fragment that does not exist are left out.
+pub fn mean_of_fragments(fragments: &[Layout], updates: &[(u32, &Update, f32)]) -> Sparse {
+    let mut all = Sparse::default();
+    for (number, layout) in (0u32..).zip(fragments) {
+        let own: Vec<(&Update, f32)> = updates
+            .iter()
+            .filter(|(fragment, _, _)| *fragment == number)
+            .map(|(_, update, factor)| (*update, *factor))
+            .collect();
+        if own.is_empty() {
+            continue;
+        }
+        let mean = mean(layout, &own);
+        all.indices.extend(mean.indices);
+        all.values.extend(mean.values);
+    }
+    all
+}
+
 /// Seed of the stochastic rounding: nobody can choose it without changing what was accepted.
 ///
 /// `model_root` is the root of θ(e), `accepted_ids` the accepted submissions in ascending order.

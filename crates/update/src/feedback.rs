@@ -279,20 +279,22 @@ pub struct ErrorFeedback {
 }
 
 impl ErrorFeedback {
-    /// A zero residual for a model of `total` parameters.
-    pub fn new(total: usize) -> Self {
+    /// A zero residual for the coordinates `covered` of the model: [`Layout::covered`](crate::Layout::covered) of the
+    /// whole model or of a fragment.
+    pub fn new(covered: Range<usize>) -> Self {
         Self {
-            ledger: Ledger::new(0..total),
-            residual: vec![0.0; total],
+            residual: vec![0.0; covered.len()],
+            ledger: Ledger::new(covered),
         }
     }
 
-    /// The residual, one value for each parameter.
+    /// The residual, one value for each covered coordinate.
     pub fn residual(&self) -> &[f32] {
         &self.residual
     }
 
-    /// d + residual: what to encode. Values of `d` beyond the residual's length are dropped, missing ones are zero.
+    /// d + residual: what to encode. `d` has a value for each covered coordinate; values beyond the residual's length are
+    /// dropped, missing ones are zero.
     pub fn combine(&self, d: &[f32]) -> Vec<f32> {
         let mut sum = d.to_vec();
         sum.resize(self.residual.len(), 0.0);
@@ -308,7 +310,7 @@ impl ErrorFeedback {
         let total = self.residual.len();
         self.residual = combined;
         self.residual.resize(total, 0.0);
-        remainder(0, &mut self.residual, sent, decay);
+        remainder(self.ledger.covered.start, &mut self.residual, sent, decay);
         self.ledger = self.ledger.committed(id, sent, decay);
         self.fold();
     }
@@ -331,7 +333,7 @@ impl ErrorFeedback {
     }
 
     fn fold(&mut self) {
-        self.ledger.fold(0, &mut self.residual);
+        self.ledger.fold(self.ledger.covered.start, &mut self.residual);
         self.ledger.pending.retain(|pending| !pending.returned);
     }
 
@@ -345,9 +347,9 @@ impl ErrorFeedback {
         written.unwrap_or_default()
     }
 
-    /// Reads what [`ErrorFeedback::to_bytes`] wrote for a model of `total` parameters.
-    pub fn from_bytes(bytes: &[u8], total: usize) -> Result<Self, FeedbackError> {
-        let (ledger, rest) = Ledger::split_from(bytes, 0..total)?;
+    /// Reads what [`ErrorFeedback::to_bytes`] wrote for these coordinates.
+    pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
+        let (ledger, rest) = Ledger::split_from(bytes, covered)?;
         let mut reader = ResidualReader::open(Some(rest), ledger.covered(), ledger.generation)?;
         let (mut residual, mut block) = (Vec::new(), Vec::new());
         while reader.next_block(&mut block)?.is_some() {

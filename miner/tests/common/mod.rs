@@ -305,6 +305,7 @@ async fn claim(State(ps): Ps, Json(request): Json<ClaimRequest>) -> Response {
         base_root: ps.root,
         base_step: 0,
         slice: 0,
+        fragment: 0,
         epoch_seed: Hex32(alice_data::epoch_seed(&GENESIS, &run_hash, seen.epoch)),
         steps: ps.spec.inner.steps,
         batch_sequences: ps.spec.inner.batch_sequences,

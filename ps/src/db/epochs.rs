@@ -9,8 +9,8 @@ use alice_primitives::Hash;
 pub struct EpochRow {
     /// Summary.
     pub summary: EpochSummary,
-    /// ν after the round as the bits of an f32; none where nothing was accepted.
-    pub median_norm_bits: Option<u32>,
+    /// ν_p after the round for each fragment; none where nothing of it was ever accepted.
+    pub median_norms: Vec<Option<f32>>,
     /// Root over the payout pages.
     pub contributions_root: Hash,
     /// Payout pages.
@@ -39,8 +39,8 @@ pub struct Results {
     pub reserve_used: Vec<u32>,
 }
 
-type Columns = (String, String, Option<i64>, Option<i64>, Vec<u8>, i64, i64, String);
-const COLUMNS: &str = "SELECT summary, settlement, settled_block, median_norm_bits, contributions_root, pages, entries, total_score FROM epochs";
+type Columns = (String, String, Option<i64>, String, Vec<u8>, i64, i64, String);
+const COLUMNS: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages, entries, total_score FROM epochs";
 
 impl Db {
     /// Stores an epoch's results. Storing them again changes nothing: the first decision stays.
@@ -50,13 +50,13 @@ impl Db {
         let epoch = summary.epoch;
         let mut tx = self.pool.begin().await?;
         let inserted = sqlx::query(
-            "INSERT INTO epochs (epoch, manifest_hash, model_root, median_norm_bits, summary, contributions_root, pages,
+            "INSERT INTO epochs (epoch, manifest_hash, model_root, median_norms, summary, contributions_root, pages,
              entries, total_score, settlement) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(epoch)
         .bind(&summary.manifest_hash.0[..])
         .bind(&summary.model_root.0[..])
-        .bind(row.median_norm_bits)
+        .bind(to_json("norms", &row.median_norms)?)
         .bind(to_json("a summary", summary)?)
         .bind(&row.contributions_root[..])
         .bind(row.pages)
@@ -135,14 +135,12 @@ impl Db {
         Ok(row)
     }
 
-    /// ν of the last round in which something was accepted.
-    pub async fn median_norm(&self) -> Result<Option<f32>, DbError> {
-        let bits: Option<i64> = sqlx::query_scalar(
-            "SELECT median_norm_bits FROM epochs WHERE median_norm_bits IS NOT NULL ORDER BY epoch DESC LIMIT 1",
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        bits.map(|bits| Ok(f32::from_bits(number("a norm", bits)?))).transpose()
+    /// ν_p of each fragment after the newest scored epoch; empty before the first.
+    pub async fn median_norms(&self) -> Result<Vec<Option<f32>>, DbError> {
+        let norms: Option<String> = sqlx::query_scalar("SELECT median_norms FROM epochs ORDER BY epoch DESC LIMIT 1")
+            .fetch_optional(&self.pool)
+            .await?;
+        norms.map_or(Ok(Vec::new()), |norms| from_json("norms", &norms))
     }
 
     /// Epochs that the chain has not settled.
@@ -204,13 +202,13 @@ pub(super) async fn store_verdicts(tx: &mut sqlx::SqliteConnection, verdicts: &[
 }
 
 fn epoch_row(row: Columns) -> Result<EpochRow, DbError> {
-    let (summary, settlement, block, norm, root, pages, entries, total) = row;
+    let (summary, settlement, block, norms, root, pages, entries, total) = row;
     let mut summary: EpochSummary = from_json("a summary", &summary)?;
     summary.settlement = settlement;
     summary.settled_block = block.map(|b| number("a block", b)).transpose()?;
     Ok(EpochRow {
         summary,
-        median_norm_bits: norm.map(|n| number("a norm", n)).transpose()?,
+        median_norms: from_json("norms", &norms)?,
         contributions_root: hash("a contributions root", root)?,
         pages: number("a number of pages", pages)?,
         entries: number("a number of entries", entries)?,

@@ -25,7 +25,7 @@ use std::{path::Path, time::Duration};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Version of the schema, in SQLite's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Connections that read at the same time.
 const CONNECTIONS_MAX: u32 = 8;
@@ -81,7 +81,8 @@ impl Db {
         match found {
             0 => {
                 sqlx::raw_sql(SCHEMA).execute(&mut *tx).await?;
-                sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *tx).await?;
+                let version = format!("PRAGMA user_version = {SCHEMA_VERSION}");
+                sqlx::raw_sql(&version).execute(&mut *tx).await?;
             }
             SCHEMA_VERSION => {}
             found => return Err(DbError::Version { found }),

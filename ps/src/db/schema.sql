@@ -77,7 +77,7 @@ CREATE TABLE epochs (
     epoch INTEGER PRIMARY KEY,
     manifest_hash BLOB NOT NULL,
     model_root BLOB NOT NULL,
-    median_norm_bits INTEGER,
+    median_norms TEXT NOT NULL,
     summary TEXT NOT NULL,
     contributions_root BLOB NOT NULL,
     pages INTEGER NOT NULL,

@@ -34,6 +34,8 @@ pub struct Collected {
     pub receipt: Receipt,
     /// Whether its key has accepted work in an earlier round.
     pub proven: bool,
+    /// Slice of its task.
+    pub slice: u32,
     /// Where its bytes are.
     pub file: PathBuf,
 }
@@ -158,18 +160,23 @@ impl Db {
 
     /// Submissions of an epoch in ascending order of id.
     pub async fn collected(&self, epoch: u32, file: impl Fn(&Hex32) -> PathBuf) -> Result<Vec<Collected>, DbError> {
-        let rows: Vec<(String, bool)> = sqlx::query_as(
-            "SELECT receipt, EXISTS (SELECT 1 FROM submissions AS old WHERE old.miner = s.miner AND old.epoch < s.epoch
+        let rows: Vec<(String, i64, bool)> = sqlx::query_as(
+            "SELECT receipt, (SELECT slice FROM tasks WHERE tasks.task_id = s.task_id), EXISTS (SELECT 1 FROM submissions AS old WHERE old.miner = s.miner AND old.epoch < s.epoch
              AND old.accepted = 1) FROM submissions AS s WHERE epoch = ? ORDER BY id",
         )
         .bind(epoch)
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter()
-            .map(|(receipt, proven)| {
+            .map(|(receipt, slice, proven)| {
                 let receipt: Receipt = from_json("a receipt", &receipt)?;
                 let file = file(&receipt.body.id);
-                Ok(Collected { receipt, proven, file })
+                Ok(Collected {
+                    receipt,
+                    proven,
+                    slice: number("a slice", slice)?,
+                    file,
+                })
             })
             .collect()
     }

@@ -14,7 +14,7 @@ fn sent_of(combined: &[f32]) -> Update {
 #[test]
 fn sent_and_residual_should_make_the_combined() {
     let total = layout().total();
-    let mut feedback = ErrorFeedback::new(total);
+    let mut feedback = ErrorFeedback::new(0..total);
     let combined = feedback.combine(&values(total, 1, 0.01));
     assert_eq!(combined, values(total, 1, 0.01));
     let sent = sent_of(&combined);
@@ -32,7 +32,7 @@ fn verdicts_should_settle_or_put_back() {
     let total = layout().total();
     let combined = values(total, 2, 0.01);
     let sent = sent_of(&combined);
-    let mut feedback = ErrorFeedback::new(total);
+    let mut feedback = ErrorFeedback::new(0..total);
     feedback.commit([1; 32], combined.clone(), &sent, 0.5);
     let after_commit = feedback.residual().to_vec();
     let mut other = feedback.clone();
@@ -60,7 +60,7 @@ fn pending_should_decay_with_the_residual_and_be_bounded() {
         indices: vec![0],
         values: vec![value],
     };
-    let mut feedback = ErrorFeedback::new(2);
+    let mut feedback = ErrorFeedback::new(0..2);
     feedback.commit([1; 32], vec![8.0, 4.0], &update(8.0), 0.5);
     let combined = feedback.combine(&[0.0, 0.0]);
     assert_eq!(combined, [0.0, 2.0]);
@@ -68,7 +68,7 @@ fn pending_should_decay_with_the_residual_and_be_bounded() {
     feedback.refused([1; 32]);
     assert_eq!(feedback.residual(), [2.0, 1.0]);
 
-    let mut feedback = ErrorFeedback::new(1);
+    let mut feedback = ErrorFeedback::new(0..1);
     for n in 0..=PENDING_MAX as u8 {
         feedback.commit([n; 32], vec![0.0], &update(-1.0), 1.0);
     }
@@ -78,7 +78,7 @@ fn pending_should_decay_with_the_residual_and_be_bounded() {
 
 #[test]
 fn values_that_are_not_finite_should_not_stay() {
-    let mut feedback = ErrorFeedback::new(3);
+    let mut feedback = ErrorFeedback::new(0..3);
     feedback.commit([1; 32], vec![f32::NAN, f32::INFINITY, 1.0], &Update::default(), 0.5);
     assert_eq!(feedback.residual(), [0.0, 0.0, 0.5]);
 }
@@ -86,16 +86,16 @@ fn values_that_are_not_finite_should_not_stay() {
 #[test]
 fn stored_state_should_come_back_or_say_why_not() {
     let total = layout().total();
-    let mut feedback = ErrorFeedback::new(total);
+    let mut feedback = ErrorFeedback::new(0..total);
     for n in 0..3u8 {
         let combined = feedback.combine(&values(total, n.into(), 0.01));
         let sent = sent_of(&combined);
         feedback.commit([n; 32], combined, &sent, 0.95);
     }
     let bytes = feedback.to_bytes();
-    assert_eq!(ErrorFeedback::from_bytes(&bytes, total), Ok(feedback));
+    assert_eq!(ErrorFeedback::from_bytes(&bytes, 0..total), Ok(feedback));
     assert_eq!(
-        ErrorFeedback::from_bytes(&bytes, total + 1),
+        ErrorFeedback::from_bytes(&bytes, 0..total + 1),
         Err(FeedbackError::Length {
             expected: 0..total as u64 + 1,
             found: 0..total as u64
@@ -103,14 +103,14 @@ fn stored_state_should_come_back_or_say_why_not() {
     );
     for cut in [0, 10, 31, 32, 40, bytes.len() - 1] {
         assert!(matches!(
-            ErrorFeedback::from_bytes(&bytes[..cut], total),
+            ErrorFeedback::from_bytes(&bytes[..cut], 0..total),
             Err(FeedbackError::Damaged(_))
         ));
     }
     let mut flipped = bytes.clone();
     flipped[100] ^= 1;
     assert!(matches!(
-        ErrorFeedback::from_bytes(&flipped, total),
+        ErrorFeedback::from_bytes(&flipped, 0..total),
         Err(FeedbackError::Damaged(_))
     ));
 }
@@ -120,7 +120,7 @@ fn a_constant_gradient_should_be_sent_completely_over_time() {
     // With a residual that does not decay, what was sent over many rounds approaches rounds · d in every coordinate.
     let total = layout().total();
     let d = values(total, 6, 0.01);
-    let mut feedback = ErrorFeedback::new(total);
+    let mut feedback = ErrorFeedback::new(0..total);
     let mut arrived = vec![0.0f32; total];
     let rounds = 200;
     for round in 0..rounds {
@@ -205,7 +205,7 @@ const LONG: usize = RESIDUAL_BLOCK + 1000;
 #[test]
 fn the_stream_should_be_the_memorys_bit_for_bit() {
     let mut disk = Disk::new(0..LONG, Precision::F32);
-    let mut memory = ErrorFeedback::new(LONG);
+    let mut memory = ErrorFeedback::new(0..LONG);
     let layout = Layout::new(&[1000, LONG as u64 - 1000], 4096);
     let mut spec = spec(2, 64, 9000);
     spec.chunk = 4096;
@@ -389,11 +389,11 @@ fn a_residual_should_have_its_length() {
 proptest! {
     #[test]
     fn random_bytes_should_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(ErrorFeedback::from_bytes(&bytes, 10).is_err());
+        prop_assert!(ErrorFeedback::from_bytes(&bytes, 0..10).is_err());
         let mut signed = [b"ALF2".as_slice(), &0u64.to_le_bytes(), &10u64.to_le_bytes(), &bytes].concat();
         let checksum = alice_primitives::tagged_hash("alice/feedback/v2", &[&signed]);
         signed.extend_from_slice(&checksum);
-        let _ = ErrorFeedback::from_bytes(&signed, 10);
+        let _ = ErrorFeedback::from_bytes(&signed, 0..10);
         let _ = Ledger::from_bytes(&signed, 0..10);
     }
 }
