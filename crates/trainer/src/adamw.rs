@@ -134,7 +134,7 @@ impl<'a> AdamW<'a> {
     }
 }
 
-fn part_of(device: Device) -> i64 {
+pub(crate) fn part_of(device: Device) -> i64 {
     match device {
         Device::Cpu => PART_CPU,
         _ => PART_DEVICE,
