@@ -111,7 +111,11 @@ impl Fit {
     /// Plans tasks of a fragment (none: of any of the run's).
     pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
         let memory = self.memory.or_else(|| free_memory(device));
-        let reserve = if device == Device::Cpu { host_bytes(spec, fragment) } else { DEVICE_RESERVE };
+        let reserve = if device == Device::Cpu {
+            host_bytes(spec, fragment)
+        } else {
+            DEVICE_RESERVE
+        };
         let usable = memory.map(|bytes| bytes.saturating_sub(reserve));
         let rows = self.candidates(device).map(|options| {
             let micro_batch = usable.map_or(
@@ -147,13 +151,11 @@ impl Fit {
             (None, _) => vec![Precision::Bf16, Precision::F32],
         };
         let all = precisions.into_iter().flat_map(plan::combinations);
-        all.filter(|o| {
-            self.moments.is_none_or(|m| m == o.moments) && self.checkpoint.is_none_or(|c| c == o.checkpoint)
-        })
-        .map(|options| Options {
-            micro_batch: self.micro_batch,
-            ..options
-        })
+        all.filter(|o| self.moments.is_none_or(|m| m == o.moments) && self.checkpoint.is_none_or(|c| c == o.checkpoint))
+            .map(|options| Options {
+                micro_batch: self.micro_batch,
+                ..options
+            })
     }
 }
 
@@ -170,9 +172,11 @@ impl Plan {
 
     /// What is chosen and how much room it leaves, or why nothing is and what would fit; one line.
     pub fn summary(&self) -> String {
-        let room = self.usable.map_or("memory unknown: give --device-memory".into(), |bytes| {
-            format!("{} usable", gib(bytes))
-        });
+        let room = self
+            .usable
+            .map_or("memory unknown: give --device-memory".into(), |bytes| {
+                format!("{} usable", gib(bytes))
+            });
         match (self.chosen(), self.smallest()) {
             (Some(row), _) => format!("{}: {} of memory ({room})", words(&row.options), gib(row.need.total())),
             (None, Some(row)) => {
@@ -207,7 +211,9 @@ impl Plan {
 
 /// Options as words.
 pub fn words(options: &Options) -> String {
-    let batch = options.micro_batch.map_or(String::new(), |n| format!(", micro-batch {n}"));
+    let batch = options
+        .micro_batch
+        .map_or(String::new(), |n| format!(", micro-batch {n}"));
     let checkpoint = if options.checkpoint { ", checkpointing" } else { "" };
     format!(
         "{}, {} moments{checkpoint}{batch}",
@@ -219,7 +225,9 @@ pub fn words(options: &Options) -> String {
 /// Options as flags.
 pub fn flags(options: &Options) -> String {
     let checkpoint = if options.checkpoint { "on" } else { "off" };
-    let batch = options.micro_batch.map_or(String::new(), |n| format!(" --micro-batch {n}"));
+    let batch = options
+        .micro_batch
+        .map_or(String::new(), |n| format!(" --micro-batch {n}"));
     format!(
         "--precision {} --moments {} --checkpoint {checkpoint}{batch}",
         precision_word(options.precision),
@@ -289,7 +297,9 @@ pub fn parse_size(text: &str) -> Result<u64, MinerError> {
         ("B", 1),
     ];
     let upper = text.trim().to_ascii_uppercase();
-    let unit = UNITS.iter().find_map(|(unit, size)| Some((upper.strip_suffix(unit)?, *size)));
+    let unit = UNITS
+        .iter()
+        .find_map(|(unit, size)| Some((upper.strip_suffix(unit)?, *size)));
     let (number, size) = unit.unwrap_or((upper.as_str(), 1));
     let bytes = number.trim().parse::<f64>().ok().map(|n| n * size as f64);
     match bytes {
@@ -335,13 +345,22 @@ mod tests {
         let of = |memory, device| fit(memory, |_| ()).plan(&spec, None, device);
         let chosen = |memory| of(memory, Device::Cuda(0)).chosen().map(|row| row.options);
         let frugal = chosen("24GiB").unwrap();
-        assert_eq!((frugal.precision, frugal.moments, frugal.checkpoint), (Precision::Bf16, Moments::Bits8, true));
+        assert_eq!(
+            (frugal.precision, frugal.moments, frugal.checkpoint),
+            (Precision::Bf16, Moments::Bits8, true)
+        );
         let roomy = chosen("80GiB").unwrap();
-        assert_eq!((roomy.precision, roomy.moments, roomy.checkpoint), (Precision::Bf16, Moments::F32, false));
+        assert_eq!(
+            (roomy.precision, roomy.moments, roomy.checkpoint),
+            (Precision::Bf16, Moments::F32, false)
+        );
         assert!(roomy.micro_batch >= Some(1));
         assert_eq!(chosen("12GiB"), None);
         let summary = of("12GiB", Device::Cuda(0)).summary();
-        assert!(summary.contains("nothing fits") && summary.contains("24 GiB would do"), "{summary}");
+        assert!(
+            summary.contains("nothing fits") && summary.contains("24 GiB would do"),
+            "{summary}"
+        );
         // The CPU keeps f32 where it can.
         let cpu = of("200GiB", Device::Cpu).chosen().unwrap().options;
         assert_eq!(cpu.precision, Precision::F32);
@@ -359,9 +378,15 @@ mod tests {
         let plan = said.plan(&spec, Some(0), Device::Cpu);
         assert_eq!(plan.rows.len(), 1);
         let options = plan.chosen().unwrap().options;
-        assert_eq!(flags(&options), "--precision bf16 --moments 8bit --checkpoint on --micro-batch 3");
+        assert_eq!(
+            flags(&options),
+            "--precision bf16 --moments 8bit --checkpoint on --micro-batch 3"
+        );
         for (key, change) in [
-            ("precision", &(|a: &mut FitArgs| a.precision = Some("f16".into())) as &dyn Fn(&mut FitArgs)),
+            (
+                "precision",
+                &(|a: &mut FitArgs| a.precision = Some("f16".into())) as &dyn Fn(&mut FitArgs),
+            ),
             ("moments", &|a| a.moments = Some("4bit".into())),
             ("checkpoint", &|a| a.checkpoint = Some("yes".into())),
             ("micro_batch", &|a| a.micro_batch = Some(0)),

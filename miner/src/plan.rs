@@ -112,9 +112,17 @@ fn table(spec: &RunSpec, plan: &Plan, device: Device) -> String {
     let mut text = String::new();
     let which = match plan.fragment {
         Some(_) if spec.task.fragments == 1 => "all of them learn".into(),
-        Some(p) => format!("fragment {p} of {} learns, {}", spec.task.fragments, learning(spec, Some(p))),
+        Some(p) => format!(
+            "fragment {p} of {} learns, {}",
+            spec.task.fragments,
+            learning(spec, Some(p))
+        ),
         None if spec.task.fragments == 1 => "all of them learn".into(),
-        None => format!("one of {} fragments learns, up to {}", spec.task.fragments, learning(spec, None)),
+        None => format!(
+            "one of {} fragments learns, up to {}",
+            spec.task.fragments,
+            learning(spec, None)
+        ),
     };
     // Writing to a String cannot fail.
     let _ = writeln!(text, "run {}: {} parameters, {which}", spec.name, spec.parameters());
@@ -126,7 +134,11 @@ fn table(spec: &RunSpec, plan: &Plan, device: Device) -> String {
         device::name(device)
     );
     let heads = ["weights", "gradients", "moments", "copies", "activations", "working"];
-    let _ = write!(text, "{:<9} {:<7} {:<10} {:>5}", "precision", "moments", "checkpoint", "micro");
+    let _ = write!(
+        text,
+        "{:<9} {:<7} {:<10} {:>5}",
+        "precision", "moments", "checkpoint", "micro"
+    );
     heads.iter().for_each(|head| {
         let _ = write!(text, " {head:>11}");
     });
@@ -221,10 +233,16 @@ mod tests {
         let spec = read_run("genesis-7b").unwrap();
         let fit = |memory: &str| Fit::new(&args("genesis-7b", "auto", memory).fit).unwrap();
         let text = table(&spec, &fit("24GiB").plan(&spec, None, Device::Cuda(0)), Device::Cuda(0));
-        assert!(text.contains("6738415616 parameters, one of 8 fragments learns"), "{text}");
+        assert!(
+            text.contains("6738415616 parameters, one of 8 fragments learns"),
+            "{text}"
+        );
         assert_eq!(text.matches(" fits").count(), 1, "{text}");
         assert_eq!(text.matches("too large").count(), 7, "{text}");
-        assert!(text.contains("chosen: --precision bf16 --moments 8bit --checkpoint on --micro-batch"), "{text}");
+        assert!(
+            text.contains("chosen: --precision bf16 --moments 8bit --checkpoint on --micro-batch"),
+            "{text}"
+        );
         let unknown = Fit::new(&FitArgs::default()).unwrap().plan(&spec, None, Device::Mps);
         let text = table(&spec, &unknown, Device::Mps);
         assert!(text.contains("give --device-memory"), "{text}");

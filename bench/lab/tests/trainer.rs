@@ -16,6 +16,9 @@ fn planned_memory_should_agree_with_the_measured_peak() {
         let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         let number = |key: &str| line[key].as_f64().unwrap();
         let ratio = number("planned") / number("measured");
-        assert!((0.9..=1.1).contains(&ratio), "{fragments} fragments, checkpoint {checkpoint}: {line}");
+        assert!(
+            (0.9..=1.1).contains(&ratio),
+            "{fragments} fragments, checkpoint {checkpoint}: {line}"
+        );
     }
 }

@@ -179,7 +179,7 @@ impl Rule {
         if self.decay != 0.0 {
             let _ = theta.f_mul_scalar_(1.0 - self.decay)?;
         }
-        theta.f_addcdiv_(m, &denominator)?;
+        let _ = theta.f_addcdiv_(m, &denominator)?;
         Ok(())
     }
 }

@@ -54,7 +54,9 @@ impl Need {
             activations,
             working,
         } = self;
-        [weights, gradients, moments, copies, activations, working].into_iter().sum()
+        [weights, gradients, moments, copies, activations, working]
+            .into_iter()
+            .sum()
     }
 }
 
@@ -109,7 +111,11 @@ pub fn need(spec: &RunSpec, fragment: u32, options: Options) -> Need {
         ..Need::default()
     };
     let passes = if options.checkpoint {
-        [shape.head_of_checkpointed(), shape.block_of_checkpointed(), shape.embedding()]
+        [
+            shape.head_of_checkpointed(),
+            shape.block_of_checkpointed(),
+            shape.embedding(),
+        ]
     } else {
         [shape.head(), shape.last_block(), shape.embedding()]
     };
@@ -237,7 +243,11 @@ impl Shape {
     /// Copies that the whole graph keeps: of every matrix that learns except the embedding, which is gathered first.
     fn copies(&self) -> u64 {
         let head = if self.head_learns { self.vocab * self.hidden } else { 0 };
-        if self.bf16() { 2 * (self.blocks * self.block + head) } else { 0 }
+        if self.bf16() {
+            2 * (self.blocks * self.block + head)
+        } else {
+            0
+        }
     }
 
     /// Inputs of the blocks from the first that learns on, and of the head.
@@ -247,7 +257,11 @@ impl Shape {
 
     fn head_of_checkpointed(&self) -> Pass {
         Pass {
-            copies: if self.bf16() && self.head_learns { 2 * self.vocab * self.hidden } else { 0 },
+            copies: if self.bf16() && self.head_learns {
+                2 * self.vocab * self.hidden
+            } else {
+                0
+            },
             activations: self.inputs(),
             working: self.logits(),
         }
@@ -262,12 +276,20 @@ impl Shape {
         };
         let last = of(learns, self.blocks + self.behind);
         let last_that_learns = of(true, self.blocks);
-        if last.total() > last_that_learns.total() { last } else { last_that_learns }
+        if last.total() > last_that_learns.total() {
+            last
+        } else {
+            last_that_learns
+        }
     }
 
     /// The gradient of the embedding is made whole before it is added to the others.
     fn embedding(&self) -> Pass {
-        let working = if self.embedding_learns { 4 * self.vocab * self.hidden + 2 * self.stream() } else { 0 };
+        let working = if self.embedding_learns {
+            4 * self.vocab * self.hidden + 2 * self.stream()
+        } else {
+            0
+        };
         Pass {
             working,
             ..Pass::default()

@@ -25,7 +25,11 @@ impl OptionArgs {
         Options {
             micro_batch,
             precision: if self.bf16 { Precision::Bf16 } else { Precision::F32 },
-            moments: if self.moments_8bit { Moments::Bits8 } else { Moments::F32 },
+            moments: if self.moments_8bit {
+                Moments::Bits8
+            } else {
+                Moments::F32
+            },
             checkpoint: self.checkpoint,
         }
     }

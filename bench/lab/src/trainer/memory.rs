@@ -49,7 +49,9 @@ pub fn run(args: &Args) -> Result<()> {
         return child(args);
     }
     if !args.json {
-        println!("| model | learns | precision | moments | checkpointing | planned, MiB | measured, MiB | planned / measured |");
+        println!(
+            "| model | learns | precision | moments | checkpointing | planned, MiB | measured, MiB | planned / measured |"
+        );
         println!("|---|---|---|---|---|---|---|---|");
     }
     for model in &args.model {
@@ -83,8 +85,18 @@ fn combinations(args: &Args) -> Vec<OptionArgs> {
 fn print_one(args: &Args, model: &str, fragments: u32, options: &OptionArgs) -> Result<()> {
     let output = Command::new(std::env::current_exe()?)
         .args(["memory", "--child", "--model", model])
-        .args(["--fragments", &fragments.to_string(), "--fragment", &args.fragment.to_string()])
-        .args(["--micro-batch", &args.micro_batch.to_string(), "--threads", &args.threads.to_string()])
+        .args([
+            "--fragments",
+            &fragments.to_string(),
+            "--fragment",
+            &args.fragment.to_string(),
+        ])
+        .args([
+            "--micro-batch",
+            &args.micro_batch.to_string(),
+            "--threads",
+            &args.threads.to_string(),
+        ])
         .args(options.flags())
         .output()?;
     ensure!(
@@ -102,7 +114,11 @@ fn print_one(args: &Args, model: &str, fragments: u32, options: &OptionArgs) -> 
     println!(
         "| {:.1} M | {} | {} | {} | {} | {:.0} | {:.0} | {:.3} |",
         number("parameters") / 1e6,
-        if fragments == 1 { "all".into() } else { format!("{:.1} M", number("learning") / 1e6) },
+        if fragments == 1 {
+            "all".into()
+        } else {
+            format!("{:.1} M", number("learning") / 1e6)
+        },
         if options.bf16 { "bf16" } else { "f32" },
         if options.moments_8bit { "8-bit" } else { "f32" },
         if options.checkpoint { "on" } else { "off" },

@@ -39,8 +39,14 @@ pub fn run(args: &Args) -> Result<()> {
     spec.inner.batch_sequences = args.batch;
     spec.inner.warmup_steps = 1;
     spec.validate()?;
-    let theta: Vec<f32> = words::<4>(&args.theta)?.iter().map(|w| f32::from_le_bytes(*w)).collect();
-    let tokens: Vec<u16> = words::<2>(&args.tokens)?.iter().map(|w| u16::from_le_bytes(*w)).collect();
+    let theta: Vec<f32> = words::<4>(&args.theta)?
+        .iter()
+        .map(|w| f32::from_le_bytes(*w))
+        .collect();
+    let tokens: Vec<u16> = words::<2>(&args.tokens)?
+        .iter()
+        .map(|w| u16::from_le_bytes(*w))
+        .collect();
     ensure!(
         tokens.len() as u64 == spec.task_sequences() * u64::from(spec.model.context),
         "{} has {} tokens, a task has {} sequences of {}",
@@ -49,7 +55,10 @@ pub fn run(args: &Args) -> Result<()> {
         spec.task_sequences(),
         spec.model.context
     );
-    let sequences: Vec<Vec<u16>> = tokens.chunks(spec.model.context as usize).map(<[u16]>::to_vec).collect();
+    let sequences: Vec<Vec<u16>> = tokens
+        .chunks(spec.model.context as usize)
+        .map(<[u16]>::to_vec)
+        .collect();
     alice_model::set_threads(args.threads);
     let task = Task {
         spec: &spec,
@@ -64,7 +73,10 @@ pub fn run(args: &Args) -> Result<()> {
         before = Instant::now();
         ControlFlow::Continue(())
     })?;
-    println!("{}", json!({ "losses": losses, "seconds": seconds, "inner": spec.inner }));
+    println!(
+        "{}",
+        json!({ "losses": losses, "seconds": seconds, "inner": spec.inner })
+    );
     Ok(())
 }
 

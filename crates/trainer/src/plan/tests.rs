@@ -23,7 +23,10 @@ fn the_state_should_be_counted_by_parameter() {
     let learning = spec.fragment_parameters(3);
     assert_eq!(learning, 4 * 202_383_360);
     assert_eq!(plain.weights, 4 * spec.parameters());
-    assert_eq!((plain.gradients, plain.moments, plain.copies), (4 * learning, 8 * learning, 0));
+    assert_eq!(
+        (plain.gradients, plain.moments, plain.copies),
+        (4 * learning, 8 * learning, 0)
+    );
     let small = need(&spec, 3, options(Precision::Bf16, Moments::Bits8, true));
     assert_eq!(small.weights, 4 * learning + 2 * (spec.parameters() - learning));
     assert_eq!(small.moments, 2 * learning + learning / 32);
@@ -38,11 +41,17 @@ fn every_saving_option_should_save() {
             for fragment in 0..fragments {
                 let total = |options| need(&spec, fragment, options).total();
                 let plain = options(Precision::F32, Moments::F32, false);
-                let two = Options { micro_batch: Some(2), ..plain };
+                let two = Options {
+                    micro_batch: Some(2),
+                    ..plain
+                };
                 assert!(total(plain) < total(two));
                 assert!(total(options(Precision::F32, Moments::F32, true)) < total(plain));
                 assert!(total(options(Precision::F32, Moments::Bits8, false)) < total(plain));
-                assert!(total(options(Precision::Bf16, Moments::F32, true)) < total(options(Precision::F32, Moments::F32, true)));
+                assert!(
+                    total(options(Precision::Bf16, Moments::F32, true))
+                        < total(options(Precision::F32, Moments::F32, true))
+                );
             }
         }
     }
@@ -68,7 +77,13 @@ fn genesis_should_fit_24_gib_as_fragments_only() {
         let all = [Precision::F32, Precision::Bf16].into_iter().flat_map(combinations);
         all.filter(|o| micro_batch(spec, None, *o, bytes).is_some()).collect()
     };
-    assert_eq!(fits(&spec), [Options { micro_batch: None, ..options(Precision::Bf16, Moments::Bits8, true) }]);
+    assert_eq!(
+        fits(&spec),
+        [Options {
+            micro_batch: None,
+            ..options(Precision::Bf16, Moments::Bits8, true)
+        }]
+    );
     spec.task.fragments = 1;
     assert_eq!(fits(&spec), []);
 }
@@ -77,11 +92,35 @@ fn genesis_should_fit_24_gib_as_fragments_only() {
 fn the_micro_batch_should_be_the_largest_that_fits() {
     let spec = spec("small");
     let options = options(Precision::F32, Moments::F32, false);
-    let bytes_of = |size| need(&spec, 0, Options { micro_batch: Some(size), ..options }).total();
-    let any = Options { micro_batch: None, ..options };
+    let bytes_of = |size| {
+        need(
+            &spec,
+            0,
+            Options {
+                micro_batch: Some(size),
+                ..options
+            },
+        )
+        .total()
+    };
+    let any = Options {
+        micro_batch: None,
+        ..options
+    };
     assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16)), Some(16));
     assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16) - 1), Some(8));
     assert_eq!(micro_batch(&spec, None, any, bytes_of(1)), Some(1));
     assert_eq!(micro_batch(&spec, None, any, bytes_of(1) - 1), None);
-    assert_eq!(micro_batch(&spec, Some(0), Options { micro_batch: Some(3), ..options }, u64::MAX), Some(3));
+    assert_eq!(
+        micro_batch(
+            &spec,
+            Some(0),
+            Options {
+                micro_batch: Some(3),
+                ..options
+            },
+            u64::MAX
+        ),
+        Some(3)
+    );
 }
