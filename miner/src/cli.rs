@@ -1,5 +1,6 @@
 //! Command line.
 
+use crate::{fit::FitArgs, plan::PlanArgs};
 use alice_api::Hex32;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -26,6 +27,9 @@ pub struct Cli {
 pub enum Command {
     /// Mine (the same as no command at all)
     Run(RunArgs),
+    /// Say what memory a run's tasks need, and with which options they fit
+    #[command(after_help = "example: alice-miner plan --run genesis-7b --device-memory 24GiB")]
+    Plan(PlanArgs),
     /// List the devices that could train
     Devices {
         /// As JSON.
@@ -117,6 +121,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "HEX")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ps_key: Option<Hex32>,
+    /// How tasks are made to fit the device.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub fit: FitArgs,
     /// Stop after work in so many epochs, once it is scored
     #[arg(long, value_name = "N", conflicts_with = "once")]
     #[serde(skip)]

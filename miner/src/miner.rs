@@ -19,6 +19,7 @@ use crate::{
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
+use alice_trainer::Options;
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -277,6 +278,12 @@ impl Miner {
             ),
             json!({ "run": run.spec.name, "run_hash": run.hash, "parameters": parameters, "genesis_hash": run.genesis }),
         );
+        let plan = self.settings.fit.plan(&run.spec, None, self.device);
+        if plan.chosen().is_none() {
+            return Err(MinerError::DoesNotFit(plan.summary()));
+        }
+        self.reporter
+            .event("plan", &format!("plan: {}", plan.summary()), plan.json());
         self.run = Some(run);
         Ok(())
     }
@@ -343,12 +350,20 @@ impl Miner {
             &text,
             json!({ "epoch": task.epoch, "slice": task.slice, "task_id": task.task_id }),
         );
-        let (device, micro_batch) = (self.device, self.micro_batch);
+        let plan = self.settings.fit.plan(&run.spec, Some(task.fragment), self.device);
+        let Some(plan) = plan.chosen() else {
+            run.journal.clear()?;
+            return Err(MinerError::DoesNotFit(plan.summary()));
+        };
         let job = work::Job {
             spec: run.spec.clone(),
-            device,
+            device: self.device,
             theta,
-            micro_batch,
+            options: Options {
+                // What turned out not to fit is not tried again.
+                micro_batch: plan.options.micro_batch.into_iter().chain(self.micro_batch).min(),
+                ..plan.options
+            },
             sequences,
         };
         let mut desk = PayDesk {

@@ -3,6 +3,7 @@
 use crate::{
     MinerError,
     cli::{PlaceArgs, RunArgs},
+    fit::{Fit, FitArgs},
 };
 use alice_api::{Client, Hex32, ss58};
 use alice_update::Precision;
@@ -24,6 +25,11 @@ struct Merged {
     threads: Option<u16>,
     tasks_per_epoch: Option<u32>,
     residual: Option<String>,
+    precision: Option<String>,
+    moments: Option<String>,
+    checkpoint: Option<String>,
+    micro_batch: Option<u32>,
+    device_memory: Option<String>,
     run: Option<Hex32>,
     ps_key: Option<Hex32>,
     data_dir: Option<PathBuf>,
@@ -46,6 +52,8 @@ pub struct Settings {
     pub tasks_per_epoch: u32,
     /// How residuals are stored.
     pub residual: Precision,
+    /// How tasks are made to fit the device.
+    pub fit: Fit,
     /// Run that the user insists on.
     pub run: Option<Hex32>,
     /// Key of the parameter server that the user insists on.
@@ -93,6 +101,13 @@ impl Settings {
             threads: merged.threads,
             tasks_per_epoch,
             residual: precision(merged.residual.as_deref())?,
+            fit: Fit::new(&FitArgs {
+                precision: merged.precision,
+                moments: merged.moments,
+                checkpoint: merged.checkpoint,
+                micro_batch: merged.micro_batch,
+                device_memory: merged.device_memory,
+            })?,
             run: merged.run,
             ps_key: merged.ps_key,
             data_dir: merged.data_dir.map_or_else(default_data_dir, Ok)?,
@@ -200,10 +215,14 @@ mod tests {
             ("cpu", Some(2), 1)
         );
         args.ps = Some("http://b:2".into());
+        args.fit.micro_batch = Some(3);
         args.once = true;
         let settings = Settings::load(&args).unwrap();
         assert_eq!(settings.client.url(), "http://b:2");
         assert_eq!(settings.epochs, Some(1));
+        let spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
+        let plan = settings.fit.plan(&spec, None, alice_model::Device::Cpu);
+        assert_eq!(plan.rows[0].options.micro_batch, Some(3));
     }
 
     #[test]
@@ -221,6 +240,10 @@ mod tests {
             (
                 format!("ps = 'http://a:1'\npayout = '{}'\nresidual = 'f16'", address()),
                 "f32 or bf16",
+            ),
+            (
+                format!("ps = 'http://a:1'\npayout = '{}'\nmoments = '4bit'", address()),
+                "f32 or 8bit",
             ),
             ("pz = 'http://a:1'".to_owned(), "pz"),
             ("ps = 3".to_owned(), "ps"),

@@ -8,9 +8,11 @@
 
 mod cost;
 mod layout;
+mod presets;
 
 pub use cost::{Cost, DevicePlan};
 pub use layout::TensorShape;
+pub use presets::{preset, preset_names};
 
 use alice_primitives::{Hash, tagged_hash, tags};
 use codec::Encode;
