@@ -17,7 +17,7 @@ mod llama;
 mod oracle;
 
 pub use decoder::{Decoder, DecoderConfig, KvCache, Precision};
-pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads};
+pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads, threads};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};
 pub use llama::Llama;

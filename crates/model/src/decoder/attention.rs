@@ -66,7 +66,10 @@ impl Attention {
             _ => t.f_repeat_interleave_self_int(groups, 0, None)?.f_unsqueeze(0),
         };
         let mixed = attend(&query.f_unsqueeze(0)?, &repeat(keys)?, &repeat(values)?, true)?;
-        mixed.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_reshape([-1, self.heads * self.dim])
+        mixed
+            .f_squeeze_dim(0)?
+            .f_transpose(0, 1)?
+            .f_reshape([-1, self.heads * self.dim])
     }
 }
 

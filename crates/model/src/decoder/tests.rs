@@ -72,7 +72,10 @@ fn every_step_should_give_the_logits_of_the_model_that_trains() {
                 let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
                 assert!(scale > 1.0, "the logits are large enough to tell");
                 let off = largest_difference(logits, &expected);
-                assert!(off <= scale * 1e-5, "{kv_heads} key/value heads, first {first}, step {number}: {off}");
+                assert!(
+                    off <= scale * 1e-5,
+                    "{kv_heads} key/value heads, first {first}, step {number}: {off}"
+                );
             }
         }
     }
@@ -83,7 +86,10 @@ fn bf16_should_stay_close_to_f32() {
     let spec = spec(2);
     let exact = load(&spec, (&spec).into(), Precision::F32).unwrap();
     let half = load(&spec, (&spec).into(), Precision::Bf16).unwrap();
-    for (a, b) in step_by_step(&exact, &text(), 5).iter().zip(step_by_step(&half, &text(), 5)) {
+    for (a, b) in step_by_step(&exact, &text(), 5)
+        .iter()
+        .zip(step_by_step(&half, &text(), 5))
+    {
         let scale = a.iter().fold(0f32, |m, v| m.max(v.abs()));
         let off = largest_difference(a, &b);
         assert!(off > 0.0 && off < scale * 0.05, "{off} of {scale}");
@@ -99,7 +105,10 @@ fn a_tied_head_should_be_the_embedding() {
     };
     assert!(config.tensors().iter().all(|t| t.name != "lm_head.weight"));
     let decoder = load(&spec, config, Precision::F32).unwrap();
-    assert_eq!(decoder.lm_head.share().into_tensor().data_ptr(), decoder.embed_tokens.data_ptr());
+    assert_eq!(
+        decoder.lm_head.share().into_tensor().data_ptr(),
+        decoder.embed_tokens.data_ptr()
+    );
 }
 
 #[test]
