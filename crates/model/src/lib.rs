@@ -1,5 +1,5 @@
 //! The model: its deterministic first state ([`init_theta`], without torch), the Llama transformer in libtorch
-//! ([`Llama`]), the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]).
+//! ([`Llama`] to train it, [`Decoder`] to generate text with it), the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]).
 //!
 //! libtorch trains and evaluates; it never decides what the model is. Weights come in and go out as the flat f32 vector
 //! θ in the canonical order of [`alice_spec::RunSpec::tensors`], and steps of θ are plain Rust in `alice-update`.
@@ -9,13 +9,15 @@
 //! cores that others use too.
 #![deny(unsafe_code)]
 
+mod decoder;
 pub mod device;
 mod error;
 mod init;
 mod llama;
 mod oracle;
 
-pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads};
+pub use decoder::{Decoder, DecoderConfig, KvCache, Precision};
+pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads, threads};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};
 pub use llama::{Llama, Objective, Precision};

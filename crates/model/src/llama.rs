@@ -405,7 +405,7 @@ fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError
 }
 
 /// cos and sin of position · base^(−2i/dim), the angles twice side by side.
-fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
+pub(crate) fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
     let frequencies: Vec<f32> = (0..dim / 2)
         .map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32)
         .collect();
