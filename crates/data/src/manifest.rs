@@ -1,6 +1,6 @@
 //! What a corpus consists of, and its root. The JSON is the one of `GET /v1/corpus`.
 
-use crate::DataError;
+use crate::{About, DataError};
 use alice_primitives::{Hash, tagged_hash, tags};
 use alice_store::merkle;
 use codec::Encode;
@@ -19,6 +19,9 @@ pub struct Manifest {
     pub root: Hash,
     /// Shards in order.
     pub shards: Vec<ShardEntry>,
+    /// Where the tokens come from; none in a development run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
 }
 
 /// One shard: tokens as u16 little endian, in a file that is named by its BLAKE3.
@@ -37,6 +40,7 @@ impl Manifest {
         Self {
             root: root_of(&shards),
             shards,
+            about: None,
         }
     }
 
@@ -51,11 +55,16 @@ impl Manifest {
                 max: MANIFEST_BYTES_MAX,
             });
         }
-        let mut text = String::new();
+        let mut content = Vec::new();
         file.take(MANIFEST_BYTES_MAX)
-            .read_to_string(&mut text)
+            .read_to_end(&mut content)
             .map_err(DataError::io(path))?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|source| DataError::Manifest {
+        Self::parse(&content, path)
+    }
+
+    /// A manifest from its bytes; its shards are checked against its root. `path` is for the error.
+    pub fn parse(content: &[u8], path: &Path) -> Result<Self, DataError> {
+        let manifest: Self = serde_json::from_slice(content).map_err(|source| DataError::Manifest {
             path: path.to_path_buf(),
             source,
         })?;
