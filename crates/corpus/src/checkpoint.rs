@@ -118,10 +118,7 @@ impl State {
     pub(crate) fn save(&mut self) -> Result<(), CorpusError> {
         let path = log_path(&self.out);
         self.log.flush().map_err(CorpusError::io("write", &path))?;
-        self.log
-            .get_ref()
-            .sync_data()
-            .map_err(CorpusError::io("sync", &path))?;
+        self.log.get_ref().sync_data().map_err(CorpusError::io("sync", &path))?;
         let streams = self.streams.iter().map(|writer| Stream {
             shards: writer.shards().to_vec(),
             open_tokens: writer.open().len(),

@@ -27,4 +27,4 @@ pub use document::{DOCUMENT_BYTES_MAX, Part, digest, part_of};
 pub use error::CorpusError;
 pub use files::{build_folder, reserve_file};
 pub use seen::DEDUP_BYTES_PER_DOCUMENT_MAX;
-pub use source::{Format, Source, SourceList};
+pub use source::{Format, GENERATIONS_MAX, Source, SourceList};

@@ -11,7 +11,7 @@ const LIST_BYTES_MAX: u64 = 1 << 20;
 /// Longest name and licence, bytes.
 const NAME_BYTES_MAX: usize = 128;
 /// Most generations of a reserve.
-const GENERATIONS_MAX: u32 = 64;
+pub const GENERATIONS_MAX: u32 = 64;
 /// Most that reserve and yardstick may take together, thousandths.
 const HELD_OUT_PERMILLE_MAX: u32 = 500;
 
@@ -147,7 +147,10 @@ impl Source {
 fn check_split(split: &SplitRule) -> Result<(), CorpusError> {
     let bad = |field: &str, problem: String| Err(CorpusError::setting(format!("split.{field}"), problem));
     if split.reserve_permille == 0 {
-        return bad("reserve_permille", "at least 1: scoring needs text nobody has seen".into());
+        return bad(
+            "reserve_permille",
+            "at least 1: scoring needs text nobody has seen".into(),
+        );
     }
     let held_out = split.reserve_permille.saturating_add(split.yardstick_permille);
     if held_out > HELD_OUT_PERMILLE_MAX {

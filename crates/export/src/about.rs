@@ -332,8 +332,8 @@ pub(crate) fn check_tokenizer(
             tokenizer.vocab(),
             spec.model.vocab
         )
-    } else if spec.data.tokenizer == "bytes" && !tokenizer.is_bytes() {
-        "the run's tokenizer is 'bytes', this one is learned".into()
+    } else if let Some(problem) = spec.tokenizer_problem(&tokenizer.spec_name(), tokenizer.vocab()) {
+        problem
     } else {
         return Ok(());
     };

@@ -133,7 +133,7 @@ impl Tokenizer {
 
     /// What `data.tokenizer` of a run specification says for this one: `bytes`, or [`Tokenizer::hash`] in hexadecimal.
     pub fn spec_name(&self) -> String {
-        match *self == Self::bytes() {
+        match self.is_bytes() {
             true => "bytes".into(),
             false => blake3::Hash::from_bytes(self.hash()).to_hex().to_string(),
         }
