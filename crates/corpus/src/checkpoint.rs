@@ -154,8 +154,11 @@ fn log_path(out: &Path) -> PathBuf {
     build_folder(out).join("digests")
 }
 
-/// The stored head with the open tokens of each stream.
-fn load(out: &Path, inputs: &[u8; 32]) -> Result<Option<(Head, Vec<Vec<u16>>)>, CorpusError> {
+/// A stored head with the open tokens of each stream.
+type Stored = (Head, Vec<Vec<u16>>);
+
+/// What the last checkpoint stored.
+fn load(out: &Path, inputs: &[u8; 32]) -> Result<Option<Stored>, CorpusError> {
     let (path, state) = (checkpoint_path(out), build_folder(out));
     let file = match File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
