@@ -94,3 +94,88 @@ pub fn part_of(rule: &SplitRule, digest: &Hash) -> Part {
         false => Part::Training,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn digest_should_match_the_golden_value() {
+        // Golden: the part that a document falls to follows from it, in every build.
+        assert_eq!(digest("a b"), *blake3::hash(b"a b").as_bytes());
+        assert_eq!(digest("  a\r\n\u{a0}\t b \n"), digest("a b"));
+        assert_ne!(digest("ab"), digest("a b"));
+        assert_ne!(digest("A b"), digest("a b"));
+        let long = format!("{} {}", "x".repeat(HASH_BYTES * 2 + 1), "y ".repeat(HASH_BYTES));
+        assert_eq!(digest(&long), *blake3::hash(long.trim_end().as_bytes()).as_bytes());
+    }
+
+    #[test]
+    fn what_is_no_text_should_be_told_apart() {
+        let cases: [(&[u8], Document); 8] = [
+            (b"", Err(Unusable::Empty)),
+            (b" \n\t", Err(Unusable::Empty)),
+            (b"\xef\xbb\xbf", Err(Unusable::Empty)),
+            (b"a\0b", Err(Unusable::WithNul)),
+            (b"a\xff", Err(Unusable::NotUtf8)),
+            // UTF-16: both, and the NULs are what says so.
+            (b"\xff\xfea\0", Err(Unusable::WithNul)),
+            (b"123456789", Err(Unusable::TooLarge)),
+            (b"\xef\xbb\xbfa b\r\n", Ok("a b\r\n".into())),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(from_bytes(bytes.to_vec(), 8), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn parts_should_have_their_shares() {
+        let rule = SplitRule {
+            reserve_permille: 100,
+            yardstick_permille: 50,
+            generations: 2,
+            retired: 0,
+        };
+        let mut counts = HashMap::<Part, usize>::new();
+        let retired = SplitRule { retired: 1, ..rule };
+        let wider = SplitRule { generations: 1, ..rule };
+        for i in 0..20_000 {
+            let digest = digest(&format!("document {i}"));
+            let part = part_of(&rule, &digest);
+            *counts.entry(part).or_default() += 1;
+            let expected = match part {
+                Part::Reserve(0) => Part::Training,
+                other => other,
+            };
+            assert_eq!(
+                part_of(&retired, &digest),
+                expected,
+                "retiring moves one generation only"
+            );
+            if let Part::Reserve(_) = part {
+                assert_eq!(part_of(&wider, &digest), Part::Reserve(0));
+            }
+        }
+        // Within five standard deviations of the binomial.
+        for (part, expected) in [
+            (Part::Training, 17_000.0),
+            (Part::Yardstick, 1000.0),
+            (Part::Reserve(0), 1000.0),
+            (Part::Reserve(1), 1000.0),
+        ] {
+            let found = counts[&part] as f64;
+            let deviation = (expected * (1.0 - expected / 20_000.0f64)).sqrt();
+            assert!((found - expected).abs() < 5.0 * deviation, "{part:?}: {found}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn white_space_should_not_matter(words in proptest::collection::vec("[a-zé]{1,9}", 0..40), gap in "[ \n\t\u{3000}]{1,3}") {
+            let one = digest(&words.join(" "));
+            prop_assert_eq!(digest(&format!("{gap}{}{gap}", words.join(&gap))), one);
+        }
+    }
+}

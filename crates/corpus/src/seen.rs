@@ -58,3 +58,45 @@ impl Seen {
         self.0.insert(Self::key(digest))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_should_give_the_same_set() {
+        let digests: Vec<Hash> = (0..1000u32)
+            .map(|i| *blake3::hash(&i.to_le_bytes()).as_bytes())
+            .collect();
+        let (mut seen, mut log) = (Seen::default(), Vec::new());
+        for digest in &digests {
+            assert!(seen.insert(digest));
+            assert!(!seen.insert(digest));
+            log.extend(Seen::key(digest));
+        }
+        let mut half = Seen::read(&mut log.as_slice(), 500).unwrap();
+        for (i, digest) in digests.iter().enumerate() {
+            assert_eq!(half.insert(digest), i >= 500);
+        }
+        assert!(Seen::read(&mut log.as_slice(), 1001).is_err());
+    }
+
+    #[test]
+    fn memory_should_be_as_promised() {
+        // The table's growth is where it is worst: 7/8 full before, 7/16 after, both there while entries move.
+        let mut seen = Seen::default();
+        for i in 0..200_000u64 {
+            let before = seen.0.capacity();
+            seen.insert(blake3::hash(&i.to_le_bytes()).as_bytes());
+            let after = seen.0.capacity();
+            if before > 1000 && after != before {
+                let slots = (before + after) * 8 / 7;
+                let bytes = slots * (SEEN_BYTES + 1);
+                assert!(
+                    bytes <= DEDUP_BYTES_PER_DOCUMENT_MAX * (before + 1),
+                    "{bytes} at {before}"
+                );
+            }
+        }
+    }
+}

@@ -170,3 +170,58 @@ fn check_split(split: &SplitRule) -> Result<(), CorpusError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<SourceList, CorpusError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corpus.toml");
+        std::fs::write(&path, text).unwrap();
+        SourceList::read(&path)
+    }
+
+    #[test]
+    fn a_list_should_be_read_relative_to_its_folder() {
+        let list = read(
+            "[split]\nreserve_permille = 100\n\n[[source]]\nname = \"sotu\"\npath = \"texts\"\nlicense = \"PDDL-1.0\"\n\
+             [[source]]\nname = \"other\"\npath = \"/data/*.parquet\"\nformat = \"parquet\"\ntext_column = \"body\"\n\
+             license = \"CC-BY-4.0 OR CC0-1.0\"\nurl = \"https://example.org\"\n",
+        )
+        .unwrap();
+        assert!(list.source[0].path.is_absolute() && list.source[0].path.ends_with("texts"));
+        assert_eq!(list.source[0].text_column, "text");
+        assert_eq!(list.source[1].path, Path::new("/data/*.parquet"));
+        assert_eq!(list.source[1].format, Some(Format::Parquet));
+        assert_eq!((list.split.reserve_permille, list.split.yardstick_permille), (100, 5));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_list_should_be_said() {
+        let source = |license: &str| format!("[[source]]\nname = \"a\"\npath = \"a\"\nlicense = \"{license}\"\n");
+        let good = source("CC0-1.0");
+        for (text, words) in [
+            ("source = []".to_owned(), "at least one"),
+            ("[[source]]\nname = \"a\"\npath = \"a\"\n".into(), "license"),
+            (source(""), "not an SPDX identifier"),
+            (source("Public Domain"), "not an SPDX identifier"),
+            (source("MIT-ish"), "spdx.org/licenses"),
+            (format!("{good}{good}"), "is there twice"),
+            (format!("{good}surprise = 1"), "surprise"),
+            (good.replace("\"a\"", "\"\""), "source.name"),
+            (format!("{good}[split]\nreserve_permille = 0"), "reserve_permille"),
+            (
+                format!("{good}[split]\nreserve_permille = 400\nyardstick_permille = 200"),
+                "at most 500",
+            ),
+            (format!("{good}[split]\ngenerations = 65"), "between 1 and 64"),
+            (format!("{good}[split]\nretired = 1"), "one must remain"),
+        ] {
+            let message = read(&text).unwrap_err().to_string();
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        assert!(read(&source("LicenseRef-us-government")).is_ok());
+        assert!(read(&"#".repeat(LIST_BYTES_MAX as usize + 1)).is_err());
+    }
+}

@@ -200,3 +200,119 @@ impl<'de> serde::Deserialize<'de> for Bytes {
         d.deserialize_bytes(AsBytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &[u8], max: usize) -> Result<Vec<Document>, CorpusError> {
+        let mut reader = JsonLines::over(text, Path::new("x.jsonl"), "text", Place::default(), max);
+        let mut found = Vec::new();
+        while let Some(document) = reader.next()? {
+            found.push(document);
+        }
+        assert_eq!(reader.place.bytes, text.len() as u64);
+        Ok(found)
+    }
+
+    #[test]
+    fn every_kind_of_line_should_have_a_result() {
+        let text = b"\xef\xbb\xbf{\"id\": 1, \"text\": \"one\"}\r\n\n  \n\
+            {\"text\": \"\\u00e9\\n\\ud83d\\ude00\", \"meta\": {\"text\": [1, {}]}}\n\
+            {\"text\": null}\n{\"text\": \"\"}\n{\"text\": \"a\\u0000b\"}\n{\"text\": \"\\ud800\"}\n{\"text\": \"\xff\"}\n\
+            {\"text\": \"123456789012\"}\n{\"text\": \"x\", \"text\": \"last\"}";
+        let expected: Vec<Document> = vec![
+            Ok("one".into()),
+            Ok("é\n😀".into()),
+            Err(Unusable::Empty),
+            Err(Unusable::Empty),
+            Err(Unusable::WithNul),
+            Err(Unusable::NotUtf8),
+            Err(Unusable::NotUtf8),
+            Err(Unusable::TooLarge),
+            Ok("last".into()),
+        ];
+        assert_eq!(all(text, 11).unwrap(), expected);
+    }
+
+    #[test]
+    fn broken_lines_should_be_named() {
+        for (line, words) in [
+            (&b"{\"text\": \"cut of"[..], "the file is cut off"),
+            (b"{\"text\": \"a\"", "the file is cut off"),
+            (b"{\"body\": \"a\", \"id\": 1}", "it has no 'text' (it has: body, id)"),
+            (b"{}", "it has no 'text'"),
+            (b"{\"text\": 7}", "'text'"),
+            (b"{\"text\": [1]}", "must be a JSON object"),
+            (b"[1]", "must be a JSON object"),
+            (b"text", "must be a JSON object"),
+            (b"{\"text\": \"a\"} {\"text\": \"b\"}", "must be a JSON object"),
+        ] {
+            let mut text = b"{\"text\": \"fine\"}\n".to_vec();
+            text.extend_from_slice(line);
+            let message = all(&text, 1000).unwrap_err().to_string();
+            let ok = message.starts_with("x.jsonl line 2: ") && message.contains(words);
+            assert!(ok, "{}: {message}", String::from_utf8_lossy(line));
+        }
+    }
+
+    /// A line of a GiB that nobody ever holds.
+    struct LongLine {
+        left: u64,
+        tail: &'static [u8],
+    }
+
+    impl Read for LongLine {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            if self.left == 0 {
+                return self.tail.read(buffer);
+            }
+            let len = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            buffer[..len].fill(b'x');
+            self.left -= len as u64;
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn a_line_of_a_gigabyte_should_be_passed_over_without_holding_it() {
+        const LEN: u64 = 1 << 30;
+        let input = LongLine {
+            left: LEN,
+            tail: b"\n{\"text\": \"after\"}\n",
+        };
+        let max = 1 << 20;
+        let mut reader = JsonLines::over(input, Path::new("x.jsonl"), "text", Place::default(), max);
+        assert_eq!(reader.next().unwrap(), Some(Err(Unusable::TooLarge)));
+        assert_eq!(
+            reader.place,
+            Place {
+                documents: 1,
+                bytes: LEN + 1
+            }
+        );
+        assert!(
+            reader.line.capacity() <= 2 * LINE_FACTOR * max,
+            "{}",
+            reader.line.capacity()
+        );
+        assert_eq!(reader.next().unwrap(), Some(Ok("after".into())));
+        assert_eq!(reader.next().unwrap(), None);
+    }
+
+    #[test]
+    fn reading_should_go_on_at_any_place() {
+        let text: Vec<u8> = (0..50)
+            .flat_map(|i| format!("{{\"text\": \"line {i}\"}}\n").into_bytes())
+            .collect();
+        let expected = all(&text, 100).unwrap();
+        let mut reader = JsonLines::over(text.as_slice(), Path::new("x"), "text", Place::default(), 100);
+        for i in 0..50 {
+            let rest = &text[reader.place.bytes as usize..];
+            let mut again = JsonLines::over(rest, Path::new("x"), "text", reader.place, 100);
+            assert_eq!(again.next().unwrap().as_ref(), Some(&expected[i]));
+            assert_eq!(reader.next().unwrap().as_ref(), Some(&expected[i]));
+            assert_eq!(again.place, reader.place);
+        }
+    }
+}

@@ -175,3 +175,95 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, ParquetError>) -> Re
         problem: format!("it is damaged, cut off or no Parquet file ({problem}); get it again"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::write_parquet;
+
+    fn all(path: &Path, column: &str, at: u64) -> Result<Vec<Document>, CorpusError> {
+        let place = Place {
+            documents: at,
+            bytes: 0,
+        };
+        let mut reader = ParquetColumn::open(path, column, place, 100)?;
+        let mut found = Vec::new();
+        while let Some(document) = reader.next()? {
+            found.push(document);
+        }
+        Ok(found)
+    }
+
+    fn rows() -> Vec<Option<String>> {
+        let row = |i: usize| match i % 7 {
+            3 => None,
+            5 => Some("x".repeat(101)),
+            _ => Some(format!("row {i}")),
+        };
+        (0..1000).map(row).collect()
+    }
+
+    #[test]
+    fn a_column_should_be_read_from_any_row() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        write_parquet(&path, "text", &rows(), 300);
+        let expected: Vec<Document> = rows()
+            .into_iter()
+            .map(|row| match row {
+                None => Err(Unusable::Empty),
+                Some(text) if text.len() > 100 => Err(Unusable::TooLarge),
+                Some(text) => Ok(text),
+            })
+            .collect();
+        for at in [0, 1, 127, 128, 299, 300, 301, 600, 998, 999, 1000] {
+            assert_eq!(all(&path, "text", at).unwrap(), expected[at as usize..], "from {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_should_be_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        write_parquet(&path, "body", &rows(), 300);
+        for (column, words) in [
+            ("text", "it has no column 'text' (it has: id, body)"),
+            ("id", "is no column of strings"),
+        ] {
+            let message = all(&path, column, 0).unwrap_err().to_string();
+            assert!(message.contains("a.parquet") && message.contains(words), "{message}");
+        }
+        let whole = std::fs::read(&path).unwrap();
+        for len in [0, 3, 100, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let message = all(&path, "body", 0).unwrap_err().to_string();
+            assert!(
+                message.contains("damaged, cut off or no Parquet file"),
+                "{len}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn damage_should_never_be_a_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.parquet");
+        write_parquet(&path, "text", &rows()[..200], 100);
+        let whole = std::fs::read(&path).unwrap();
+        let mut state = 1u64;
+        let mut refused = 0;
+        for _ in 0..2000 {
+            let mut bytes = whole.clone();
+            for _ in 0..3 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let at = (state >> 33) as usize % bytes.len();
+                bytes[at] ^= 1 << (state >> 60 & 7);
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            refused += usize::from(all(&path, "text", 0).is_err());
+        }
+        assert!(refused > 200, "{refused}");
+    }
+}
