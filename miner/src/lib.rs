@@ -27,6 +27,7 @@ pub mod run;
 pub mod send;
 pub mod settings;
 pub mod stop;
+pub mod tokenizer;
 pub mod verdicts;
 pub mod weights;
 pub mod work;
