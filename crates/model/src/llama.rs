@@ -1,11 +1,17 @@
 //! Llama as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary embeddings with
-//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied.
+//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied; and Mixtral, which
+//! differs in the feed-forward part of a block alone.
 
 use crate::ModelError;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec};
 use std::collections::HashMap;
 use std::ops::Range;
 use tch::{Device, Kind, Reduction, TchError, Tensor};
+
+mod feed_forward;
+mod moe;
+
+use feed_forward::FeedForward;
 
 /// The transformer on one device, in f32.
 #[derive(Debug)]
@@ -34,9 +40,7 @@ struct Block {
     v_proj: Tensor,
     o_proj: Tensor,
     post_attention_layernorm: Tensor,
-    gate_proj: Tensor,
-    up_proj: Tensor,
-    down_proj: Tensor,
+    feed_forward: FeedForward,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,9 +84,7 @@ impl Llama {
                     v_proj: take("self_attn.v_proj")?,
                     o_proj: take("self_attn.o_proj")?,
                     post_attention_layernorm: take("post_attention_layernorm")?,
-                    gate_proj: take("mlp.gate_proj")?,
-                    up_proj: take("mlp.up_proj")?,
-                    down_proj: take("mlp.down_proj")?,
+                    feed_forward: FeedForward::take(spec, take)?,
                 })
             })
             .collect::<Result<_, ModelError>>()?;
@@ -214,12 +216,20 @@ impl Llama {
 
 impl Block {
     fn forward(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
+        Ok(self.forward_routed(x, rotary, heads)?.0)
+    }
+
+    /// The same, and the router's logits where there are experts.
+    fn forward_routed(
+        &self,
+        x: &Tensor,
+        rotary: (&Tensor, &Tensor),
+        heads: Heads,
+    ) -> Result<(Tensor, Option<Tensor>), TchError> {
         let x = x.f_add(&self.attention(&rms_norm(x, &self.input_layernorm)?, rotary, heads)?)?;
         let normed = rms_norm(&x, &self.post_attention_layernorm)?;
-        let gated = linear(&normed, &self.gate_proj)?
-            .f_silu()?
-            .f_mul(&linear(&normed, &self.up_proj)?)?;
-        x.f_add(&linear(&gated, &self.down_proj)?)
+        let (change, routes) = self.feed_forward.forward(&normed)?;
+        Ok((x.f_add(&change)?, routes))
     }
 
     fn attention(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
