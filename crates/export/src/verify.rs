@@ -1,6 +1,6 @@
 //! Checks a downloaded folder.
 
-use crate::about::check_tokenizer;
+use crate::about::{check_architecture, check_tokenizer};
 use crate::hf::{Shards, TensorHasher, derived_files};
 use crate::weights::read_checked;
 use crate::{ALICE_FILE, AliceFile, Dtype, ExportError, FORMAT, Progress, Weights, safetensors};
@@ -128,13 +128,14 @@ fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
         architecture: String,
     }
     let head: Head = serde_json::from_slice(&bytes).map_err(bad)?;
-    let unknown = |what, found, known| Err(ExportError::Unknown { what, found, known });
     if head.format != FORMAT {
-        return unknown("format", head.format, FORMAT);
+        return Err(ExportError::Unknown {
+            what: "format",
+            found: head.format,
+            known: FORMAT,
+        });
     }
-    if head.architecture != "llama" {
-        return unknown("architecture", head.architecture, "'llama'");
-    }
+    check_architecture(&head.architecture)?;
     serde_json::from_slice(&bytes).map_err(bad)
 }
 

@@ -53,7 +53,7 @@ fn writes_to_residual(name: &str) -> bool {
 
 /// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is
 /// odd.
-fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
+pub(crate) fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
     /// 2⁻⁵³: f64 has 53 significant bits.
     const STEP: f64 = 1.0 / (1u64 << 53) as f64;
     let end = out.len() + len;
