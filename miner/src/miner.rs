@@ -19,6 +19,7 @@ use crate::{
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
+use alice_trainer::Options;
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -340,12 +341,14 @@ impl Miner {
             &text,
             json!({ "epoch": task.epoch, "slice": task.slice, "task_id": task.task_id }),
         );
-        let (device, micro_batch) = (self.device, self.micro_batch);
         let job = work::Job {
             spec: run.spec.clone(),
-            device,
+            device: self.device,
             theta,
-            micro_batch,
+            options: Options {
+                micro_batch: self.micro_batch,
+                ..Options::default()
+            },
             sequences,
         };
         let mut desk = PayDesk {

@@ -160,7 +160,10 @@ impl Weights {
         if let Some(start) = start.filter(|root| snapshot.step == 0 && *root != snapshot.model_root) {
             return Err(MinerError::untrue(
                 "model",
-                format!("its first state is {}, the run starts from {start}", snapshot.model_root),
+                format!(
+                    "its first state is {}, the run starts from {start}",
+                    snapshot.model_root
+                ),
             ));
         }
         if snapshot.step == 0 && start.is_none() {

@@ -12,7 +12,7 @@ use alice_api::{Hex32, Lease, sign::submission_id};
 use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
-use alice_trainer::{Options, Progress, TaskResult};
+use alice_trainer::{Options, Progress, Task, TaskResult};
 use alice_update::{ErrorFeedback, Header};
 use serde_json::json;
 use std::{
@@ -46,8 +46,8 @@ pub struct Job {
     pub device: Device,
     /// Weights to start from.
     pub theta: Arc<Master>,
-    /// Sequences that fitted the device at once in the last task.
-    pub micro_batch: Option<u32>,
+    /// How to fit the device.
+    pub options: Options,
     /// The task's text.
     pub sequences: Vec<Vec<u16>>,
 }
@@ -63,6 +63,7 @@ pub async fn train(
 ) -> Result<Trained, MinerError> {
     let end = Arc::new(AtomicBool::new(false));
     let (sender, mut progress) = watch::channel(None::<Progress>);
+    let fragment = lease.task.fragment;
     let task = tokio::task::spawn_blocking({
         let end = end.clone();
         move || {
@@ -74,17 +75,13 @@ pub async fn train(
                     ControlFlow::Continue(())
                 }
             };
-            let options = Options {
-                micro_batch: job.micro_batch,
+            let task = Task {
+                spec: &job.spec,
+                fragment,
+                theta: job.theta.theta(),
+                sequences: &job.sequences,
             };
-            alice_trainer::train_with(
-                &job.spec,
-                job.device,
-                job.theta.theta(),
-                &job.sequences,
-                options,
-                &mut on_progress,
-            )
+            alice_trainer::train(&task, job.device, job.options, &mut on_progress)
         }
     });
     tokio::pin!(task);

@@ -77,11 +77,7 @@ struct Accepted {
 
 /// The state before the first epoch: it follows from block 0 and the run specification, or is the file `start` where the
 /// run names its root.
-pub async fn first_state(
-    client: &Client,
-    chain: Option<&Chain>,
-    start: Option<&Path>,
-) -> Result<Replayed, PsError> {
+pub async fn first_state(client: &Client, chain: Option<&Chain>, start: Option<&Path>) -> Result<Replayed, PsError> {
     let status = client.status().await?;
     let text = client.run().await?;
     let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;

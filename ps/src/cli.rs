@@ -314,11 +314,18 @@ fn describe_spec(checked: &Checked) -> String {
         ("parameters", format!("{} ({active} for each token)", cost.parameters)),
         (
             "weights",
-            format!("{} in f32 (snapshot), {} in bf16", size(cost.snapshot_bytes), size(cost.bf16_bytes)),
+            format!(
+                "{} in f32 (snapshot), {} in bf16",
+                size(cost.snapshot_bytes),
+                size(cost.bf16_bytes)
+            ),
         ),
         (
             "fragments",
-            format!("{}, the largest of {} parameters", cost.fragments, cost.fragment_parameters_max),
+            format!(
+                "{}, the largest of {} parameters",
+                cost.fragments, cost.fragment_parameters_max
+            ),
         ),
         (
             "update at most",
@@ -330,15 +337,24 @@ fn describe_spec(checked: &Checked) -> String {
         ),
         (
             "task",
-            format!("{} tokens, {:.3e} floating point operations", cost.task_tokens, cost.task_flops),
+            format!(
+                "{} tokens, {:.3e} floating point operations",
+                cost.task_tokens, cost.task_flops
+            ),
         ),
         (
             "tokens",
-            format!("{} in an epoch at most, {} in the text", cost.epoch_tokens_max, cost.corpus_tokens),
+            format!(
+                "{} in an epoch at most, {} in the text",
+                cost.epoch_tokens_max, cost.corpus_tokens
+            ),
         ),
         ("scoring", format!("{} tokens a submission", cost.score_tokens)),
         ("reserve", reserve),
-        ("activations", format!("{} for one sequence", size(cost.device.activation_bytes))),
+        (
+            "activations",
+            format!("{} for one sequence", size(cost.device.activation_bytes)),
+        ),
     ];
     if let Some(root) = checked.start_root {
         rows.push(("first state", format!("the model with root {root}")));
@@ -347,7 +363,10 @@ fn describe_spec(checked: &Checked) -> String {
     for (name, value) in rows {
         out += &format!("  {name:<16}{value}\n");
     }
-    out += &format!("\n  {:<56}{:>12}  fits, with activations\n", "memory of a task", "bytes");
+    out += &format!(
+        "\n  {:<56}{:>12}  fits, with activations\n",
+        "memory of a task", "bytes"
+    );
     for way in &cost.memory {
         let fits = match way.fits.is_empty() {
             true => "none of the classes".into(),
@@ -453,7 +472,10 @@ mod tests {
         assert!(json["active_parameters"].as_u64().unwrap() * 3 < json["parameters"].as_u64().unwrap());
         assert_eq!(json["memory"].as_array().unwrap().len(), 4);
         let text = check_spec(&moe, false).unwrap();
-        assert!(text.contains("for each token") && text.contains("block by block"), "{text}");
+        assert!(
+            text.contains("for each token") && text.contains("block by block"),
+            "{text}"
+        );
         let missing = check_spec(std::path::Path::new("/nowhere.toml"), true).unwrap_err();
         assert!(missing.to_string().contains("/nowhere.toml"));
     }

@@ -19,7 +19,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 pub struct UpcycleArgs {
     /// Dense model: a Hugging Face folder that `alice-ps export --type f32` wrote (bf16 is possible and less exact)
-    #[arg(long, value_name = "DIR", conflicts_with = "snapshot", required_unless_present = "snapshot")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "snapshot",
+        required_unless_present = "snapshot"
+    )]
     pub model: Option<PathBuf>,
     /// Dense model: f32 weights in canonical order, as in a parameter server's data directory; needs --dense
     #[arg(long, value_name = "FILE", requires = "dense")]
@@ -96,7 +101,10 @@ pub fn run(args: &UpcycleArgs) -> Result<String, PsError> {
     }
     let hint = match spec.start_root() {
         Some(expected) if expected == root => "the run specification names this root already\n".to_owned(),
-        _ => format!("for the run specification:\n\n[start]\nmodel_root = \"{}\"\n", done.model_root),
+        _ => format!(
+            "for the run specification:\n\n[start]\nmodel_root = \"{}\"\n",
+            done.model_root
+        ),
     };
     Ok(format!(
         "run {}: {} of {} parameters from a dense model of {}\n  dense root  {}\n  model root  {}\n{hint}",
@@ -123,7 +131,10 @@ fn from_folder(dir: &Path, run: &RunSpec) -> Result<Dense, PsError> {
     let mut spec = run.clone();
     spec.name = alice.run.name.clone();
     (spec.model.architecture, spec.model.moe, spec.task.fragments) = ("llama".into(), None, 1);
-    let gate = alice.tensors.iter().find(|t| t.name == "model.layers.0.mlp.gate_proj.weight");
+    let gate = alice
+        .tensors
+        .iter()
+        .find(|t| t.name == "model.layers.0.mlp.gate_proj.weight");
     let width = gate.and_then(|t| t.shape.first()).and_then(|n| u32::try_from(*n).ok());
     spec.model.ffn = width.unwrap_or(spec.model.ffn);
     let expected = spec.tensors();
@@ -263,5 +274,7 @@ fn write(out: &Path, spec: &RunSpec, dense: &mut Dense) -> Result<Hash, PsError>
         Some(Stop::Export(error)) => return Err(error.into()),
         Some(Stop::Io(_)) | None => written?,
     }
-    Ok(root_of(tensors.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf))))
+    Ok(root_of(
+        tensors.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf)),
+    ))
 }

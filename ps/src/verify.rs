@@ -1,11 +1,6 @@
 //! `alice-ps verify`: whether a downloaded folder is the model of an epoch.
 
-use crate::{
-    PsError,
-    cli::to_json,
-    export::percent,
-    network::read_spec,
-};
+use crate::{PsError, cli::to_json, export::percent, network::read_spec};
 use alice_api::{Client, EpochManifest, Hex32};
 use alice_chain::Chain;
 use alice_export::{AliceFile, Proof, VerifyOptions};

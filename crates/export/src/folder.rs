@@ -58,12 +58,18 @@ impl Weights for FolderWeights {
         tensor: &TensorShape,
         each: &mut dyn FnMut(&[f32]) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
-        let found = self.places.get(&tensor.name).filter(|(_, _, shape)| *shape == tensor.shape);
+        let found = self
+            .places
+            .get(&tensor.name)
+            .filter(|(_, _, shape)| *shape == tensor.shape);
         let Some((path, start, _)) = found else {
             return Err(ExportError::TensorSize {
                 tensor: tensor.name.clone(),
                 expected: tensor.len(),
-                found: self.places.get(&tensor.name).map_or(0, |(_, _, shape)| shape.iter().product()),
+                found: self
+                    .places
+                    .get(&tensor.name)
+                    .map_or(0, |(_, _, shape)| shape.iter().product()),
             });
         };
         let failed = || ExportError::io("read", path);

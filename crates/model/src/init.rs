@@ -48,7 +48,9 @@ pub fn init_tensors<E>(spec: &RunSpec, genesis: &Hash, mut each: impl FnMut(&[f3
 /// Whether a matrix writes to the residual stream: the output of attention, and the last projection of a feed-forward
 /// layer or of an expert.
 fn writes_to_residual(name: &str) -> bool {
-    ["o_proj.weight", "down_proj.weight", ".w2.weight"].iter().any(|end| name.ends_with(end))
+    ["o_proj.weight", "down_proj.weight", ".w2.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 /// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is

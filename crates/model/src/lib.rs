@@ -20,6 +20,6 @@ pub mod upcycle;
 pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};
-pub use llama::Llama;
+pub use llama::{Llama, Objective, Precision};
 pub use oracle::TorchOracle;
 pub use tch::Device;

@@ -117,7 +117,11 @@ fn seed(dense_root: &Hash, run: &RunSpec) -> Hash {
     let m = &run.model;
     let (experts, top_k) = m.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
     let sizes = [m.vocab, m.hidden, m.layers, m.heads, m.kv_heads, m.ffn, experts, top_k];
-    let numbers: Vec<u8> = sizes.into_iter().chain([m.init_std_millionths]).flat_map(u32::to_le_bytes).collect();
+    let numbers: Vec<u8> = sizes
+        .into_iter()
+        .chain([m.init_std_millionths])
+        .flat_map(u32::to_le_bytes)
+        .collect();
     tagged_hash(tags::UPCYCLE, &[dense_root, &numbers])
 }
 
@@ -242,18 +246,28 @@ mod tests {
         let run = sparse(48, 2);
         let mut model = Llama::new(&run, Device::Cpu).unwrap();
         model.load(&made(&run, &[1; 32]).unwrap()).unwrap();
-        let text: Vec<Vec<u16>> = (0..3u16).map(|s| (0..24).map(|t| (s * 83 + t * 31) % 259).collect()).collect();
-        model.token_losses(&model.batch(&text).unwrap()).unwrap().mean(Kind::Float).backward();
+        let text: Vec<Vec<u16>> = (0..3u16)
+            .map(|s| (0..24).map(|t| (s * 83 + t * 31) % 259).collect())
+            .collect();
+        model
+            .token_losses(&model.batch(&text).unwrap())
+            .unwrap()
+            .mean(Kind::Float)
+            .backward();
         let mut gradients = Vec::new();
         for (parameter, tensor) in model.parameters().iter().zip(run.tensors()) {
-            if tensor.name.starts_with("model.layers.1.block_sparse_moe.experts.") && tensor.name.ends_with("w1.weight") {
+            if tensor.name.starts_with("model.layers.1.block_sparse_moe.experts.") && tensor.name.ends_with("w1.weight")
+            {
                 gradients.push(parameter.grad());
             }
         }
         assert_eq!(gradients.len(), 4);
         for other in &gradients[1..] {
             let difference = (other - &gradients[0]).abs().max().double_value(&[]);
-            assert!(difference > 0.01 * gradients[0].abs().max().double_value(&[]), "{difference}");
+            assert!(
+                difference > 0.01 * gradients[0].abs().max().double_value(&[]),
+                "{difference}"
+            );
         }
     }
 
@@ -269,7 +283,9 @@ mod tests {
             at = range.end;
             let same = first[range.clone()] == other[range];
             // The additional rows of w1 and w3 are drawn, as the router is.
-            let drawn = [".gate.weight", "w1.weight", "w3.weight"].iter().any(|end| tensor.name.ends_with(end));
+            let drawn = [".gate.weight", "w1.weight", "w3.weight"]
+                .iter()
+                .any(|end| tensor.name.ends_with(end));
             assert_eq!(same, !drawn, "{}", tensor.name);
         }
     }
@@ -278,10 +294,15 @@ mod tests {
     fn shapes_that_do_not_fit_should_be_named() {
         type Change = fn(&mut RunSpec);
         let cases: [(&str, Change); 4] = [
-            ("model.hidden is 32 in the dense model and 64 in the run", |s| s.model.hidden = 64),
+            ("model.hidden is 32 in the dense model and 64 in the run", |s| {
+                s.model.hidden = 64
+            }),
             ("model.layers", |s| s.model.layers = 3),
             ("model.rope_theta", |s| s.model.rope_theta = 5),
-            ("model.ffn is 48 in the dense model and 40 in the run; an expert holds", |s| s.model.ffn = 40),
+            (
+                "model.ffn is 48 in the dense model and 40 in the run; an expert holds",
+                |s| s.model.ffn = 40,
+            ),
         ];
         for (expected, change) in cases {
             let mut run = sparse(48, 2);

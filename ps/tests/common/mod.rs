@@ -148,11 +148,16 @@ impl Fixture {
         let path = ps.service.files.theta(&task.base_root.0);
         let theta = alice_store::theta::read_theta(&path, self.spec.parameters()).unwrap();
         let device = DeviceChoice::Cpu.resolve().unwrap();
-        alice_trainer::train(&self.spec, device, &theta, &sequences, &mut |_| {
-            ControlFlow::Continue(())
-        })
-        .unwrap()
-        .d
+        let task = alice_trainer::Task {
+            spec: &self.spec,
+            fragment: task.fragment,
+            theta: &theta,
+            sequences: &sequences,
+        };
+        let go_on = &mut |_| ControlFlow::Continue(());
+        alice_trainer::train(&task, device, Default::default(), go_on)
+            .unwrap()
+            .d
     }
 
     pub fn encode(&self, lease: &Lease, d: &[f32]) -> Vec<u8> {
