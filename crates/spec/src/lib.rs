@@ -9,10 +9,12 @@
 mod cost;
 mod layout;
 mod moe;
+mod presets;
 
 pub use cost::{Cost, DEVICE_CLASSES, DeviceClass, DevicePlan, TaskMemory};
 pub use layout::TensorShape;
 pub use moe::{MoeSpec, StartSpec};
+pub use presets::{preset, preset_names};
 
 use alice_primitives::{Hash, tagged_hash, tags};
 use codec::Encode;

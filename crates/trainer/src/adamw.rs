@@ -134,7 +134,7 @@ impl<'a> AdamW<'a> {
     }
 }
 
-fn part_of(device: Device) -> i64 {
+pub(crate) fn part_of(device: Device) -> i64 {
     match device {
         Device::Cpu => PART_CPU,
         _ => PART_DEVICE,
@@ -179,7 +179,7 @@ impl Rule {
         if self.decay != 0.0 {
             let _ = theta.f_mul_scalar_(1.0 - self.decay)?;
         }
-        theta.f_addcdiv_(m, &denominator)?;
+        let _ = theta.f_addcdiv_(m, &denominator)?;
         Ok(())
     }
 }

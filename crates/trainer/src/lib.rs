@@ -9,6 +9,7 @@
 mod adamw;
 mod micro;
 mod moments;
+pub mod plan;
 mod train;
 
 pub use adamw::AdamW;
