@@ -14,6 +14,7 @@ use alice_primitives::{
 };
 use alice_score::{FACTOR_MAX, lower_median, reference_norm};
 use alice_spec::RunSpec;
+use alice_store::model_root;
 use alice_update::{Update, aggregate, decode};
 use serde::Serialize;
 use std::collections::BTreeMap;
