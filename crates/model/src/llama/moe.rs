@@ -98,33 +98,17 @@ mod tests {
         })
     }
 
-    /// `load_balancing_loss_func` step by step: one-hot choices, means over all tokens of all blocks.
-    fn by_hand(logits: &[Vec<[f64; 3]>], top_k: usize) -> f64 {
-        let all: Vec<[f64; 3]> = logits.concat();
-        let (mut shares, mut means) = ([0.0; 3], [0.0; 3]);
-        for row in &all {
-            let total: f64 = row.iter().map(|v| v.exp()).sum();
-            let mut order = [0, 1, 2];
-            order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-            order[..top_k].iter().for_each(|e| shares[*e] += 1.0 / all.len() as f64);
-            (0..3).for_each(|e| means[e] += row[e].exp() / total / all.len() as f64);
-        }
-        3.0 * (0..3).map(|e| shares[e] * means[e]).sum::<f64>()
-    }
-
     #[test]
-    fn load_balancing_should_agree_with_the_formula() {
-        let logits = [
-            vec![[0.3, -1.0, 2.0], [1.5, 0.2, -0.7], [0.0, 0.1, 0.2]],
-            vec![[-0.3, 1.0, 0.9], [2.5, 0.1, 0.7], [0.5, 0.1, -0.2]],
+    fn load_balancing_should_be_that_of_transformers() {
+        let blocks: [[f32; 9]; 2] = [
+            [0.3, -1.0, 2.0, 1.5, 0.2, -0.7, 0.0, 0.1, 0.2],
+            [-0.3, 1.0, 0.9, 2.5, 0.1, 0.7, 0.5, -0.3, -0.2],
         ];
-        let tensors = logits
-            .each_ref()
-            .map(|block| Tensor::from_slice(&block.concat()).view([3, 3]).to_kind(Kind::Float));
-        for top_k in [1u32, 2] {
-            let found = balance(top_k, 1.0).loss(&tensors).unwrap().double_value(&[]);
-            let expected = by_hand(&logits, top_k as usize);
-            assert!((found - expected).abs() < 1e-5, "{found} and {expected}");
+        let logits = blocks.map(|block| Tensor::from_slice(&block).view([3, 3]));
+        // Golden: `load_balancing_loss_func((block 0, block 1), 3, top_k)` of transformers 5.24.0.
+        for (top_k, expected) in [(1, 1.106243371963501), (2, 2.0607473850250244)] {
+            let found = balance(top_k, 1.0).loss(&logits).unwrap().double_value(&[]);
+            assert!((found - expected).abs() < 1e-6, "{found} and {expected}");
         }
         // All tokens to the same experts is the worst that can be.
         let one = Tensor::from_slice(&[50.0f32, 0.0, -50.0]).repeat([4, 1]);
