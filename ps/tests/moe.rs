@@ -157,7 +157,9 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
     }
     let sent: Vec<(u32, &Update, f32)> = updates.iter().map(|(p, update, f)| (*p, update, *f)).collect();
     let mean: Sparse = aggregate::mean_of_fragments(&layouts, &sent);
-    mean.add_scaled(&mut theta, -1.0);
+    for (index, value) in mean.indices.iter().zip(&mean.values) {
+        theta[*index as usize] -= value;
+    }
     let second = run.loss(&theta);
     println!("held-out loss {first:.3} → {second:.3} after one round");
     assert!(second < first - 0.3);
@@ -274,8 +276,8 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
     };
     let again: serde_json::Value = serde_json::from_str(&upcycle::run(&by_snapshot).unwrap()).unwrap();
     assert_eq!(again["model_root"], done["model_root"]);
-    let file = dir.path().join("a.f32");
-    assert!(std::fs::read(&file).unwrap() == std::fs::read(dir.path().join("b.f32")).unwrap());
+    let bytes = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!(bytes("a.f32") == bytes("b.f32"));
     let rounded = UpcycleArgs {
         model: Some(dir.path().join("Bf16")),
         ..args("c.f32")
@@ -288,17 +290,19 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
         model_root: done["model_root"].as_str().unwrap().into(),
     });
     let (data, text) = (dir.path().join("data"), toml_of(&run));
+    let paths = ["a.f32", "dense.f32", "c.f32", "other"].map(|name| dir.path().join(name));
+    let [file, of_dense, of_rounded, elsewhere] = &paths;
     let create = |start| create_state_from(&data, GENESIS, text.clone(), run.clone(), start);
     let missing = create(None).await.unwrap_err();
     assert!(missing.to_string().contains("--start FILE"), "{missing}");
-    let short = create(Some(&dir.path().join("dense.f32"))).await.unwrap_err();
+    let short = create(Some(of_dense)).await.unwrap_err();
     assert!(
         short.to_string().contains("the first state of run dev-moe has"),
         "{short}"
     );
-    let other = create(Some(&dir.path().join("c.f32"))).await.unwrap_err();
+    let other = create(Some(of_rounded)).await.unwrap_err();
     assert!(matches!(other, PsError::Mismatch { .. }), "{other}");
-    let made = create(Some(&file)).await.unwrap();
+    let made = create(Some(file)).await.unwrap();
     assert!(made.created);
     assert_eq!(made.model_root, run.start_root().unwrap());
     assert!(!create(None).await.unwrap().created, "the state is there");
@@ -306,17 +310,10 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
     // A run that names none takes none.
     let mut drawn = run.clone();
     drawn.start = None;
-    let refused = create_state_from(
-        &dir.path().join("other"),
-        GENESIS,
-        toml_of(&drawn),
-        drawn.clone(),
-        Some(&file),
-    );
-    assert!(refused.await.unwrap_err().to_string().contains("leave --start out"));
-    create_state(&dir.path().join("other"), GENESIS, toml_of(&drawn), drawn)
-        .await
-        .unwrap();
+    let text = toml_of(&drawn);
+    let refused = create_state_from(elsewhere, GENESIS, text.clone(), drawn.clone(), Some(file)).await;
+    assert!(refused.unwrap_err().to_string().contains("leave --start out"));
+    create_state(elsewhere, GENESIS, text, drawn).await.unwrap();
 }
 
 #[test]
