@@ -164,13 +164,14 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
     println!("held-out loss {first:.3} → {second:.3} after one round");
     assert!(second < first - 0.3);
 
+    // Two honest miners, so that the median that pay is measured by is one of theirs.
     let mut candidates = Vec::new();
     for fragment in 0..3u32 {
-        let honest = run.train(&theta, fragment, 3 + fragment).d;
-        let negated: Vec<f32> = honest.iter().map(|v| -v).collect();
-        let random = noise(&honest, u64::from(fragment) + 1);
-        for (kind, d) in [honest, random, negated].iter().enumerate() {
-            let id = [fragment as u8 * 3 + kind as u8; 32];
+        let honest = [3, 6].map(|slice| run.train(&theta, fragment, slice + fragment).d);
+        let negated: Vec<f32> = honest[0].iter().map(|v| -v).collect();
+        let random = noise(&honest[0], u64::from(fragment) + 1);
+        for (kind, d) in honest.iter().chain([&random, &negated]).enumerate() {
+            let id = [fragment as u8 * 4 + kind as u8; 32];
             candidates.push(Candidate {
                 id,
                 miner: id,
@@ -191,17 +192,21 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
         &mut |_| (),
     )
     .unwrap();
-    for fragment in round.decisions.chunks(3) {
-        let [honest, random, negated] = fragment else {
-            panic!("three of each fragment")
+    for of_fragment in round.decisions.chunks(4) {
+        let [first, second, random, negated] = of_fragment else {
+            panic!("four of each fragment")
         };
         println!(
-            "honest {:+.4} ± {:.4}, noise {:+.4}, negated {:+.4}",
-            honest.improvement, honest.standard_error, random.improvement, negated.improvement
+            "honest {:+.4} ± {:.4} and {:+.4}, noise {:+.4}, negated {:+.4}",
+            first.improvement, first.standard_error, second.improvement, random.improvement, negated.improvement
         );
-        assert!(honest.accepted && honest.score > 0, "{}", honest.detail);
-        assert!(!random.accepted && !negated.accepted);
-        assert!(honest.improvement > random.improvement + 2.0 * honest.standard_error);
+        for honest in [first, second] {
+            assert!(honest.accepted, "{}", honest.detail);
+            // A random step may be lucky, and is worth what it gains: next to nothing.
+            assert!(random.improvement < honest.improvement / 10.0);
+            assert!(random.score < honest.score / 10);
+        }
+        assert!(!negated.accepted);
     }
 }
 
