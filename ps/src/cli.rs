@@ -353,7 +353,11 @@ fn describe_spec(checked: &Checked) -> String {
         ("reserve", reserve),
         (
             "activations",
-            format!("{} for one sequence", size(cost.device.activation_bytes)),
+            format!(
+                "{} for one sequence, {} with checkpointing",
+                size(cost.device.activation_bytes),
+                size(cost.device.checkpointed_bytes)
+            ),
         ),
     ];
     if let Some(root) = checked.start_root {
@@ -364,7 +368,7 @@ fn describe_spec(checked: &Checked) -> String {
         out += &format!("  {name:<16}{value}\n");
     }
     out += &format!(
-        "\n  {:<56}{:>12}  fits, with activations\n",
+        "\n  {:<56}{:>12}  fits, with checkpointed activations\n",
         "memory of a task", "bytes"
     );
     for way in &cost.memory {

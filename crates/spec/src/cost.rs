@@ -13,6 +13,8 @@ pub struct DevicePlan {
     /// Activations of a micro-batch of one sequence with every block's inputs kept (estimate: 34·s·h per block in
     /// 2-byte units after Korthikanti et al. 2022 §4, plus the logits).
     pub activation_bytes: u64,
+    /// The same with checkpointing: every block's input in 2-byte units, one block's activations, the logits.
+    pub checkpointed_bytes: u64,
 }
 
 /// A kind of machine.
@@ -52,7 +54,7 @@ pub struct TaskMemory {
     pub way: &'static str,
     /// Bytes, without activations.
     pub state_bytes: u64,
-    /// Machines of [`DEVICE_CLASSES`] in which it fits together with the activations of one sequence.
+    /// Machines of [`DEVICE_CLASSES`] in which it fits together with the checkpointed activations of one sequence.
     pub fits: Vec<&'static str>,
 }
 
@@ -105,7 +107,9 @@ impl RunSpec {
         let task_tokens = self.task_sequences() * u64::from(m.context);
         let per_epoch = u64::from(self.score.sequences) + u64::from(self.score.guard_sequences);
         let context = u64::from(m.context);
-        let activations = context * (u64::from(m.layers) * 34 * u64::from(m.hidden) * 2 + u64::from(m.vocab) * 8);
+        let (layers, hidden, logits) = (u64::from(m.layers), u64::from(m.hidden), u64::from(m.vocab) * 8);
+        let activations = context * (layers * 34 * hidden * 2 + logits);
+        let checkpointed = context * ((layers + 34) * hidden * 2 + logits);
         Cost {
             parameters,
             active_parameters,
@@ -125,8 +129,9 @@ impl RunSpec {
                 precision: "f32",
                 state_bytes: parameters * 16,
                 activation_bytes: activations,
+                checkpointed_bytes: checkpointed,
             },
-            memory: self.task_memory(fragment_parameters_max, activations),
+            memory: self.task_memory(fragment_parameters_max, checkpointed),
         }
     }
 
@@ -203,6 +208,6 @@ mod tests {
             cost.memory[3].state_bytes,
             4 * block + 16 * cost.fragment_parameters_max
         );
-        assert!(cost.memory[1].fits.len() <= 1 && cost.memory[3].fits.contains(&"80 GB card"));
+        assert!(cost.memory[1].fits.len() <= 1 && cost.memory[3].fits.contains(&"24 GB card"));
     }
 }
