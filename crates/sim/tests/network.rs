@@ -62,10 +62,7 @@ fn cheats_should_earn_less_and_the_model_should_learn_beside_them() {
     assert_eq!(report.row(Strategy::Late).unwrap().refused["late"], 16);
     assert!(pay_for_machine(&report, Strategy::Lazy) < 0.8, "{report}");
     // Magnitude pays nobody.
-    assert!(
-        (pay_for_machine(&report, Strategy::Inflated) - 1.0).abs() < 0.15,
-        "{report}"
-    );
+    assert!(pay_for_machine(&report, Strategy::Inflated) < 1.05, "{report}");
 }
 
 #[test]

@@ -513,8 +513,9 @@ mod tests {
     use super::*;
 
     const DEV: &str = include_str!("../../../chain-spec/runs/dev.toml");
-    const ALL: [&str; 7] = [
+    const ALL: [&str; 8] = [
         DEV,
+        include_str!("../../../chain-spec/runs/dev-fragments.toml"),
         include_str!("../../../chain-spec/runs/small.toml"),
         include_str!("../../../chain-spec/runs/genesis-7b.toml"),
         include_str!("../../../chain-spec/runs/dev-moe.toml"),

@@ -30,9 +30,9 @@ pub enum TrainError {
         /// The run's last fragment.
         last: u32,
     },
-    /// Not even one sequence fits the device.
+    /// The task does not fit the device, even one sequence at a time.
     #[error(
-        "the device has too little memory for a single sequence{tried}; try {advice} (`alice-miner plan` says what fits): {problem}"
+        "the device has too little memory for this task{tried}; try {advice} (`alice-miner plan` says what fits): {problem}"
     )]
     OutOfMemory {
         /// Options that were already on.
@@ -137,6 +137,15 @@ pub fn train(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<TaskResult, TrainError> {
     check(task)?;
+    run(task, device, options, progress).map_err(|error| advise(error, options))
+}
+
+fn run(
+    task: &Task,
+    device: Device,
+    options: Options,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TaskResult, TrainError> {
     let spec = task.spec;
     let learning = spec.fragment_tensors(task.fragment);
     let mut model = Llama::with_learning(spec, device, learning, options.precision)?;
@@ -153,8 +162,7 @@ pub fn train(
             &mut micro_batch,
             || optimizer.zero_grad(),
             |part| model.backward(&model.batch(part)?, options.checkpoint, &objective),
-        )
-        .map_err(|error| refused(error, options))?;
+        )?;
         finite(loss, step, "loss")?;
         finite(optimizer.clip()?, step, "gradient")?;
         optimizer.step(learning_rate(&spec.inner, step))?;
@@ -231,10 +239,10 @@ fn pseudo_gradient(model: &Llama, task: &Task) -> Result<Vec<f32>, TrainError> {
     })
 }
 
-/// Out of memory with micro-batches of one: says what is left to try.
-fn refused(error: ModelError, options: Options) -> TrainError {
-    let ModelError::OutOfMemory(problem) = error else {
-        return error.into();
+/// Out of memory, with micro-batches of one or before the first: says what is left to try.
+fn advise(error: TrainError, options: Options) -> TrainError {
+    let TrainError::Model(ModelError::OutOfMemory(problem)) = error else {
+        return error;
     };
     let (tried, advice) = match (options.checkpoint, options.moments, options.precision) {
         (false, _, _) => ("", "--checkpoint on"),
@@ -566,7 +574,7 @@ mod tests {
                 precision,
                 ..Options::default()
             };
-            refused(ModelError::OutOfMemory("20 GiB".into()), options).to_string()
+            advise(ModelError::OutOfMemory("20 GiB".into()).into(), options).to_string()
         };
         assert!(message(false, Moments::F32, Precision::F32).contains("--checkpoint on"));
         assert!(message(true, Moments::F32, Precision::F32).contains("--moments 8bit"));
@@ -576,7 +584,7 @@ mod tests {
             last.contains("with every saving option on") && last.contains("20 GiB"),
             "{last}"
         );
-        let other = refused(ModelError::Torch("other".into()), Options::default());
+        let other = advise(ModelError::Torch("other".into()).into(), Options::default());
         assert!(matches!(other, TrainError::Model(ModelError::Torch(_))));
     }
 
