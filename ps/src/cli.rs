@@ -6,7 +6,7 @@ use crate::{
     corpus::Corpus,
     corpus_build, export, init, key,
     network::read_spec,
-    run_tokenizer, server, verify, vocabulary,
+    run_tokenizer, server, upcycle, verify, vocabulary,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
@@ -52,7 +52,7 @@ pub enum Command {
     Run(SettingsArgs),
     /// Make the first state from run specification and chain; does nothing if it is there
     #[command(after_help = "example: alice-ps init --config ps.toml")]
-    Init(SettingsArgs),
+    Init(InitArgs),
     /// Recompute a run from what its parameter server publishes, from the first state on
     #[command(
         after_help = "example: alice-ps audit --ps https://ps.example.org --chain wss://rpc.example.org\n\
@@ -72,6 +72,12 @@ pub enum Command {
         Exit code 1: the folder is not what it says, or not the model that was asked for."
     )]
     Verify(verify::VerifyArgs),
+    /// Make the first state of a run with experts from a dense model
+    #[command(
+        after_help = "example: alice-ps upcycle --model alice-7b/ --run chain-spec/runs/phase2-56b.toml --out start.f32\n\
+        Prints the root that belongs into [start] of the run specification; alice-ps init takes the file with --start."
+    )]
+    Upcycle(upcycle::UpcycleArgs),
     /// Vocabularies
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
@@ -86,6 +92,17 @@ pub enum Command {
     Key(KeyCommand),
 }
 
+/// Flags of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// File of the first state, for a run specification with [start]: what alice-ps upcycle wrote
+    #[arg(long, value_name = "FILE")]
+    pub start: Option<PathBuf>,
+}
+
 /// Flags of `audit`.
 #[derive(Debug, Args)]
 pub struct AuditArgs {
@@ -95,6 +112,9 @@ pub struct AuditArgs {
     /// A node's WebSocket: the manifests must be those that were signed, and the pay their shares
     #[arg(long, value_name = "WS_URL")]
     pub chain: Option<String>,
+    /// File of the first state, for a run that names its root
+    #[arg(long, value_name = "FILE")]
+    pub start: Option<PathBuf>,
     /// Last epoch to check [default: all that are scored]
     #[arg(long, value_name = "EPOCH", default_value_t = u32::MAX, hide_default_value = true)]
     pub until: u32,
@@ -179,8 +199,8 @@ impl Cli {
                 return Ok(());
             }
             Command::Init(args) => {
-                let config = Config::load(&args)?;
-                let done = init::init(&config).await?;
+                let config = Config::load(&args.settings)?;
+                let done = init::init(&config, args.start.as_deref()).await?;
                 let what = if done.created {
                     "made the first state"
                 } else {
@@ -195,6 +215,7 @@ impl Cli {
             Command::Audit(args) => return run_audit(&args, out).await,
             Command::Export(args) => export::run(&args).await?,
             Command::Verify(args) => verify::run(&args).await?,
+            Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
             Command::Spec(SpecCommand::Check {
                 file,
@@ -238,7 +259,7 @@ async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> R
         let _ = writeln!(out, "{line}");
     };
     let root = Hex32(
-        audit::audit(&client, chain.as_ref(), args.until, &mut report)
+        audit::audit(&client, chain.as_ref(), args.start.as_deref(), args.until, &mut report)
             .await?
             .root,
     );
@@ -255,6 +276,8 @@ struct Checked {
     epoch_blocks: u32,
     corpus_root: Hex32,
     reserve_root: Hex32,
+    /// Root of the first state, where the run names it.
+    start_root: Option<Hex32>,
     #[serde(flatten)]
     cost: alice_spec::Cost,
 }
@@ -281,35 +304,100 @@ fn check_spec(file: &std::path::Path, json: bool) -> Result<String, PsError> {
         epoch_blocks: spec.round.epoch_blocks,
         corpus_root: Hex32(spec.corpus_root()),
         reserve_root: Hex32(spec.reserve_root()),
+        start_root: spec.start_root().map(Hex32),
         cost: spec.cost(),
     };
     if json {
         return to_json(&checked);
     }
+    Ok(describe_spec(&checked))
+}
+
+fn describe_spec(checked: &Checked) -> String {
     let cost = &checked.cost;
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let size = |bytes: u64| match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
+        _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
+    };
     let reserve = match cost.reserve_epochs {
         Some(epochs) => format!("{epochs} epochs"),
         None => "no limit, sequences are drawn again".into(),
     };
-    Ok(format!(
-        "run {} is valid\n  run hash          {}\n  parameters        {}\n  snapshot          {}\n  \
-         update at most    {} ({:.2} bits a parameter)\n  task              {} tokens, {:.3e} floating point operations\n  \
-         scoring           {} tokens a submission\n  reserve           {reserve}\n  \
-         device ({})      {} of state and {} of activations for one sequence\n",
-        checked.name,
-        checked.run_hash,
-        cost.parameters,
-        mib(cost.snapshot_bytes),
-        mib(cost.update_bytes_max),
-        cost.update_bits_per_parameter,
-        cost.task_tokens,
-        cost.task_flops,
-        cost.score_tokens,
-        cost.device.precision,
-        mib(cost.device.state_bytes),
-        mib(cost.device.activation_bytes),
-    ))
+    let active = match cost.active_parameters {
+        all if all == cost.parameters => "all".into(),
+        active => active.to_string(),
+    };
+    let mut rows = vec![
+        ("run hash", checked.run_hash.to_string()),
+        ("parameters", format!("{} ({active} for each token)", cost.parameters)),
+        (
+            "weights",
+            format!(
+                "{} in f32 (snapshot), {} in bf16",
+                size(cost.snapshot_bytes),
+                size(cost.bf16_bytes)
+            ),
+        ),
+        (
+            "fragments",
+            format!(
+                "{}, the largest of {} parameters",
+                cost.fragments, cost.fragment_parameters_max
+            ),
+        ),
+        (
+            "update at most",
+            format!(
+                "{} ({:.2} bits a parameter of the largest fragment)",
+                size(cost.update_bytes_max),
+                cost.update_bits_per_parameter
+            ),
+        ),
+        (
+            "task",
+            format!(
+                "{} tokens, {:.3e} floating point operations",
+                cost.task_tokens, cost.task_flops
+            ),
+        ),
+        (
+            "tokens",
+            format!(
+                "{} in an epoch at most, {} in the text",
+                cost.epoch_tokens_max, cost.corpus_tokens
+            ),
+        ),
+        ("scoring", format!("{} tokens a submission", cost.score_tokens)),
+        ("reserve", reserve),
+        (
+            "activations",
+            format!(
+                "{} for one sequence, {} with checkpointing",
+                size(cost.device.activation_bytes),
+                size(cost.device.checkpointed_bytes)
+            ),
+        ),
+    ];
+    if let Some(root) = checked.start_root {
+        rows.push(("first state", format!("the model with root {root}")));
+    }
+    let mut out = format!("run {} is valid\n", checked.name);
+    for (name, value) in rows {
+        out += &format!("  {name:<16}{value}\n");
+    }
+    out += &format!(
+        "\n  {:<56}{:>12}  fits, with checkpointed activations\n",
+        "memory of a task", "bytes"
+    );
+    for way in &cost.memory {
+        let fits = match way.fits.is_empty() {
+            true => "none of the classes".into(),
+            false => way.fits.join(", "),
+        };
+        out += &format!("  {:<56}{:>12}  {fits}\n", way.way, size(way.state_bytes));
+    }
+    let classes = alice_spec::DEVICE_CLASSES.map(|c| format!("{} ({} % usable)", c.name, c.usable_percent));
+    out + &format!("  classes: {}\n", classes.join(", "))
 }
 
 fn show_key(key: &Key, json: bool) -> String {
@@ -369,6 +457,15 @@ mod tests {
         assert!(json["parameters"].as_u64().unwrap() > 100_000);
         assert_eq!(json["run_hash"].as_str().unwrap().len(), 64);
         assert!(check_spec(&file, false).unwrap().starts_with("run dev is valid"));
+        let moe = file.with_file_name("phase2-56b.toml");
+        let json: serde_json::Value = serde_json::from_str(&check_spec(&moe, true).unwrap()).unwrap();
+        assert!(json["active_parameters"].as_u64().unwrap() * 3 < json["parameters"].as_u64().unwrap());
+        assert_eq!(json["memory"].as_array().unwrap().len(), 4);
+        let text = check_spec(&moe, false).unwrap();
+        assert!(
+            text.contains("for each token") && text.contains("block by block"),
+            "{text}"
+        );
         let missing = check_spec(std::path::Path::new("/nowhere.toml"), true).unwrap_err();
         assert!(missing.to_string().contains("/nowhere.toml"));
     }

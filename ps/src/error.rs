@@ -119,6 +119,9 @@ pub enum PsError {
     /// Vocabularies.
     #[error(transparent)]
     Tokenizer(#[from] alice_tokenizer::TokenizerError),
+    /// A dense model that cannot become the first state of a run.
+    #[error(transparent)]
+    Upcycle(#[from] alice_model::upcycle::UpcycleError),
     /// A folder of weights that is not what was asked for.
     #[error("{0}; do not use these weights")]
     OtherWeights(String),
@@ -154,7 +157,7 @@ impl PsError {
             Self::Setting(_) | Self::KeyMissing(_) | Self::KeyFormat(_) | Self::KeyMode { .. } | Self::KeyExists(_) => {
                 EXIT_USAGE
             }
-            Self::Spec { .. } => EXIT_USAGE,
+            Self::Spec { .. } | Self::Upcycle(_) => EXIT_USAGE,
             Self::Export(alice_export::ExportError::TargetExists(_) | alice_export::ExportError::Option { .. }) => {
                 EXIT_USAGE
             }

@@ -31,6 +31,9 @@ pub struct ExportArgs {
     /// A node's WebSocket: the recomputed manifests must be those that were signed
     #[arg(long, value_name = "WS_URL", conflicts_with = "data")]
     pub chain: Option<String>,
+    /// File of the first state, for a run that names its root
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub start: Option<PathBuf>,
     /// Epoch after which the model is taken, or `first` for the state before all epochs [default: the last that is
     /// scored]
     #[arg(long, value_name = "EPOCH")]
@@ -147,16 +150,17 @@ pub async fn run(args: &ExportArgs) -> Result<String, PsError> {
             _lock = init::lock(dir)?;
             from_data(dir, args.epoch).await?
         }
-        (Some(url), None) => from_server(url, args.chain.as_deref(), args.epoch).await?,
+        (Some(url), None) => from_server(url, args).await?,
         (None, None) => return Err(PsError::Setting("give --ps URL or --data DIR".into())),
     };
     tokio::task::block_in_place(|| write(args, model))
 }
 
 /// Recomputes the run up to an epoch.
-async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Result<Model, PsError> {
+async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
+    let (epoch, start) = (args.epoch, args.start.as_deref());
     let client = Client::new(url)?;
-    let chain = match chain {
+    let chain = match args.chain.as_deref() {
         Some(url) => Some(Chain::connect(url).await?),
         None => None,
     };
@@ -174,9 +178,9 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Re
         history.push(found.clone());
     };
     let replayed = match epoch {
-        Some(Which::First) => audit::first_state(&client, chain.as_ref()).await?,
-        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), epoch, &mut report).await?,
-        None => audit::audit(&client, chain.as_ref(), u32::MAX, &mut report).await?,
+        Some(Which::First) => audit::first_state(&client, chain.as_ref(), start).await?,
+        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), start, epoch, &mut report).await?,
+        None => audit::audit(&client, chain.as_ref(), start, u32::MAX, &mut report).await?,
     };
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);

@@ -216,6 +216,7 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
         ps: Some(url.clone()),
         data: None,
         chain: None,
+        start: None,
         epoch: Some(Which::After(EPOCH)),
         format: Format::Hf,
         kind: Kind::Bf16,

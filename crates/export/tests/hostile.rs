@@ -142,7 +142,7 @@ fn folders_of_something_else_should_say_of_what() {
     assert!(matches!(error, ExportError::Root { .. }));
     let cases = [
         ("format", "alice-weights/2", "format 'alice-weights/2' is not known"),
-        ("architecture", "mixtral", "architecture 'mixtral' is not known"),
+        ("architecture", "mamba", "architecture 'mamba' is not known"),
     ];
     let good = folder.alice();
     for (field, value, words) in cases {

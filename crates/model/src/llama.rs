@@ -1,5 +1,6 @@
 //! Llama as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary embeddings with
-//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied.
+//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied; and Mixtral, which
+//! differs in the feed-forward part of a block alone.
 
 use crate::ModelError;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec};
@@ -8,8 +9,13 @@ use std::ops::Range;
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
 mod backward;
+mod feed_forward;
+mod moe;
 
 pub use backward::Objective;
+
+use feed_forward::FeedForward;
+use moe::Balance;
 
 /// Precision of the products of a model, and of the weights that do not learn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +59,8 @@ pub struct Llama {
     /// Where each parameter stands in θ.
     ranges: Vec<Range<usize>>,
     learning: Learning,
+    /// Load balancing of the routers; none without experts.
+    balance: Option<Balance>,
     heads: Heads,
     context: i64,
     vocab: i64,
@@ -77,9 +85,7 @@ struct Block {
     v_proj: Tensor,
     o_proj: Tensor,
     post_attention_layernorm: Tensor,
-    gate_proj: Tensor,
-    up_proj: Tensor,
-    down_proj: Tensor,
+    feed_forward: FeedForward,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -140,9 +146,7 @@ impl Llama {
                     v_proj: take("self_attn.v_proj")?,
                     o_proj: take("self_attn.o_proj")?,
                     post_attention_layernorm: take("post_attention_layernorm")?,
-                    gate_proj: take("mlp.gate_proj")?,
-                    up_proj: take("mlp.up_proj")?,
-                    down_proj: take("mlp.down_proj")?,
+                    feed_forward: FeedForward::take(spec, take)?,
                 })
             })
             .collect::<Result<_, ModelError>>()?;
@@ -164,6 +168,7 @@ impl Llama {
                 tensors: learning,
                 precision,
             },
+            balance: m.moe.as_ref().map(Balance::new),
             heads,
             context: m.context.into(),
             vocab: m.vocab.into(),
@@ -303,12 +308,19 @@ impl Llama {
 
     /// The residual stream after the last block, `[batch, tokens, hidden]`.
     fn stream(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.stream_routed(tokens)?.0)
+    }
+
+    /// The same, and the router's logits of each block that has one.
+    fn stream_routed(&self, tokens: &Tensor) -> Result<(Tensor, Vec<Tensor>), ModelError> {
         let (cos, sin) = self.rotary_of(tokens)?;
-        let mut x = self.embed(tokens)?;
+        let (mut x, mut routes) = (self.embed(tokens)?, Vec::new());
         for block in &self.blocks {
-            x = block.forward(&x, (&cos, &sin), self.heads)?;
+            let (output, logits) = block.forward(&x, (&cos, &sin), self.heads)?;
+            routes.extend(logits);
+            x = output;
         }
-        Ok(x)
+        Ok((x, routes))
     }
 
     /// The residual stream before the first block.
@@ -330,29 +342,32 @@ impl Llama {
 
 /// First block that the gradient of a tensor in `learning` goes through; the number of blocks if only norm or head learn.
 fn first_block(spec: &RunSpec, learning: &Range<usize>) -> usize {
-    let first = spec
-        .tensors()
-        .get(learning.start)
-        .map(|t| t.name.clone())
-        .unwrap_or_default();
-    match first
-        .strip_prefix("model.layers.")
-        .and_then(|rest| rest.split_once('.'))
-    {
-        Some((layer, _)) => layer.parse().unwrap_or(0),
-        None if learning.start == 0 => 0,
-        None => spec.model.layers as usize,
+    let all = spec.tensors();
+    let block_of = |name: &str| name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok();
+    match learning.start {
+        0 => 0,
+        _ => all
+            .get(learning.clone())
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|tensor| block_of(&tensor.name))
+            .min()
+            .unwrap_or(spec.model.layers as usize),
     }
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
+    /// The residual stream after the block, and the router's logits where there are experts.
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotary: (&Tensor, &Tensor),
+        heads: Heads,
+    ) -> Result<(Tensor, Option<Tensor>), TchError> {
         let x = x.f_add(&self.attention(&rms_norm(x, &self.input_layernorm)?, rotary, heads)?)?;
         let normed = rms_norm(&x, &self.post_attention_layernorm)?;
-        let gated = linear(&normed, &self.gate_proj)?
-            .f_silu()?
-            .f_mul(&linear(&normed, &self.up_proj)?)?;
-        x.f_add(&linear(&gated, &self.down_proj)?)
+        let (change, routes) = self.feed_forward.forward(&normed)?;
+        Ok((x.f_add(&change)?, routes))
     }
 
     fn attention(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {

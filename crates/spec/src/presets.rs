@@ -1,10 +1,14 @@
 //! The run specifications that are built in, by name.
 
 /// Name and text of each file in `chain-spec/runs/`.
-const PRESETS: [(&str, &str); 3] = [
+const PRESETS: [(&str, &str); 7] = [
     ("dev", include_str!("../../../chain-spec/runs/dev.toml")),
     ("small", include_str!("../../../chain-spec/runs/small.toml")),
     ("genesis-7b", include_str!("../../../chain-spec/runs/genesis-7b.toml")),
+    ("dev-moe", include_str!("../../../chain-spec/runs/dev-moe.toml")),
+    ("phase2-56b", include_str!("../../../chain-spec/runs/phase2-56b.toml")),
+    ("phase3-112b", include_str!("../../../chain-spec/runs/phase3-112b.toml")),
+    ("phase4-200b", include_str!("../../../chain-spec/runs/phase4-200b.toml")),
 ];
 
 /// Text of a built-in run specification.

@@ -172,14 +172,29 @@ fn reference_logits(spec: &RunSpec, theta: &[f32], tokens: &[u16]) -> Vec<Vec<f6
             }
             add(&mut stream[at], &product(&name("self_attn.o_proj"), &mixed));
         }
+        let swiglu = |x: &[f64], [gate, up, down]: [&str; 3]| -> Vec<f64> {
+            let (gate, up) = (product(&name(gate), x), product(&name(up), x));
+            let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            product(&name(down), &gated)
+        };
         for x in &mut stream {
             let normed = norm(&name("post_attention_layernorm"), x);
-            let (gate, up) = (
-                product(&name("mlp.gate_proj"), &normed),
-                product(&name("mlp.up_proj"), &normed),
-            );
-            let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            add(x, &product(&name("mlp.down_proj"), &gated));
+            let Some(moe) = &m.moe else {
+                add(x, &swiglu(&normed, ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]));
+                continue;
+            };
+            let logits = product(&name("block_sparse_moe.gate"), &normed);
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+            let chosen = &order[..moe.top_k as usize];
+            // The softmax over all experts, divided by its sum over the chosen: the others cancel out.
+            let total: f64 = chosen.iter().map(|e| logits[*e].exp()).sum();
+            for e in chosen {
+                let w = ["w1", "w3", "w2"].map(|w| format!("block_sparse_moe.experts.{e}.{w}"));
+                let mut out = swiglu(&normed, w.each_ref().map(String::as_str));
+                out.iter_mut().for_each(|v| *v *= logits[*e].exp() / total);
+                add(x, &out);
+            }
         }
     }
     stream
@@ -190,20 +205,30 @@ fn reference_logits(spec: &RunSpec, theta: &[f32], tokens: &[u16]) -> Vec<Vec<f6
 
 #[test]
 fn forward_should_agree_with_plain_loops_over_the_formulas() {
-    let spec = spec();
-    let theta = rough_theta(&spec);
-    let mut model = Llama::new(&spec, Device::Cpu).unwrap();
-    model.load(&theta).unwrap();
-    let text = sequences(1, 20);
-    let found = model
-        .forward(&model.batch(&text).unwrap())
-        .unwrap()
-        .to_kind(Kind::Double)
-        .reshape([-1]);
-    let expected: Vec<f64> = reference_logits(&spec, &theta, &text[0]).concat();
-    let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
-    assert!(scale > 1.0, "the logits are large enough to tell");
-    close(&found, &Tensor::from_slice(&expected), scale * 1e-5);
+    let dense = spec();
+    let mut experts = spec();
+    experts.model.architecture = "mixtral".into();
+    experts.model.moe = Some(alice_spec::MoeSpec {
+        experts: 5,
+        top_k: 2,
+        router_aux_loss: 0.01,
+    });
+    experts.validate().unwrap();
+    for spec in [dense, experts] {
+        let theta = rough_theta(&spec);
+        let mut model = Llama::new(&spec, Device::Cpu).unwrap();
+        model.load(&theta).unwrap();
+        let text = sequences(1, 20);
+        let found = model
+            .forward(&model.batch(&text).unwrap())
+            .unwrap()
+            .to_kind(Kind::Double)
+            .reshape([-1]);
+        let expected: Vec<f64> = reference_logits(&spec, &theta, &text[0]).concat();
+        let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
+        assert!(scale > 1.0, "the logits are large enough to tell");
+        close(&found, &Tensor::from_slice(&expected), scale * 1e-5);
+    }
 }
 
 #[test]
