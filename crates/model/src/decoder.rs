@@ -12,9 +12,8 @@ mod mlp;
 
 pub use cache::KvCache;
 pub use config::DecoderConfig;
-pub use matrix::Precision;
 
-use crate::ModelError;
+use crate::{ModelError, Precision};
 use alice_spec::TensorShape;
 use attention::Attention;
 use matrix::Matrix;

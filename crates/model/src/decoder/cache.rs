@@ -1,7 +1,7 @@
 //! Keys and values of the text so far.
 
-use super::{DecoderConfig, Precision, copy};
-use crate::ModelError;
+use super::{DecoderConfig, copy};
+use crate::{ModelError, Precision};
 use crate::llama::rotary;
 use tch::{Device, Kind, TchError, Tensor};
 
