@@ -1,8 +1,8 @@
 //! Keys and values of the text so far.
 
 use super::{DecoderConfig, copy};
-use crate::{ModelError, Precision};
 use crate::llama::rotary;
+use crate::{ModelError, Precision};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Keys and values of every block for the text so far, with room for a fixed number of tokens, and the rotary tables.
