@@ -309,10 +309,13 @@ async fn a_run_with_a_learned_tokenizer_should_be_served_trained_and_exported() 
     let files = alice_ps::files::Files::create(&data).unwrap();
     let theta = alice_store::theta::read_theta(&files.theta(&root), text.spec.parameters()).unwrap();
     let device = DeviceChoice::Cpu.resolve().unwrap();
-    let trained = alice_trainer::train(&text.spec, device, &theta, &sequences, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
+    let task = alice_trainer::Task {
+        spec: &text.spec,
+        fragment: 0,
+        theta: &theta,
+        sequences: &sequences,
+    };
+    let trained = alice_trainer::train(&task, device, Default::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(
         trained.loss_last < trained.loss_first - 0.5,
         "{} {}",
