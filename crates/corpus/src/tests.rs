@@ -496,7 +496,7 @@ fn an_interrupted_build_should_only_go_on_with_the_same_inputs() {
     for name in ["checkpoint", "digests"] {
         let path = build_folder(&out).join(name);
         let good = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+        std::fs::write(&path, &good[..8]).unwrap();
         let error = same(&list, &tokenizer).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("to start over"), "{error}");
         std::fs::write(&path, good).unwrap();
