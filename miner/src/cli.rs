@@ -105,6 +105,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks_per_epoch: Option<u32>,
+    /// f32 or bf16: how what updates had no room for is kept on disk; bf16 takes half the space [default: f32]
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<String>,
     /// Run that is mined; only needed when the network moved on to another
     #[arg(long, value_name = "HASH")]
     #[serde(skip_serializing_if = "Option::is_none")]

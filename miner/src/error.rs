@@ -136,6 +136,9 @@ pub enum MinerError {
     /// The update could not be encoded.
     #[error("the update cannot be encoded: {0}")]
     Encode(String),
+    /// What updates had no room for could not be read or stored.
+    #[error(transparent)]
+    Residual(alice_update::FeedbackError),
     /// The user asked to stop.
     #[error("stopped")]
     Stopped,

@@ -18,6 +18,7 @@ pub mod pages;
 pub mod payout;
 pub mod receipts;
 pub mod report;
+pub mod residual;
 pub mod run;
 pub mod send;
 pub mod settings;

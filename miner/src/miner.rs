@@ -264,6 +264,7 @@ impl Miner {
             text.as_deref(),
             status.run_hash,
             status.genesis_hash,
+            self.settings.residual,
         )?;
         let parameters = run.spec.parameters();
         self.reporter.event(
@@ -292,8 +293,10 @@ impl Miner {
                     return Ok(Some(Next::Now));
                 }
                 Step::Send(outgoing) => self.send(&outgoing, status).await?,
-                Step::AdoptResidual(outgoing) => run.adopt_residual(&outgoing)?,
-                Step::RestoreResidual(outgoing) => run.restore_residual(&outgoing)?,
+                Step::AdoptResidual(outgoing) => run.residuals.adopt(outgoing.lease.task.fragment)?,
+                Step::RestoreResidual(outgoing) => {
+                    run.residuals.restore(outgoing.lease.task.fragment, outgoing.id.0)?;
+                }
                 Step::Clear(why) => {
                     run.journal.clear()?;
                     tracing::debug!(why, "work in hand is put away");
@@ -386,7 +389,7 @@ impl Miner {
             &miner,
             lease,
             &result.d,
-            &run.feedback,
+            &mut run.residuals,
             &mut run.journal,
             reporter,
         )
@@ -462,7 +465,7 @@ impl Miner {
         .await;
         // What was heard before an error counts.
         if let Some(run) = &mut self.run {
-            run.settle_feedback(&self.receipts)?;
+            run.settle_residuals(&self.receipts)?;
         }
         match heard {
             Ok(0) => {}

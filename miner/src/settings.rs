@@ -5,6 +5,7 @@ use crate::{
     cli::{PlaceArgs, RunArgs},
 };
 use alice_api::{Client, Hex32, ss58};
+use alice_update::Precision;
 use figment::{
     Figment,
     providers::{Format, Serialized, Toml},
@@ -22,6 +23,7 @@ struct Merged {
     chain: Option<String>,
     threads: Option<u16>,
     tasks_per_epoch: Option<u32>,
+    residual: Option<String>,
     run: Option<Hex32>,
     ps_key: Option<Hex32>,
     data_dir: Option<PathBuf>,
@@ -42,6 +44,8 @@ pub struct Settings {
     pub threads: Option<u16>,
     /// Tasks in one epoch.
     pub tasks_per_epoch: u32,
+    /// How residuals are stored.
+    pub residual: Precision,
     /// Run that the user insists on.
     pub run: Option<Hex32>,
     /// Key of the parameter server that the user insists on.
@@ -88,12 +92,23 @@ impl Settings {
             chain: merged.chain,
             threads: merged.threads,
             tasks_per_epoch,
+            residual: precision(merged.residual.as_deref())?,
             run: merged.run,
             ps_key: merged.ps_key,
             data_dir: merged.data_dir.map_or_else(default_data_dir, Ok)?,
             epochs: if args.once { Some(1) } else { args.epochs },
             json: args.json,
         })
+    }
+}
+
+fn precision(text: Option<&str>) -> Result<Precision, MinerError> {
+    match text {
+        None | Some("f32") => Ok(Precision::F32),
+        Some("bf16") => Ok(Precision::Bf16),
+        Some(other) => Err(MinerError::Setting(format!(
+            "residual is '{other}'; it may be f32 or bf16"
+        ))),
     }
 }
 
@@ -202,6 +217,10 @@ mod tests {
             (
                 format!("ps = 'http://a:1'\npayout = '{}'\nthreads = 0", address()),
                 "threads",
+            ),
+            (
+                format!("ps = 'http://a:1'\npayout = '{}'\nresidual = 'f16'", address()),
+                "f32 or bf16",
             ),
             ("pz = 'http://a:1'".to_owned(), "pz"),
             ("ps = 3".to_owned(), "ps"),

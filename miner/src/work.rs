@@ -5,7 +5,7 @@ use crate::{
     journal::{Journal, Outgoing},
     payout::PayDesk,
     report::Reporter,
-    run::fragment_layout,
+    residual::Residuals,
     stop::Stop,
 };
 use alice_api::{Hex32, Lease, sign::submission_id};
@@ -13,7 +13,7 @@ use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
 use alice_trainer::{Options, Progress, TaskResult};
-use alice_update::{ErrorFeedback, Header};
+use alice_update::Header;
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -135,34 +135,28 @@ pub fn store(
     miner: &Hex32,
     lease: &Lease,
     d: &[f32],
-    feedback: &[ErrorFeedback],
+    residuals: &mut Residuals,
     journal: &mut Journal,
     reporter: &mut Reporter,
 ) -> Result<(), MinerError> {
     let task = &lease.task;
-    let layout = fragment_layout(spec, task.fragment);
-    let feedback = feedback
-        .get(task.fragment as usize)
-        .ok_or_else(|| MinerError::Encode(format!("the run has no fragment {}", task.fragment)))?;
-    let combined = feedback.combine(d);
     let header = Header {
         run_hash: task.run_hash.0,
         epoch: task.epoch,
         base_root: task.base_root.0,
     };
-    let encoded = alice_update::encode(&layout, &spec.update, &header, &combined)
-        .map_err(|e| MinerError::Encode(e.to_string()))?;
+    let encoded = residuals.encode(task.fragment, spec, &header, d)?;
     let blob = Hex32(*blake3::hash(&encoded.bytes).as_bytes());
     let id = submission_id(&task.task_id, miner, &blob);
-    let mut after = feedback.clone();
-    after.commit(id.0, combined, &encoded.sent, spec.update.feedback_decay as f32);
+    let decay = spec.update.feedback_decay as f32;
+    let ledger = residuals.prepare(task.fragment, id.0, d, (&encoded.sent, decay))?;
     let outgoing = Outgoing {
         id,
         lease: lease.clone(),
         blob,
         bytes: encoded.bytes.len() as u64,
     };
-    journal.ready(outgoing, &encoded.bytes, &after.to_bytes())?;
+    journal.ready(outgoing, &encoded.bytes, &ledger)?;
     reporter.event(
         "encoded",
         &format!("update of {} bytes is encoded and stored", encoded.bytes.len()),

@@ -494,8 +494,9 @@ mod tests {
     use super::*;
 
     const DEV: &str = include_str!("../../../chain-spec/runs/dev.toml");
-    const ALL: [&str; 3] = [
+    const ALL: [&str; 4] = [
         DEV,
+        include_str!("../../../chain-spec/runs/dev-fragments.toml"),
         include_str!("../../../chain-spec/runs/small.toml"),
         include_str!("../../../chain-spec/runs/genesis-7b.toml"),
     ];
