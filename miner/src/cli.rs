@@ -1,5 +1,6 @@
 //! Command line.
 
+use crate::{fit::FitArgs, plan::PlanArgs};
 use alice_api::Hex32;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -26,6 +27,9 @@ pub struct Cli {
 pub enum Command {
     /// Mine (the same as no command at all)
     Run(RunArgs),
+    /// Say what memory a run's tasks need, and with which options they fit
+    #[command(after_help = "example: alice-miner plan --run genesis-7b --device-memory 24GiB")]
+    Plan(PlanArgs),
     /// Continue a text with exported weights (a Hugging Face folder)
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
@@ -173,6 +177,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks_per_epoch: Option<u32>,
+    /// f32 or bf16: how what updates had no room for is kept on disk; bf16 takes half the space [default: f32]
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual: Option<String>,
     /// Run that is mined; only needed when the network moved on to another
     #[arg(long, value_name = "HASH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -181,6 +189,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "HEX")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ps_key: Option<Hex32>,
+    /// How tasks are made to fit the device.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub fit: FitArgs,
     /// Stop after work in so many epochs, once it is scored
     #[arg(long, value_name = "N", conflicts_with = "once")]
     #[serde(skip)]

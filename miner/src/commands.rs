@@ -10,6 +10,7 @@ use crate::{
     miner::Miner,
     pages::Pays,
     payout::{chain_error, push},
+    plan,
     receipts::{Receipts, Record},
     report::Reporter,
     settings::{self, Settings},
@@ -24,6 +25,7 @@ pub async fn execute(cli: Cli) -> Result<(), MinerError> {
     match cli.command {
         None => run(&cli.run).await,
         Some(Command::Run(args)) => run(&args).await,
+        Some(Command::Plan(args)) => plan::execute(&args),
         Some(Command::Generate(args)) => generate::run(&args).await,
         Some(Command::Devices { json }) => {
             devices(json);

@@ -37,6 +37,9 @@ pub enum MinerError {
     /// The device cannot be used.
     #[error("{0}")]
     Device(String),
+    /// No combination of options fits the run's tasks into the device.
+    #[error("{0}; `alice-miner plan` says more")]
+    DoesNotFit(String),
     /// A file of the miner.
     #[error("cannot {action} {}: {problem}; check the disk and the permissions", .path.display())]
     File {
@@ -139,6 +142,9 @@ pub enum MinerError {
     /// The update could not be encoded.
     #[error("the update cannot be encoded: {0}")]
     Encode(String),
+    /// What updates had no room for could not be read or stored.
+    #[error(transparent)]
+    Residual(alice_update::FeedbackError),
     /// The user asked to stop.
     #[error("stopped")]
     Stopped,

@@ -7,11 +7,11 @@
 //!  └───────────────────── residual moved into place ◀──────────────────────────────-┘
 //! ```
 //!
-//! In `Ready` three files exist: the encoded update, the residual as it will be once the update is committed, and this
-//! journal (written last). After the receipt is stored, one rename makes the new residual the valid one. Each
+//! In `Ready` three files exist: the encoded update, the ledger of the residual as it will be once the update is committed,
+//! and this journal (written last). After the receipt is stored, one rename makes the new residual the valid one. Each
 //! restart looks at journal, receipt and residual and takes the one step that is missing ([`next_step`], pure).
 
-use crate::{MinerError, files};
+use crate::{MinerError, files, residual::waiting_file};
 use alice_api::{Hex32, Lease};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -153,25 +153,15 @@ impl Journal {
         self.dir.join("outgoing.update")
     }
 
-    /// Where the residual of after the commit waits.
-    pub fn waiting_residual_file(&self) -> PathBuf {
-        self.dir.join("outgoing.residual")
-    }
-
-    /// Where the valid residual of a fragment is.
-    pub fn residual_file(&self, fragment: u32) -> PathBuf {
-        self.dir.join(format!("residual-{fragment}.bin"))
-    }
-
     /// Notes a lease.
     pub fn leased(&mut self, lease: Lease) -> Result<(), MinerError> {
         self.write(State::Leased { lease })
     }
 
-    /// Stores update and residual, then notes that they are complete.
-    pub fn ready(&mut self, outgoing: Outgoing, update: &[u8], residual: &[u8]) -> Result<(), MinerError> {
+    /// Stores the update and the ledger of after the commit, then notes that they are complete.
+    pub fn ready(&mut self, outgoing: Outgoing, update: &[u8], ledger: &[u8]) -> Result<(), MinerError> {
         files::write_atomic(&self.update_file(), update)?;
-        files::write_atomic(&self.waiting_residual_file(), residual)?;
+        files::write_atomic(&waiting_file(&self.dir), ledger)?;
         self.write(State::Ready { outgoing })
     }
 
@@ -181,17 +171,12 @@ impl Journal {
         Ok(bytes.filter(|b| Hex32(*blake3::hash(b).as_bytes()) == outgoing.blob))
     }
 
-    /// Makes the waiting residual the valid one of the fragment that it is of.
-    pub fn adopt_residual(&self, fragment: u32) -> Result<(), MinerError> {
-        files::rename(&self.waiting_residual_file(), &self.residual_file(fragment))
-    }
-
     /// Forgets the work in hand. The journal goes first: files without a journal are overwritten by the next task,
     /// a journal without files would be a damaged update.
     pub fn clear(&mut self) -> Result<(), MinerError> {
         self.write(State::Idle)?;
         files::remove(&self.update_file())?;
-        files::remove(&self.waiting_residual_file())
+        files::remove(&waiting_file(&self.dir))
     }
 
     fn write(&mut self, state: State) -> Result<(), MinerError> {
@@ -331,7 +316,7 @@ pub(crate) mod tests {
     fn a_crash_after_any_write_should_end_with_the_same_files() {
         for crash_after in 0..8 {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join("residual-0.bin"), "old").unwrap();
+            std::fs::write(dir.path().join("ledger-0.bin"), "old").unwrap();
             let (mut receipt, mut sent, mut writes, mut trained) = (false, Vec::new(), 0, 0);
             let mut journal = Journal::open(dir.path()).unwrap();
             let mut done = false;
@@ -341,7 +326,7 @@ pub(crate) mod tests {
                         State::Ready { outgoing } => journal.update(outgoing).unwrap().is_some(),
                         _ => false,
                     },
-                    residual_waits: journal.waiting_residual_file().exists(),
+                    residual_waits: waiting_file(dir.path()).exists(),
                     receipt_stored,
                     ..CALM
                 };
@@ -357,7 +342,9 @@ pub(crate) mod tests {
                         // The server has it from here on; the receipt is stored only if we live on.
                         receipt = writes != crash_after || sent.len() > 1;
                     }
-                    Step::AdoptResidual(_) => journal.adopt_residual(0).unwrap(),
+                    Step::AdoptResidual(_) => {
+                        files::rename(&waiting_file(dir.path()), &dir.path().join("ledger-0.bin")).unwrap();
+                    }
                     Step::RestoreResidual(_) => unreachable!("nothing is refused here"),
                     Step::Clear(_) => journal.clear().unwrap(),
                 }
@@ -369,7 +356,7 @@ pub(crate) mod tests {
             }
             assert_eq!(trained, 1);
             assert!(sent.iter().all(|s| *s == (Hex32([9; 32]), b"update".to_vec())));
-            assert_eq!(std::fs::read(dir.path().join("residual-0.bin")).unwrap(), b"new");
+            assert_eq!(std::fs::read(dir.path().join("ledger-0.bin")).unwrap(), b"new");
             assert!(!dir.path().join("outgoing.update").exists());
         }
     }

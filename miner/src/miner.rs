@@ -13,12 +13,13 @@ use crate::{
     send::Sender,
     settings::Settings,
     stop::Stop,
-    verdicts,
+    tokenizer, verdicts,
     weights::Source,
     work::{self, Trained},
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
+use alice_trainer::Options;
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -264,6 +265,7 @@ impl Miner {
             text.as_deref(),
             status.run_hash,
             status.genesis_hash,
+            self.settings.residual,
         )?;
         let parameters = run.spec.parameters();
         self.reporter.event(
@@ -276,6 +278,12 @@ impl Miner {
             ),
             json!({ "run": run.spec.name, "run_hash": run.hash, "parameters": parameters, "genesis_hash": run.genesis }),
         );
+        let plan = self.settings.fit.plan(&run.spec, None, self.device);
+        if plan.chosen().is_none() {
+            return Err(MinerError::DoesNotFit(plan.summary()));
+        }
+        self.reporter
+            .event("plan", &format!("plan: {}", plan.summary()), plan.json());
         self.run = Some(run);
         Ok(())
     }
@@ -292,8 +300,10 @@ impl Miner {
                     return Ok(Some(Next::Now));
                 }
                 Step::Send(outgoing) => self.send(&outgoing, status).await?,
-                Step::AdoptResidual(outgoing) => run.adopt_residual(&outgoing)?,
-                Step::RestoreResidual(outgoing) => run.restore_residual(&outgoing)?,
+                Step::AdoptResidual(outgoing) => run.residuals.adopt(outgoing.lease.task.fragment)?,
+                Step::RestoreResidual(outgoing) => {
+                    run.residuals.restore(outgoing.lease.task.fragment, outgoing.id.0)?;
+                }
                 Step::Clear(why) => {
                     run.journal.clear()?;
                     tracing::debug!(why, "work in hand is put away");
@@ -307,6 +317,7 @@ impl Miner {
         let (client, stop, reporter) = (&self.settings.client, &self.stop, &mut self.reporter);
         let task = &lease.task;
         if run.corpus.is_none() {
+            tokenizer::ensure(client, &run.spec, &run.dir, stop).await?;
             run.corpus = Some(crate::corpus::Corpus::open(client, &run.spec, &run.dir, stop).await?);
         }
         let source = Source {
@@ -340,12 +351,20 @@ impl Miner {
             &text,
             json!({ "epoch": task.epoch, "slice": task.slice, "task_id": task.task_id }),
         );
-        let (device, micro_batch) = (self.device, self.micro_batch);
+        let plan = self.settings.fit.plan(&run.spec, Some(task.fragment), self.device);
+        let Some(plan) = plan.chosen() else {
+            run.journal.clear()?;
+            return Err(MinerError::DoesNotFit(plan.summary()));
+        };
         let job = work::Job {
             spec: run.spec.clone(),
-            device,
+            device: self.device,
             theta,
-            micro_batch,
+            options: Options {
+                // What turned out not to fit is not tried again.
+                micro_batch: plan.options.micro_batch.into_iter().chain(self.micro_batch).min(),
+                ..plan.options
+            },
             sequences,
         };
         let mut desk = PayDesk {
@@ -385,7 +404,7 @@ impl Miner {
             &miner,
             lease,
             &result.d,
-            &run.feedback,
+            &mut run.residuals,
             &mut run.journal,
             reporter,
         )
@@ -461,7 +480,7 @@ impl Miner {
         .await;
         // What was heard before an error counts.
         if let Some(run) = &mut self.run {
-            run.settle_feedback(&self.receipts)?;
+            run.settle_residuals(&self.receipts)?;
         }
         match heard {
             Ok(0) => {}

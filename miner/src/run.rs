@@ -4,13 +4,14 @@ use crate::{
     MinerError,
     corpus::Corpus,
     files,
-    journal::{Journal, Outgoing, State, Surroundings},
-    receipts::{Receipts, Standing},
+    journal::{Journal, State, Surroundings},
+    receipts::Receipts,
+    residual::Residuals,
     weights::Weights,
 };
 use alice_api::{Hex32, Lease, sign};
 use alice_spec::RunSpec;
-use alice_update::{ErrorFeedback, Layout};
+use alice_update::Precision;
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -74,8 +75,8 @@ pub struct Run {
     pub corpus: Option<Corpus>,
     /// Weights.
     pub weights: Weights,
-    /// What was left out of earlier updates, fragment by fragment.
-    pub feedback: Vec<ErrorFeedback>,
+    /// What earlier updates had no room for.
+    pub residuals: Residuals,
     /// What the miner was doing.
     pub journal: Journal,
 }
@@ -94,8 +95,14 @@ impl Run {
         Ok(text.and_then(|t| parse_spec(&t, hash).ok()))
     }
 
-    /// Opens a run. `text` is the specification as the server sent it.
-    pub fn open(data_dir: &Path, text: Option<&str>, hash: Hex32, genesis: Hex32) -> Result<Self, MinerError> {
+    /// Opens a run. `text` is the specification as the server sent it, `residual` how residuals are stored.
+    pub fn open(
+        data_dir: &Path,
+        text: Option<&str>,
+        hash: Hex32,
+        genesis: Hex32,
+        residual: Precision,
+    ) -> Result<Self, MinerError> {
         let dir = Self::dir(data_dir, &hash);
         files::make_dir(&dir)?;
         let spec = match text {
@@ -109,9 +116,7 @@ impl Run {
                 .ok_or_else(|| MinerError::untrue("run specification", "it is not stored yet"))?,
         };
         let journal = Journal::open(&dir)?;
-        let feedback = (0..spec.task.fragments)
-            .map(|p| read_feedback(&journal.residual_file(p), &fragment_layout(&spec, p)))
-            .collect::<Result<_, _>>()?;
+        let residuals = Residuals::open(&dir, &spec, residual)?;
         let weights = Weights::open(&spec, &dir);
         Ok(Self {
             spec: Arc::new(spec),
@@ -120,7 +125,7 @@ impl Run {
             dir,
             corpus: None,
             weights,
-            feedback,
+            residuals,
             journal,
         })
     }
@@ -142,59 +147,17 @@ impl Run {
         Ok(Surroundings {
             same_run,
             update_intact,
-            residual_waits: self.journal.waiting_residual_file().exists(),
+            residual_waits: self.residuals.waiting_file().exists(),
             receipt_stored: record.is_some_and(|r| r.receipt.is_some()),
             refusal_stored: record.is_some_and(|r| r.refusal.is_some() || r.closed.is_some()),
             block,
         })
     }
 
-    /// The update is committed: the residual that waited is the valid one.
-    pub fn adopt_residual(&mut self, outgoing: &Outgoing) -> Result<(), MinerError> {
-        let fragment = outgoing.lease.task.fragment;
-        self.journal.adopt_residual(fragment)?;
-        let layout = fragment_layout(&self.spec, fragment);
-        let feedback = read_feedback(&self.journal.residual_file(fragment), &layout)?;
-        self.replace_feedback(fragment, feedback);
-        Ok(())
-    }
-
-    /// The update was refused: what it would have sent goes back into the residual.
-    pub fn restore_residual(&mut self, outgoing: &Outgoing) -> Result<(), MinerError> {
-        let fragment = outgoing.lease.task.fragment;
-        let layout = fragment_layout(&self.spec, fragment);
-        let mut feedback = read_feedback(&self.journal.waiting_residual_file(), &layout)?;
-        feedback.refused(outgoing.id.0);
-        files::write_atomic(&self.journal.residual_file(fragment), &feedback.to_bytes())?;
-        files::remove(&self.journal.waiting_residual_file())?;
-        self.replace_feedback(fragment, feedback);
-        Ok(())
-    }
-
-    fn replace_feedback(&mut self, fragment: u32, feedback: ErrorFeedback) {
-        if let Some(old) = self.feedback.get_mut(fragment as usize) {
-            *old = feedback;
-        }
-    }
-
     /// Gives back, or lets go of, what was set aside for submissions that are decided by now.
-    pub fn settle_feedback(&mut self, receipts: &Receipts) -> Result<(), MinerError> {
-        for (fragment, feedback) in (0u32..).zip(&mut self.feedback) {
-            let mut changed = false;
-            for id in feedback.pending() {
-                match receipts.get(&Hex32(id)).map(|r| r.standing()) {
-                    Some(Standing::Pending) => continue,
-                    Some(Standing::Accepted) => feedback.accepted(id),
-                    // Also where the record is gone: then nobody will ever say that it was accepted.
-                    Some(Standing::Refused | Standing::Late | Standing::Voided) | None => feedback.refused(id),
-                }
-                changed = true;
-            }
-            if changed {
-                files::write_atomic(&self.journal.residual_file(fragment), &feedback.to_bytes())?;
-            }
-        }
-        Ok(())
+    pub fn settle_residuals(&mut self, receipts: &Receipts) -> Result<(), MinerError> {
+        self.residuals
+            .settle(|id| receipts.get(&Hex32(id)).map(|record| record.standing()))
     }
 
     /// Whether a lease is what was asked for, signed by the server, and what the specification says.
@@ -240,34 +203,4 @@ fn parse_spec(text: &str, hash: &Hex32) -> Result<RunSpec, String> {
         return Err(format!("its hash is {found}, the run is {hash}"));
     }
     Ok(spec)
-}
-
-/// The part of the model's flat vector that a fragment's tasks train.
-pub fn fragment_layout(spec: &RunSpec, fragment: u32) -> Layout {
-    Layout::from_spec(spec).fragment(spec.fragment_tensors(fragment))
-}
-
-/// Reads the residual of a fragment. A damaged one is left out: that costs a little of the last updates' remainder, not the
-/// miner.
-fn read_feedback(path: &Path, layout: &Layout) -> Result<ErrorFeedback, MinerError> {
-    let nothing = || ErrorFeedback::new(layout.covered());
-    // The residual, and what is set aside for submissions without a verdict.
-    let bytes_max = (layout.covered().len() as u64)
-        .saturating_mul(4)
-        .saturating_add(4 << 30);
-    let bytes = match files::read_optional(path, bytes_max) {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Ok(nothing()),
-        Err(error) => {
-            tracing::warn!(%error, "the residual cannot be read and starts from nothing");
-            return Ok(nothing());
-        }
-    };
-    match ErrorFeedback::from_bytes(&bytes, layout.covered()) {
-        Ok(feedback) => Ok(feedback),
-        Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "the residual is damaged and starts from nothing");
-            Ok(nothing())
-        }
-    }
 }

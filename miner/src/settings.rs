@@ -3,8 +3,10 @@
 use crate::{
     MinerError,
     cli::{PlaceArgs, RunArgs},
+    fit::{Fit, FitArgs},
 };
 use alice_api::{Client, Hex32, ss58};
+use alice_update::Precision;
 use figment::{
     Figment,
     providers::{Format, Serialized, Toml},
@@ -22,6 +24,12 @@ struct Merged {
     chain: Option<String>,
     threads: Option<u16>,
     tasks_per_epoch: Option<u32>,
+    residual: Option<String>,
+    precision: Option<String>,
+    moments: Option<String>,
+    checkpoint: Option<String>,
+    micro_batch: Option<u32>,
+    device_memory: Option<String>,
     run: Option<Hex32>,
     ps_key: Option<Hex32>,
     data_dir: Option<PathBuf>,
@@ -42,6 +50,10 @@ pub struct Settings {
     pub threads: Option<u16>,
     /// Tasks in one epoch.
     pub tasks_per_epoch: u32,
+    /// How residuals are stored.
+    pub residual: Precision,
+    /// How tasks are made to fit the device.
+    pub fit: Fit,
     /// Run that the user insists on.
     pub run: Option<Hex32>,
     /// Key of the parameter server that the user insists on.
@@ -88,12 +100,30 @@ impl Settings {
             chain: merged.chain,
             threads: merged.threads,
             tasks_per_epoch,
+            residual: precision(merged.residual.as_deref())?,
+            fit: Fit::new(&FitArgs {
+                precision: merged.precision,
+                moments: merged.moments,
+                checkpoint: merged.checkpoint,
+                micro_batch: merged.micro_batch,
+                device_memory: merged.device_memory,
+            })?,
             run: merged.run,
             ps_key: merged.ps_key,
             data_dir: merged.data_dir.map_or_else(default_data_dir, Ok)?,
             epochs: if args.once { Some(1) } else { args.epochs },
             json: args.json,
         })
+    }
+}
+
+fn precision(text: Option<&str>) -> Result<Precision, MinerError> {
+    match text {
+        None | Some("f32") => Ok(Precision::F32),
+        Some("bf16") => Ok(Precision::Bf16),
+        Some(other) => Err(MinerError::Setting(format!(
+            "residual is '{other}'; it may be f32 or bf16"
+        ))),
     }
 }
 
@@ -185,10 +215,14 @@ mod tests {
             ("cpu", Some(2), 1)
         );
         args.ps = Some("http://b:2".into());
+        args.fit.micro_batch = Some(3);
         args.once = true;
         let settings = Settings::load(&args).unwrap();
         assert_eq!(settings.client.url(), "http://b:2");
         assert_eq!(settings.epochs, Some(1));
+        let spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
+        let plan = settings.fit.plan(&spec, None, alice_model::Device::Cpu);
+        assert_eq!(plan.rows[0].options.micro_batch, Some(3));
     }
 
     #[test]
@@ -202,6 +236,14 @@ mod tests {
             (
                 format!("ps = 'http://a:1'\npayout = '{}'\nthreads = 0", address()),
                 "threads",
+            ),
+            (
+                format!("ps = 'http://a:1'\npayout = '{}'\nresidual = 'f16'", address()),
+                "f32 or bf16",
+            ),
+            (
+                format!("ps = 'http://a:1'\npayout = '{}'\nmoments = '4bit'", address()),
+                "f32 or 8bit",
             ),
             ("pz = 'http://a:1'".to_owned(), "pz"),
             ("ps = 3".to_owned(), "ps"),

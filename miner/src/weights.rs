@@ -156,7 +156,17 @@ impl Weights {
     ) -> Result<Master, MinerError> {
         // Lets go of the old weights: the new ones take their place.
         self.master = None;
-        if snapshot.step == 0 {
+        let start = source.spec.start_root().map(Hex32);
+        if let Some(start) = start.filter(|root| snapshot.step == 0 && *root != snapshot.model_root) {
+            return Err(MinerError::untrue(
+                "model",
+                format!(
+                    "its first state is {}, the run starts from {start}",
+                    snapshot.model_root
+                ),
+            ));
+        }
+        if snapshot.step == 0 && start.is_none() {
             // The first model follows from the genesis hash: nobody needs to send it.
             let write = |out: &mut dyn std::io::Write| {
                 alice_model::init_tensors(source.spec, &source.genesis.0, |values| write_values(out, values))

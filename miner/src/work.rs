@@ -5,15 +5,15 @@ use crate::{
     journal::{Journal, Outgoing},
     payout::PayDesk,
     report::Reporter,
-    run::fragment_layout,
+    residual::Residuals,
     stop::Stop,
 };
 use alice_api::{Hex32, Lease, sign::submission_id};
 use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
-use alice_trainer::{Options, Progress, TaskResult};
-use alice_update::{ErrorFeedback, Header};
+use alice_trainer::{Options, Progress, Task, TaskResult};
+use alice_update::Header;
 use serde_json::json;
 use std::{
     ops::ControlFlow,
@@ -46,8 +46,8 @@ pub struct Job {
     pub device: Device,
     /// Weights to start from.
     pub theta: Arc<Master>,
-    /// Sequences that fitted the device at once in the last task.
-    pub micro_batch: Option<u32>,
+    /// How to fit the device.
+    pub options: Options,
     /// The task's text.
     pub sequences: Vec<Vec<u16>>,
 }
@@ -63,6 +63,7 @@ pub async fn train(
 ) -> Result<Trained, MinerError> {
     let end = Arc::new(AtomicBool::new(false));
     let (sender, mut progress) = watch::channel(None::<Progress>);
+    let fragment = lease.task.fragment;
     let task = tokio::task::spawn_blocking({
         let end = end.clone();
         move || {
@@ -74,17 +75,13 @@ pub async fn train(
                     ControlFlow::Continue(())
                 }
             };
-            let options = Options {
-                micro_batch: job.micro_batch,
+            let task = Task {
+                spec: &job.spec,
+                fragment,
+                theta: job.theta.theta(),
+                sequences: &job.sequences,
             };
-            alice_trainer::train_with(
-                &job.spec,
-                job.device,
-                job.theta.theta(),
-                &job.sequences,
-                options,
-                &mut on_progress,
-            )
+            alice_trainer::train(&task, job.device, job.options, &mut on_progress)
         }
     });
     tokio::pin!(task);
@@ -135,34 +132,28 @@ pub fn store(
     miner: &Hex32,
     lease: &Lease,
     d: &[f32],
-    feedback: &[ErrorFeedback],
+    residuals: &mut Residuals,
     journal: &mut Journal,
     reporter: &mut Reporter,
 ) -> Result<(), MinerError> {
     let task = &lease.task;
-    let layout = fragment_layout(spec, task.fragment);
-    let feedback = feedback
-        .get(task.fragment as usize)
-        .ok_or_else(|| MinerError::Encode(format!("the run has no fragment {}", task.fragment)))?;
-    let combined = feedback.combine(d);
     let header = Header {
         run_hash: task.run_hash.0,
         epoch: task.epoch,
         base_root: task.base_root.0,
     };
-    let encoded = alice_update::encode(&layout, &spec.update, &header, &combined)
-        .map_err(|e| MinerError::Encode(e.to_string()))?;
+    let encoded = residuals.encode(task.fragment, spec, &header, d)?;
     let blob = Hex32(*blake3::hash(&encoded.bytes).as_bytes());
     let id = submission_id(&task.task_id, miner, &blob);
-    let mut after = feedback.clone();
-    after.commit(id.0, combined, &encoded.sent, spec.update.feedback_decay as f32);
+    let decay = spec.update.feedback_decay as f32;
+    let ledger = residuals.prepare(task.fragment, id.0, d, (&encoded.sent, decay))?;
     let outgoing = Outgoing {
         id,
         lease: lease.clone(),
         blob,
         bytes: encoded.bytes.len() as u64,
     };
-    journal.ready(outgoing, &encoded.bytes, &after.to_bytes())?;
+    journal.ready(outgoing, &encoded.bytes, &ledger)?;
     reporter.event(
         "encoded",
         &format!("update of {} bytes is encoded and stored", encoded.bytes.len()),

@@ -12,11 +12,12 @@ use alice_miner::{
     pages::Pays,
     receipts::{Receipts, Record, Standing},
     report::Reporter,
+    residual::Residuals,
     run::{Network, Run},
     settings::Settings,
     stop::{Stop, StopHandle},
 };
-use alice_update::{ErrorFeedback, Layout};
+use alice_update::{Layout, Precision};
 use common::FakePs;
 use std::{
     path::{Path, PathBuf},
@@ -80,9 +81,10 @@ fn run_dir(data_dir: &Path, ps: &FakePs) -> PathBuf {
     Run::dir(data_dir, &Hex32(ps.spec.run_hash()))
 }
 
-fn feedback(data_dir: &Path, ps: &FakePs) -> ErrorFeedback {
-    let bytes = std::fs::read(run_dir(data_dir, ps).join("residual-0.bin")).unwrap();
-    ErrorFeedback::from_bytes(&bytes, Layout::from_spec(&ps.spec).covered()).unwrap()
+/// What waits for a verdict, and what is left of the updates.
+fn left(data_dir: &Path, ps: &FakePs) -> (Vec<[u8; 32]>, Vec<f32>) {
+    let residuals = Residuals::open(&run_dir(data_dir, ps), &ps.spec, Precision::F32).unwrap();
+    residuals.left(0).unwrap()
 }
 
 fn assert_one_accepted(data_dir: &Path, ps: &Arc<FakePs>) {
@@ -100,13 +102,10 @@ fn assert_one_accepted(data_dir: &Path, ps: &Arc<FakePs>) {
         .and_then(|p| p.page.clone());
     assert!(page.is_some(), "the payout page is not kept");
     assert!(!run_dir(data_dir, ps).join("outgoing.update").exists());
-    assert!(!run_dir(data_dir, ps).join("outgoing.residual").exists());
-    let feedback = feedback(data_dir, ps);
-    assert!(feedback.pending().is_empty(), "an accepted update is still set aside");
-    assert!(
-        feedback.residual().iter().any(|v| *v != 0.0),
-        "a lossy update leaves a residual"
-    );
+    assert!(!run_dir(data_dir, ps).join("outgoing.ledger").exists());
+    let (pending, residual) = left(data_dir, ps);
+    assert!(pending.is_empty(), "an accepted update is still set aside");
+    assert!(residual.iter().any(|v| *v != 0.0), "a lossy update leaves a residual");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +137,7 @@ async fn a_miner_killed_between_commit_and_receipt_should_get_the_same_receipt()
 }
 
 /// Mines one task against a server that was told what to say; returns the record, the residual and the sent update.
-async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, ErrorFeedback, alice_update::Update) {
+async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, (Vec<[u8; 32]>, Vec<f32>), alice_update::Update) {
     let dir = tempfile::tempdir().unwrap();
     let (ps, url) = FakePs::start().await;
     tell(&mut ps.seen());
@@ -146,7 +145,7 @@ async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, ErrorFeedbac
     let record = Receipts::open(dir.path()).unwrap().iter().next().unwrap().clone();
     let bytes = ps.seen().bytes.values().next().unwrap().clone();
     let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
-    (record, feedback(dir.path(), &ps), update)
+    (record, left(dir.path(), &ps), update)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,13 +167,12 @@ async fn what_was_not_accepted_should_return_to_the_residual() {
         (&sent.indices, &sent.values),
         (&sent_refused.indices, &sent_refused.values)
     );
-    let mut expected = settled.residual().to_vec();
+    let mut expected = settled.1;
     for (index, value) in sent.indices.iter().zip(&sent.values) {
         expected[*index as usize] += decay * value;
     }
-    for feedback in [of_late, of_refused] {
-        assert!(feedback.pending().is_empty());
-        assert_eq!(feedback.residual(), expected);
+    for left in [of_late, of_refused] {
+        assert_eq!(left, (vec![], expected.clone()));
     }
 }
 
@@ -278,7 +276,7 @@ async fn damaged_caches_should_not_stop_the_next_epoch() {
     for shard in std::fs::read_dir(run.join("shards")).unwrap() {
         std::fs::write(shard.unwrap().path(), "garbage").unwrap();
     }
-    std::fs::write(run.join("residual-0.bin"), "garbage").unwrap();
+    std::fs::write(run.join("residual-0-1.bin"), "garbage").unwrap();
     ps.seen().epoch = 1;
     mine(dir.path(), &url).await.unwrap();
     let receipts = Receipts::open(dir.path()).unwrap();

@@ -5,7 +5,7 @@
 //! factors and the payout tree must agree bit by bit. With a chain, the manifests must be those that the quorum signed,
 //! and what was paid must be the shares of the schedule. Losses come from libtorch and are not measured again.
 
-use crate::{PsError, network::Network};
+use crate::{PsError, network::Network, start::Start};
 use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord, sign::task_id};
 use alice_chain::{Chain, ChainError, EpochStatus};
 use alice_primitives::{
@@ -18,6 +18,7 @@ use alice_store::model_root;
 use alice_update::{Update, aggregate, decode};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Bytes of a published aggregate beyond four for each parameter: header, counts and scales of the chunks.
 const AGGREGATE_BYTES_EXTRA: u64 = 1 << 20;
@@ -75,8 +76,9 @@ struct Accepted {
     factor: f32,
 }
 
-/// The state before the first epoch: it follows from block 0 and the run specification.
-pub async fn first_state(client: &Client, chain: Option<&Chain>) -> Result<Replayed, PsError> {
+/// The state before the first epoch: it follows from block 0 and the run specification, or is the file `start` where the
+/// run names its root.
+pub async fn first_state(client: &Client, chain: Option<&Chain>, start: Option<&Path>) -> Result<Replayed, PsError> {
     let status = client.status().await?;
     let text = client.run().await?;
     let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;
@@ -91,20 +93,20 @@ pub async fn first_state(client: &Client, chain: Option<&Chain>) -> Result<Repla
     }
     same("the run hash", None, &status.run_hash, &Hex32(spec.run_hash()))?;
     let net = Network::new(genesis, text, spec);
-    let theta = alice_model::init_theta(&net.spec, &genesis);
-    let root = model_root(&net.tensors, &theta);
+    let (theta, root) = Start::new(&net, start)?.read()?;
     Ok(Replayed { net, theta, root })
 }
 
 /// Audits every scored epoch up to `until`, oldest first; `report` is called after each. The first difference ends it
-/// with [`PsError::Audit`].
+/// with [`PsError::Audit`]. `start` as in [`first_state`].
 pub async fn audit(
     client: &Client,
     chain: Option<&Chain>,
+    start: Option<&Path>,
     until: u32,
     report: &mut (dyn FnMut(&EpochAudit) + Send),
 ) -> Result<Replayed, PsError> {
-    let Replayed { net, theta, root } = first_state(client, chain).await?;
+    let Replayed { net, theta, root } = first_state(client, chain, start).await?;
     let median_norms = vec![None; net.fragments.len()];
     let mut auditor = Auditor {
         client,

@@ -3,15 +3,16 @@
 use crate::{
     PsError, audit,
     config::{Config, SettingsArgs},
-    export, init, key,
+    corpus::Corpus,
+    corpus_build, export, init, key,
     network::read_spec,
-    server, verify, vocabulary,
+    run_tokenizer, server, upcycle, verify, vocabulary,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Parameter server of Alice: hands out tasks, scores updates, publishes every decision, attests epochs
 #[derive(Debug, Parser)]
@@ -21,7 +22,7 @@ use std::path::PathBuf;
     after_help = "\
 examples:
   alice-ps key generate --out ps.seed
-  alice-ps corpus build --text texts/ --out corpus/
+  alice-ps corpus build --source texts/ --license CC0-1.0 --out corpus/
   alice-ps spec check chain-spec/runs/dev.toml
   alice-ps init --config ps.toml
   alice-ps run --config ps.toml
@@ -51,7 +52,7 @@ pub enum Command {
     Run(SettingsArgs),
     /// Make the first state from run specification and chain; does nothing if it is there
     #[command(after_help = "example: alice-ps init --config ps.toml")]
-    Init(SettingsArgs),
+    Init(InitArgs),
     /// Recompute a run from what its parameter server publishes, from the first state on
     #[command(
         after_help = "example: alice-ps audit --ps https://ps.example.org --chain wss://rpc.example.org\n\
@@ -71,6 +72,12 @@ pub enum Command {
         Exit code 1: the folder is not what it says, or not the model that was asked for."
     )]
     Verify(verify::VerifyArgs),
+    /// Make the first state of a run with experts from a dense model
+    #[command(
+        after_help = "example: alice-ps upcycle --model alice-7b/ --run chain-spec/runs/phase2-56b.toml --out start.f32\n\
+        Prints the root that belongs into [start] of the run specification; alice-ps init takes the file with --start."
+    )]
+    Upcycle(upcycle::UpcycleArgs),
     /// Vocabularies
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
@@ -85,6 +92,17 @@ pub enum Command {
     Key(KeyCommand),
 }
 
+/// Flags of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Settings.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// File of the first state, for a run specification with [start]: what alice-ps upcycle wrote
+    #[arg(long, value_name = "FILE")]
+    pub start: Option<PathBuf>,
+}
+
 /// Flags of `audit`.
 #[derive(Debug, Args)]
 pub struct AuditArgs {
@@ -94,6 +112,9 @@ pub struct AuditArgs {
     /// A node's WebSocket: the manifests must be those that were signed, and the pay their shares
     #[arg(long, value_name = "WS_URL")]
     pub chain: Option<String>,
+    /// File of the first state, for a run that names its root
+    #[arg(long, value_name = "FILE")]
+    pub start: Option<PathBuf>,
     /// Last epoch to check [default: all that are scored]
     #[arg(long, value_name = "EPOCH", default_value_t = u32::MAX, hide_default_value = true)]
     pub until: u32,
@@ -110,6 +131,12 @@ pub enum SpecCommand {
     Check {
         /// Run specification (TOML)
         file: PathBuf,
+        /// Folder of a tokenizer: is it the run's?
+        #[arg(long, value_name = "DIR")]
+        tokenizer: Option<PathBuf>,
+        /// Output of `corpus build`: is it the run's?
+        #[arg(long, value_name = "DIR")]
+        corpus: Option<PathBuf>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -130,24 +157,13 @@ pub enum TokenizerCommand {
 /// `alice-ps corpus`.
 #[derive(Debug, Subcommand)]
 pub enum CorpusCommand {
-    /// Tokenise a folder of .txt files into shards; every tenth document goes to the validation reserve
-    #[command(after_help = "example: alice-ps corpus build --text texts/ --out corpus/\n\
-        The roots it prints belong into [data] of the run specification.")]
-    Build(BuildArgs),
-}
-
-/// Flags of `corpus build`.
-#[derive(Debug, Args)]
-pub struct BuildArgs {
-    /// Folder of .txt files, one document each, UTF-8
-    #[arg(long, value_name = "DIR")]
-    pub text: PathBuf,
-    /// Folder for shards and manifests
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Turn texts into token shards: deduplicated, divided into training text, validation reserve and public yardstick
+    #[command(
+        after_help = "examples:\n  alice-ps corpus build --source corpus.toml --tokenizer tokenizer/ --out corpus/\n  \
+        alice-ps corpus build --source texts/ --license CC0-1.0 --tokenizer tokenizer/ --out corpus/\n\
+        What it prints belongs into [data] of the run specification. A build that was killed goes on with the same command."
+    )]
+    Build(corpus_build::BuildArgs),
 }
 
 /// `alice-ps key`.
@@ -183,8 +199,8 @@ impl Cli {
                 return Ok(());
             }
             Command::Init(args) => {
-                let config = Config::load(&args)?;
-                let done = init::init(&config).await?;
+                let config = Config::load(&args.settings)?;
+                let done = init::init(&config, args.start.as_deref()).await?;
                 let what = if done.created {
                     "made the first state"
                 } else {
@@ -199,9 +215,18 @@ impl Cli {
             Command::Audit(args) => return run_audit(&args, out).await,
             Command::Export(args) => export::run(&args).await?,
             Command::Verify(args) => verify::run(&args).await?,
+            Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
-            Command::Spec(SpecCommand::Check { file, json }) => check_spec(&file, json)?,
-            Command::Corpus(CorpusCommand::Build(args)) => build_corpus(&args)?,
+            Command::Spec(SpecCommand::Check {
+                file,
+                tokenizer,
+                corpus,
+                json,
+            }) => {
+                check_text(&file, tokenizer.as_deref(), corpus.as_deref())?;
+                check_spec(&file, json)?
+            }
+            Command::Corpus(CorpusCommand::Build(args)) => tokio::task::block_in_place(|| corpus_build::run(&args))?,
             Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),
             Command::Key(KeyCommand::Show { file, json }) => show_key(&key::load(&file)?, json),
         };
@@ -234,7 +259,7 @@ async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> R
         let _ = writeln!(out, "{line}");
     };
     let root = Hex32(
-        audit::audit(&client, chain.as_ref(), args.until, &mut report)
+        audit::audit(&client, chain.as_ref(), args.start.as_deref(), args.until, &mut report)
             .await?
             .root,
     );
@@ -251,8 +276,24 @@ struct Checked {
     epoch_blocks: u32,
     corpus_root: Hex32,
     reserve_root: Hex32,
+    /// Root of the first state, where the run names it.
+    start_root: Option<Hex32>,
     #[serde(flatten)]
     cost: alice_spec::Cost,
+}
+
+/// Whether tokenizer and corpus are those of a specification.
+fn check_text(file: &Path, tokenizer: Option<&Path>, corpus: Option<&Path>) -> Result<(), PsError> {
+    let (_, spec) = read_spec(file)?;
+    if let Some(dir) = tokenizer {
+        let found = alice_tokenizer::Tokenizer::read_model(&dir.join(alice_tokenizer::TOKENIZER_MODEL_FILE))?;
+        run_tokenizer::checked(&spec, found, dir)?;
+    }
+    if let Some(dir) = corpus {
+        Corpus::open(&spec, dir)?.check_counts(&spec)?;
+        run_tokenizer::from_folder(&spec, dir)?;
+    }
+    Ok(())
 }
 
 fn check_spec(file: &std::path::Path, json: bool) -> Result<String, PsError> {
@@ -263,67 +304,100 @@ fn check_spec(file: &std::path::Path, json: bool) -> Result<String, PsError> {
         epoch_blocks: spec.round.epoch_blocks,
         corpus_root: Hex32(spec.corpus_root()),
         reserve_root: Hex32(spec.reserve_root()),
+        start_root: spec.start_root().map(Hex32),
         cost: spec.cost(),
     };
     if json {
         return to_json(&checked);
     }
+    Ok(describe_spec(&checked))
+}
+
+fn describe_spec(checked: &Checked) -> String {
     let cost = &checked.cost;
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let size = |bytes: u64| match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
+        _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
+    };
     let reserve = match cost.reserve_epochs {
         Some(epochs) => format!("{epochs} epochs"),
         None => "no limit, sequences are drawn again".into(),
     };
-    Ok(format!(
-        "run {} is valid\n  run hash          {}\n  parameters        {}\n  snapshot          {}\n  \
-         update at most    {} ({:.2} bits a parameter)\n  task              {} tokens, {:.3e} floating point operations\n  \
-         scoring           {} tokens a submission\n  reserve           {reserve}\n  \
-         device ({})      {} of state and {} of activations for one sequence\n",
-        checked.name,
-        checked.run_hash,
-        cost.parameters,
-        mib(cost.snapshot_bytes),
-        mib(cost.update_bytes_max),
-        cost.update_bits_per_parameter,
-        cost.task_tokens,
-        cost.task_flops,
-        cost.score_tokens,
-        cost.device.precision,
-        mib(cost.device.state_bytes),
-        mib(cost.device.activation_bytes),
-    ))
-}
-
-#[derive(Serialize)]
-struct Built {
-    corpus_root: Hex32,
-    reserve_root: Hex32,
-    corpus_tokens: u64,
-    reserve_tokens: u64,
-    documents: usize,
-    corpus_shards: usize,
-    reserve_shards: usize,
-}
-
-fn build_corpus(args: &BuildArgs) -> Result<String, PsError> {
-    let made = alice_data::build(&args.text, &args.out)?;
-    let built = Built {
-        corpus_root: Hex32(made.corpus.root),
-        reserve_root: Hex32(made.reserve.root),
-        corpus_tokens: made.corpus.tokens(),
-        reserve_tokens: made.reserve.tokens(),
-        documents: made.documents,
-        corpus_shards: made.corpus.shards.len(),
-        reserve_shards: made.reserve.shards.len(),
+    let active = match cost.active_parameters {
+        all if all == cost.parameters => "all".into(),
+        active => active.to_string(),
     };
-    if args.json {
-        return to_json(&built);
+    let mut rows = vec![
+        ("run hash", checked.run_hash.to_string()),
+        ("parameters", format!("{} ({active} for each token)", cost.parameters)),
+        (
+            "weights",
+            format!(
+                "{} in f32 (snapshot), {} in bf16",
+                size(cost.snapshot_bytes),
+                size(cost.bf16_bytes)
+            ),
+        ),
+        (
+            "fragments",
+            format!(
+                "{}, the largest of {} parameters",
+                cost.fragments, cost.fragment_parameters_max
+            ),
+        ),
+        (
+            "update at most",
+            format!(
+                "{} ({:.2} bits a parameter of the largest fragment)",
+                size(cost.update_bytes_max),
+                cost.update_bits_per_parameter
+            ),
+        ),
+        (
+            "task",
+            format!(
+                "{} tokens, {:.3e} floating point operations",
+                cost.task_tokens, cost.task_flops
+            ),
+        ),
+        (
+            "tokens",
+            format!(
+                "{} in an epoch at most, {} in the text",
+                cost.epoch_tokens_max, cost.corpus_tokens
+            ),
+        ),
+        ("scoring", format!("{} tokens a submission", cost.score_tokens)),
+        ("reserve", reserve),
+        (
+            "activations",
+            format!(
+                "{} for one sequence, {} with checkpointing",
+                size(cost.device.activation_bytes),
+                size(cost.device.checkpointed_bytes)
+            ),
+        ),
+    ];
+    if let Some(root) = checked.start_root {
+        rows.push(("first state", format!("the model with root {root}")));
     }
-    Ok(format!(
-        "{} documents; for [data] of the run specification:\ncorpus_root = \"{}\"\nreserve_root = \"{}\"\n\
-         corpus_tokens = {}\nreserve_tokens = {}\n",
-        built.documents, built.corpus_root, built.reserve_root, built.corpus_tokens, built.reserve_tokens
-    ))
+    let mut out = format!("run {} is valid\n", checked.name);
+    for (name, value) in rows {
+        out += &format!("  {name:<16}{value}\n");
+    }
+    out += &format!(
+        "\n  {:<56}{:>12}  fits, with checkpointed activations\n",
+        "memory of a task", "bytes"
+    );
+    for way in &cost.memory {
+        let fits = match way.fits.is_empty() {
+            true => "none of the classes".into(),
+            false => way.fits.join(", "),
+        };
+        out += &format!("  {:<56}{:>12}  {fits}\n", way.way, size(way.state_bytes));
+    }
+    let classes = alice_spec::DEVICE_CLASSES.map(|c| format!("{} ({} % usable)", c.name, c.usable_percent));
+    out + &format!("  classes: {}\n", classes.join(", "))
 }
 
 fn show_key(key: &Key, json: bool) -> String {
@@ -383,6 +457,15 @@ mod tests {
         assert!(json["parameters"].as_u64().unwrap() > 100_000);
         assert_eq!(json["run_hash"].as_str().unwrap().len(), 64);
         assert!(check_spec(&file, false).unwrap().starts_with("run dev is valid"));
+        let moe = file.with_file_name("phase2-56b.toml");
+        let json: serde_json::Value = serde_json::from_str(&check_spec(&moe, true).unwrap()).unwrap();
+        assert!(json["active_parameters"].as_u64().unwrap() * 3 < json["parameters"].as_u64().unwrap());
+        assert_eq!(json["memory"].as_array().unwrap().len(), 4);
+        let text = check_spec(&moe, false).unwrap();
+        assert!(
+            text.contains("for each token") && text.contains("block by block"),
+            "{text}"
+        );
         let missing = check_spec(std::path::Path::new("/nowhere.toml"), true).unwrap_err();
         assert!(missing.to_string().contains("/nowhere.toml"));
     }

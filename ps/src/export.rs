@@ -4,7 +4,7 @@
 //! [`crate::audit`], and the result is what is written. From a data directory the weights of its newest epoch are
 //! written, and they must have the root that the epoch's manifest names.
 
-use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::Network};
+use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::Network, run_tokenizer};
 use alice_api::{Client, EpochManifest, Hex32, Outcome};
 use alice_chain::Chain;
 use alice_export::{
@@ -31,6 +31,9 @@ pub struct ExportArgs {
     /// A node's WebSocket: the recomputed manifests must be those that were signed
     #[arg(long, value_name = "WS_URL", conflicts_with = "data")]
     pub chain: Option<String>,
+    /// File of the first state, for a run that names its root
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub start: Option<PathBuf>,
     /// Epoch after which the model is taken, or `first` for the state before all epochs [default: the last that is
     /// scored]
     #[arg(long, value_name = "EPOCH")]
@@ -100,6 +103,7 @@ struct Model {
     net: Network,
     root: Hash,
     weights: Source,
+    tokenizer: Tokenizer,
     about: About,
 }
 
@@ -146,16 +150,17 @@ pub async fn run(args: &ExportArgs) -> Result<String, PsError> {
             _lock = init::lock(dir)?;
             from_data(dir, args.epoch).await?
         }
-        (Some(url), None) => from_server(url, args.chain.as_deref(), args.epoch).await?,
+        (Some(url), None) => from_server(url, args).await?,
         (None, None) => return Err(PsError::Setting("give --ps URL or --data DIR".into())),
     };
     tokio::task::block_in_place(|| write(args, model))
 }
 
 /// Recomputes the run up to an epoch.
-async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Result<Model, PsError> {
+async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
+    let (epoch, start) = (args.epoch, args.start.as_deref());
     let client = Client::new(url)?;
-    let chain = match chain {
+    let chain = match args.chain.as_deref() {
         Some(url) => Some(Chain::connect(url).await?),
         None => None,
     };
@@ -173,9 +178,9 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Re
         history.push(found.clone());
     };
     let replayed = match epoch {
-        Some(Which::First) => audit::first_state(&client, chain.as_ref()).await?,
-        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), epoch, &mut report).await?,
-        None => audit::audit(&client, chain.as_ref(), u32::MAX, &mut report).await?,
+        Some(Which::First) => audit::first_state(&client, chain.as_ref(), start).await?,
+        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), start, epoch, &mut report).await?,
+        None => audit::audit(&client, chain.as_ref(), start, u32::MAX, &mut report).await?,
     };
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);
@@ -196,6 +201,7 @@ async fn from_server(url: &str, chain: Option<&str>, epoch: Option<Which>) -> Re
         return Err(not_scored(epoch, "the server's list of epochs does not have it"));
     }
     Ok(Model {
+        tokenizer: run_tokenizer::from_server(&replayed.net.spec, &client).await?,
         net: replayed.net,
         root: replayed.root,
         weights: Source::Memory(replayed.theta),
@@ -270,6 +276,7 @@ async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
     }
     let path = files.theta(&step.root);
     Ok(Model {
+        tokenizer: run_tokenizer::from_blobs(&net.spec, &blobs).await?,
         net,
         root: step.root,
         weights: Source::File(path),
@@ -303,13 +310,6 @@ fn add_epoch(about: &mut About, epoch: u32, accepted: usize, task_tokens: u64, l
 
 fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
     let spec = &model.net.spec;
-    if spec.data.tokenizer != "bytes" {
-        return Err(PsError::Setting(format!(
-            "run {} has the tokenizer '{}'; this program exports runs with 'bytes' only",
-            spec.name, spec.data.tokenizer
-        )));
-    }
-    let tokenizer = Tokenizer::bytes();
     let mut weights: Box<dyn Weights + '_> = match &model.weights {
         Source::Memory(theta) => Box::new(ThetaSlice::new(&model.net.tensors, theta)?),
         Source::File(path) => Box::new(ThetaFile::open(&model.net.tensors, path)?),
@@ -327,7 +327,14 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                 about: model.about,
                 model_root: Some(model.root),
             };
-            let done = export_hf(&args.out, spec, &tokenizer, &mut *weights, &options, &mut progress)?;
+            let done = export_hf(
+                &args.out,
+                spec,
+                &model.tokenizer,
+                &mut *weights,
+                &options,
+                &mut progress,
+            )?;
             (done.bytes, done.alice_hash)
         }
         Format::Gguf => {
@@ -340,7 +347,14 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                 about: model.about,
                 model_root: model.root,
             };
-            let done = export_gguf(&args.out, spec, &tokenizer, &mut *weights, &options, &mut progress)?;
+            let done = export_gguf(
+                &args.out,
+                spec,
+                &model.tokenizer,
+                &mut *weights,
+                &options,
+                &mut progress,
+            )?;
             (done.bytes, done.blake3)
         }
     };

@@ -8,12 +8,14 @@ use crate::{
     files::Files,
     network::{Network, read_spec},
     publish::published,
+    run_tokenizer,
+    start::Start,
 };
 use alice_api::Hex32;
 use alice_chain::{Chain, ChainParameters};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
-use alice_store::{BlobStore, Master, theta::write_values};
+use alice_store::{BlobStore, Master};
 use std::path::Path;
 
 /// What `init` did.
@@ -25,19 +27,31 @@ pub struct Initialised {
     pub created: bool,
 }
 
-/// Makes the first state, or finds that it is there.
-pub async fn init(config: &Config) -> Result<Initialised, PsError> {
+/// Makes the first state, or finds that it is there. `start` is its file, for a run that names a root.
+pub async fn init(config: &Config, start: Option<&Path>) -> Result<Initialised, PsError> {
     let (text, spec) = read_spec(&config.run_spec)?;
     Corpus::open(&spec, &config.corpus_dir)?;
+    run_tokenizer::from_folder(&spec, &config.corpus_dir)?;
     let chain = Chain::connect(&config.chain_url).await?;
     let genesis = chain.genesis_hash();
     check_chain(&spec, &genesis, &genesis, &chain.parameters().await?)?;
     let _lock = lock(&config.data_dir)?;
-    create_state(&config.data_dir, genesis, text, spec).await
+    create_state_from(&config.data_dir, genesis, text, spec, start).await
+}
+
+/// The part of `init` that needs no chain, for a run whose first state is drawn.
+pub async fn create_state(data_dir: &Path, genesis: Hash, text: String, spec: RunSpec) -> Result<Initialised, PsError> {
+    create_state_from(data_dir, genesis, text, spec, None).await
 }
 
 /// The part of `init` that needs no chain.
-pub async fn create_state(data_dir: &Path, genesis: Hash, text: String, spec: RunSpec) -> Result<Initialised, PsError> {
+pub async fn create_state_from(
+    data_dir: &Path,
+    genesis: Hash,
+    text: String,
+    spec: RunSpec,
+    start: Option<&Path>,
+) -> Result<Initialised, PsError> {
     let files = Files::create(data_dir)?;
     let db = Db::open(&files.database()).await?;
     let net = Network::new(genesis, text, spec);
@@ -49,10 +63,13 @@ pub async fn create_state(data_dir: &Path, genesis: Hash, text: String, spec: Ru
         None => {
             // One tensor in memory at a time; the root, which names the file, is known when it is written.
             let unnamed = files.theta_dir().join("first.f32");
-            let write = |out: &mut dyn std::io::Write| {
-                alice_model::init_tensors(&net.spec, &genesis, |values| write_values(out, values))
-            };
-            let theta = Master::create(&unnamed, &net.tensors, write, &mut |_, _| ())?;
+            let start = Start::new(&net, start)?;
+            let theta = Master::create(&unnamed, &net.tensors, |out| start.write(out), &mut |_, _| ())?;
+            if let Err(error) = start.check(&theta.root()) {
+                drop(theta);
+                alice_store::master::remove(&unnamed)?;
+                return Err(error);
+            }
             let blobs = BlobStore::open(&files.blobs())?;
             let first = published(0, theta.publish(&blobs).await?);
             drop(theta);

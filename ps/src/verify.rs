@@ -1,11 +1,6 @@
 //! `alice-ps verify`: whether a downloaded folder is the model of an epoch.
 
-use crate::{
-    PsError,
-    cli::to_json,
-    export::percent,
-    network::{Network, read_spec},
-};
+use crate::{PsError, cli::to_json, export::percent, network::read_spec};
 use alice_api::{Client, EpochManifest, Hex32};
 use alice_chain::Chain;
 use alice_export::{AliceFile, Proof, VerifyOptions};
@@ -136,7 +131,7 @@ fn describe(found: &Verified) -> String {
     let root = match found.root_from {
         Some("chain") => "the one that the quorum signed on the chain",
         Some("ps") => "the one in the parameter server's manifest",
-        Some("first state") => "the one that follows from block 0 and the run",
+        Some("first state") => "the one of the run's first state",
         Some(_) => "the one that was given",
         None => "compared with nothing outside the folder: give --chain, --ps or --root",
     };
@@ -151,7 +146,7 @@ fn describe(found: &Verified) -> String {
     )
 }
 
-/// The first state follows from run and block 0: nobody needs to be asked.
+/// The first state follows from run and block 0, or the run names its root: nobody needs to be asked.
 fn first_state(spec: Option<&RunSpec>, genesis: Option<Hash>) -> Result<Said, PsError> {
     let (Some(spec), Some(genesis)) = (spec, genesis) else {
         return Err(PsError::Setting(
@@ -160,12 +155,13 @@ fn first_state(spec: Option<&RunSpec>, genesis: Option<Hash>) -> Result<Said, Ps
                 .into(),
         ));
     };
-    let net = Network::new(genesis, String::new(), spec.clone());
-    let theta = alice_model::init_theta(spec, &genesis);
+    // A run that names the root of its first state needs no weights to know it.
+    let root = spec.start_root();
+    let root = root.unwrap_or_else(|| model_root(&spec.tensors(), &alice_model::init_theta(spec, &genesis)));
     Ok(Said {
         who: "first state",
-        run_hash: net.run_hash,
-        model_root: model_root(&net.tensors, &theta),
+        run_hash: spec.run_hash(),
+        model_root: root,
         manifest_hash: None,
     })
 }

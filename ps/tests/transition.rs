@@ -52,6 +52,7 @@ fn the_same_accepted_updates_should_give_the_same_model() {
         spec: &spec,
         tensors: &tensors,
         layout: &layout,
+        fragments: std::slice::from_ref(&layout),
         theta: &theta,
         root,
     };
@@ -60,6 +61,7 @@ fn the_same_accepted_updates_should_give_the_same_model() {
         .enumerate()
         .map(|(i, update)| Accepted {
             id: [i as u8; 32],
+            fragment: 0,
             update,
             factor: 0.01 * (i + 1) as f32,
         })
@@ -100,11 +102,13 @@ fn a_step_that_hurts_should_be_skipped() {
         spec: &spec,
         tensors: &tensors,
         layout: &layout,
+        fragments: std::slice::from_ref(&layout),
         theta: &theta,
         root,
     };
     let accepted = [Accepted {
         id: [1; 32],
+        fragment: 0,
         update: &away,
         factor: 1.0,
     }];

@@ -56,7 +56,7 @@ fn data_parallel(rounds: u32) -> Arm {
 }
 
 /// Ours: eight workers, 1.56 % density, two bits, error feedback.
-fn ours(rounds: u32) -> Arm {
+pub fn ours(rounds: u32) -> Arm {
     Arm {
         outer: PLAIN,
         codec: Some(OURS),

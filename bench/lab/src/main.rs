@@ -4,6 +4,7 @@
 mod arm;
 mod experiments;
 mod network;
+mod probe;
 mod report;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +19,7 @@ use std::sync::Mutex;
 #[derive(Parser)]
 #[command(after_help = "Example: lab e1 e3 --text ~/.cache/alice/corpus-sotu --rounds 24 --seeds 3")]
 struct Args {
-    /// e1, e3, e4, e5, e6, e7, e9, e10, deltas, or all.
+    /// e1, e3, e4, e5, e6, e7, e8, e9, e10, deltas, or all.
     #[arg(required = true)]
     experiments: Vec<String>,
     /// Folder of .txt files.
@@ -47,12 +48,14 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let mut experiments = experiments::all(args.rounds);
-    if !args.experiments.iter().any(|name| name == "all") {
-        for name in &args.experiments {
+    let all = args.experiments.iter().any(|name| name == "all");
+    let judge = all || args.experiments.iter().any(|name| name == "e8");
+    if !all {
+        for name in args.experiments.iter().filter(|name| *name != "e8") {
             if !experiments.iter().any(|e| e.name == name) {
                 let known: Vec<_> = experiments.iter().map(|e| e.name).collect();
                 bail!(
-                    "there is no experiment '{name}'; there are {}, or all",
+                    "there is no experiment '{name}'; there are {}, e8, or all",
                     known.join(", ")
                 );
             }
@@ -101,6 +104,9 @@ fn main() -> Result<()> {
         print!("{table}");
         let path = args.out.join(format!("{}.svg", experiment.name));
         std::fs::write(&path, table.svg()).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if judge {
+        probe::experiment(&bench, &args.out, args.rounds, args.seeds, args.report)?;
     }
     Ok(())
 }

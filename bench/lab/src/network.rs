@@ -2,7 +2,7 @@
 //! the real aggregate and step. All updates are accepted; scoring is not part of these experiments.
 
 use crate::arm::{Arm, Codec};
-use alice_data::{TokenSource, permutation};
+use alice_data::{Manifest, TokenSource, permutation};
 use alice_model::{Device, Llama, init_theta};
 use alice_primitives::tagged_hash;
 use alice_spec::{RunSpec, UpdateSpec};
@@ -10,6 +10,7 @@ use alice_trainer::AdamW;
 use alice_update::{ErrorFeedback, Header, Layout, Sparse, Update, aggregate, decode, encode};
 use anyhow::{Context, Result};
 use std::ops::Range;
+use std::path::PathBuf;
 use tch::Kind;
 
 /// Local warm-up of a task whose moments start from nothing, steps.
@@ -40,6 +41,8 @@ pub struct Bench {
     pub spec: RunSpec,
     /// Training text.
     pub corpus: TokenSource,
+    reserve: Manifest,
+    work: PathBuf,
     /// Held-out sequences.
     pub held_out: Vec<Vec<u16>>,
 }
@@ -65,7 +68,9 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     let mut theta = init_theta(spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
     let mut theta_before = theta.clone();
     let whole = Layout::from_spec(spec);
-    let groups = layer_groups(spec, arm.fragments);
+    let mut fragmented = spec.clone();
+    fragmented.task.fragments = arm.fragments;
+    let groups: Vec<Range<usize>> = (0..arm.fragments).map(|p| fragmented.fragment_tensors(p)).collect();
     let layouts: Vec<Layout> = groups.iter().map(|group| whole.fragment(group.clone())).collect();
     let mut workers: Vec<Worker> = (0..arm.workers)
         .map(|_| Worker {
@@ -98,7 +103,7 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
             if absent[w as usize] {
                 continue;
             }
-            let group = ((round + w) % arm.fragments) as usize;
+            let group = fragmented.fragment_of(round, w) as usize;
             let d = local(
                 bench,
                 arm,
@@ -151,34 +156,9 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Tensors of each of `count` contiguous layer groups: the embedding goes with the first, final norm and head with the
-/// last.
-fn layer_groups(spec: &RunSpec, count: u32) -> Vec<Range<usize>> {
-    let tensors = spec.tensors();
-    let first_of = |layer: u32| {
-        let name = format!("model.layers.{layer}.");
-        tensors.iter().position(|t| t.name.starts_with(&name)).unwrap_or(0)
-    };
-    (0..count)
-        .map(|p| {
-            let start = if p == 0 {
-                0
-            } else {
-                first_of(p * spec.model.layers / count)
-            };
-            let end = if p + 1 == count {
-                tensors.len()
-            } else {
-                first_of((p + 1) * spec.model.layers / count)
-            };
-            start..end
-        })
-        .collect()
-}
-
 /// H local steps from `base`; d = θ_start − θ_end.
 #[allow(clippy::too_many_arguments)]
-fn local<'a>(
+pub fn local<'a>(
     bench: &'a Bench,
     arm: &Arm,
     seed: u64,
@@ -241,7 +221,7 @@ fn rate(arm: &Arm, round: u32, step: u32) -> f64 {
 }
 
 /// Compresses d + residual as the miner does; what the parameter server decodes, and its bytes.
-fn send(
+pub fn send(
     spec: &RunSpec,
     codec: &Codec,
     layout: &Layout,
@@ -361,22 +341,38 @@ impl Bench {
         let built =
             alice_data::build(text, work).with_context(|| format!("building a corpus of {}", text.display()))?;
         let corpus = TokenSource::open(built.corpus, work, spec.model.context)?;
-        let reserve = TokenSource::open(built.reserve, work, spec.model.context)?;
+        let reserve = TokenSource::open(built.reserve.clone(), work, spec.model.context)?;
         let every = (reserve.sequences() / held_out.max(1)).max(1);
         let held_out = (0..held_out.min(reserve.sequences()))
             .map(|i| reserve.sequence(i * every))
             .collect::<Result<Vec<_>, _>>()?;
         anyhow::ensure!(!held_out.is_empty(), "the text is too short to hold anything out");
-        Ok(Self { spec, corpus, held_out })
+        Ok(Self {
+            spec,
+            corpus,
+            reserve: built.reserve,
+            work: work.to_path_buf(),
+            held_out,
+        })
+    }
+
+    /// The reserve that the held-out sequences are from.
+    pub fn reserve(&self) -> Result<TokenSource> {
+        Ok(TokenSource::open(
+            self.reserve.clone(),
+            &self.work,
+            self.spec.model.context,
+        )?)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::experiments;
 
-    fn bench(dir: &std::path::Path) -> Bench {
+    /// Four layers over the licence.
+    pub fn bench(dir: &std::path::Path) -> Bench {
         let text = dir.join("text");
         std::fs::create_dir_all(&text).unwrap();
         for i in 0..20 {
@@ -407,17 +403,6 @@ mod tests {
             assert!(first.loss < 259f64.ln(), "{}, {label}: {}", experiment.name, first.loss);
             assert_eq!(first.loss, run(&bench, &arm, 1).unwrap().loss, "{label}");
             assert_ne!(first.loss, run(&bench, &arm, 2).unwrap().loss, "{label}");
-        }
-    }
-
-    #[test]
-    fn layer_groups_should_cover_every_tensor_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let spec = bench(dir.path()).spec;
-        for count in [1, 2, 4] {
-            let groups = layer_groups(&spec, count);
-            let all: Vec<usize> = groups.iter().cloned().flatten().collect();
-            assert_eq!(all, (0..spec.tensors().len()).collect::<Vec<_>>());
         }
     }
 }

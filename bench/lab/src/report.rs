@@ -7,14 +7,15 @@ use std::fmt::{self, Write};
 
 /// Mean and standard error over seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Summary {
+pub struct Summary {
     mean: f64,
     standard_error: f64,
     n: usize,
 }
 
 impl Summary {
-    fn of(values: &[f64]) -> Option<Self> {
+    /// None for no values.
+    pub fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
             return None;
@@ -31,6 +32,15 @@ impl Summary {
             standard_error,
             n,
         })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.n {
+            1 => write!(f, "{:.3} (one seed)", self.mean),
+            _ => write!(f, "{:.3} ± {:.3}", self.mean, self.standard_error),
+        }
     }
 }
 

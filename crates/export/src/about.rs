@@ -1,5 +1,6 @@
 //! What is said about weights: `ALICE.json`, `config.json`, `generation_config.json` and the model card.
 
+use crate::ExportError;
 use alice_primitives::Hash;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
 use alice_store::root_of;
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 /// Name of the file that lists the others.
 pub const ALICE_FILE: &str = "ALICE.json";
@@ -137,7 +139,7 @@ pub struct FileEntry {
 pub struct AliceFile {
     /// [`FORMAT`].
     pub format: String,
-    /// `llama`.
+    /// `llama` or `mixtral`.
     pub architecture: String,
     /// Numbers in the shards.
     pub dtype: Dtype,
@@ -163,6 +165,27 @@ pub struct AliceFile {
 }
 
 impl AliceFile {
+    /// Reads an `ALICE.json`. Nothing in it has been compared with anything; `path` is for the error.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, ExportError> {
+        let bad = |e: serde_json::Error| ExportError::malformed(path, e.to_string());
+        // Version and architecture first, so that a newer file is not called broken.
+        #[derive(serde::Deserialize)]
+        struct Head {
+            format: String,
+            architecture: String,
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(bad)?;
+        if head.format != FORMAT {
+            return Err(ExportError::Unknown {
+                what: "format",
+                found: head.format,
+                known: FORMAT,
+            });
+        }
+        check_architecture(&head.architecture)?;
+        serde_json::from_slice(bytes).map_err(bad)
+    }
+
     /// The model root that the listed f32 hashes give.
     pub fn listed_root(&self) -> Hash {
         root_of(self.tensors.iter().map(|t| (&t.name, &t.shape, t.f32_blake3)))
@@ -190,10 +213,11 @@ mod hex_option {
     }
 }
 
-/// The `config.json` of a run: everything `LlamaForCausalLM` needs. `dtype` is the newer name of `torch_dtype`.
+/// The `config.json` of a run: everything `LlamaForCausalLM` or `MixtralForCausalLM` needs. `dtype` is the newer name of
+/// `torch_dtype`.
 pub fn config_json(spec: &RunSpec, dtype: Dtype) -> String {
     let m = &spec.model;
-    let config = json!({
+    let mut config = json!({
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": false,
         "attention_dropout": 0.0,
@@ -222,7 +246,50 @@ pub fn config_json(spec: &RunSpec, dtype: Dtype) -> String {
         "use_cache": true,
         "vocab_size": m.vocab,
     });
+    if let (Some(moe), Some(config)) = (&m.moe, config.as_object_mut()) {
+        for of_llama in ["attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling"] {
+            config.remove(of_llama);
+        }
+        let of_mixtral = [
+            ("architectures", json!(["MixtralForCausalLM"])),
+            ("model_type", json!("mixtral")),
+            ("num_experts_per_tok", json!(moe.top_k)),
+            ("num_local_experts", json!(moe.experts)),
+            ("output_router_logits", json!(false)),
+            ("router_aux_loss_coef", json!(moe.router_aux_loss)),
+            ("router_jitter_noise", json!(0.0)),
+            ("sliding_window", json!(null)),
+        ];
+        config.extend(of_mixtral.map(|(key, value)| (key.to_owned(), value)));
+    }
     format!("{config:#}\n")
+}
+
+/// The architecture in words, for the model card.
+fn architecture(spec: &RunSpec) -> String {
+    let m = &spec.model;
+    let (family, feed_forward) = match &m.moe {
+        None => ("Llama", format!("feed-forward {}", m.ffn)),
+        Some(moe) => {
+            let part = format!(
+                "{} experts of width {} in each block, {} for each token",
+                moe.experts, m.ffn, moe.top_k
+            );
+            ("Mixtral", part)
+        }
+    };
+    format!(
+        "{family}: {} blocks, width {}, {} heads ({} key/value), {feed_forward}",
+        m.layers, m.hidden, m.heads, m.kv_heads
+    )
+}
+
+/// The parameters in words, for the model card.
+fn parameters(spec: &RunSpec) -> String {
+    match (spec.parameters(), spec.active_parameters()) {
+        (all, active) if all == active => all.to_string(),
+        (all, active) => format!("{all}, of which {active} for each token"),
+    }
 }
 
 /// The `generation_config.json` file.
@@ -245,28 +312,25 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
     // Writing to a string cannot fail.
     let _ = write!(
         out,
-        "---\nlicense: {license}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- alice\n- llama\n---\n\n\
+        "---\nlicense: {license}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- alice\n- {family}\n---\n\n\
          # Alice, run {name}, epoch {epoch}\n\n\
          A language model trained in public from random weights by the Alice network: whoever trains sends what they\n\
          learned, everybody can recompute every step.\n\n\
          | | |\n|---|---|\n\
          | run | `{name}` |\n| run hash | `{run_hash}` |\n| epoch | {epoch} |\n| tokens trained | {tokens} |\n\
          | parameters | {parameters} |\n\
-         | architecture | Llama: {layers} blocks, width {hidden}, {heads} heads ({kv} key/value), feed-forward {ffn} |\n\
+         | architecture | {architecture} |\n\
          | context | {context} tokens |\n| vocabulary | {vocab} |\n| numbers | {dtype} |\n\
          | model root | `{root}` |\n| chain genesis | `{genesis}` |\n| epoch manifest | `{manifest}` |\n\
          | licence of the weights | {license} |\n",
         license = about.license,
+        family = m.architecture,
         name = spec.name,
         epoch = about.epoch,
         run_hash = hex::encode(spec.run_hash()),
         tokens = about.tokens_trained,
-        parameters = spec.parameters(),
-        layers = m.layers,
-        hidden = m.hidden,
-        heads = m.heads,
-        kv = m.kv_heads,
-        ffn = m.ffn,
+        parameters = parameters(spec),
+        architecture = architecture(spec),
         context = m.context,
         vocab = m.vocab,
         dtype = dtype.torch(),
@@ -309,15 +373,21 @@ pub(crate) fn checked(
     Ok(all)
 }
 
+/// Refuses an architecture that the program cannot write.
+pub(crate) fn check_architecture(found: &str) -> Result<(), crate::ExportError> {
+    match found {
+        "llama" | "mixtral" => Ok(()),
+        other => Err(crate::ExportError::Unknown {
+            what: "architecture",
+            found: other.to_owned(),
+            known: "'llama' and 'mixtral'",
+        }),
+    }
+}
+
 /// A run's tensors, if the program can write its architecture.
 fn tensors(spec: &RunSpec) -> Result<Vec<TensorShape>, crate::ExportError> {
-    if spec.model.architecture != "llama" {
-        return Err(crate::ExportError::Unknown {
-            what: "architecture",
-            found: spec.model.architecture.clone(),
-            known: "'llama'",
-        });
-    }
+    check_architecture(&spec.model.architecture)?;
     Ok(spec.tensors())
 }
 
@@ -332,8 +402,8 @@ pub(crate) fn check_tokenizer(
             tokenizer.vocab(),
             spec.model.vocab
         )
-    } else if spec.data.tokenizer == "bytes" && !tokenizer.is_bytes() {
-        "the run's tokenizer is 'bytes', this one is learned".into()
+    } else if let Some(problem) = spec.tokenizer_problem(&tokenizer.spec_name(), tokenizer.vocab()) {
+        problem
     } else {
         return Ok(());
     };

@@ -1,5 +1,6 @@
 //! Writes a GGUF file, version 3: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Keys, tensor names and
-//! order of rows are those that llama.cpp's own converter writes for `LlamaForCausalLM`.
+//! order of rows are those that llama.cpp's own converter writes for `LlamaForCausalLM` and `MixtralForCausalLM`: the
+//! latter is its architecture `llama` with the experts of a block stacked in one tensor.
 
 use crate::about::checked;
 use crate::float::{Q8_0_BYTES, Q8_0_VALUES, bf16_bits, q8_0_block};
@@ -84,19 +85,20 @@ pub fn export_gguf(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<GgufExport, ExportError> {
     let all = checked(spec, tokenizer, &options.about)?;
+    let stored = plan(&all);
     let mut target = TargetFile::start(target)?;
     let out = &mut target.file;
     let keys = metadata(spec, tokenizer, options);
     out.write(b"GGUF")?;
     out.write(&3u32.to_le_bytes())?;
-    out.write(&(all.len() as u64).to_le_bytes())?;
+    out.write(&(stored.len() as u64).to_le_bytes())?;
     out.write(&keys.count.to_le_bytes())?;
     out.write(&keys.bytes)?;
     let mut offset = 0u64;
-    for tensor in &all {
+    for Stored { tensor, .. } in &stored {
         let kind = stored_type(tensor, options.kind);
         let mut info = Vec::new();
-        put_string(&mut info, gguf_name(&tensor.name).as_bytes());
+        put_string(&mut info, tensor.name.as_bytes());
         info.extend_from_slice(&(tensor.shape.len() as u32).to_le_bytes());
         // Sizes stand from the innermost to the outermost.
         for size in tensor.shape.iter().rev() {
@@ -110,25 +112,30 @@ pub fn export_gguf(
     pad(out)?;
     let total_bytes = spec.parameters() * 4;
     let mut done_bytes = 0;
-    let mut leaves = Vec::with_capacity(all.len());
-    for (number, tensor) in all.iter().enumerate() {
-        let mut writer = TensorWriter::new(spec, tensor, options.kind);
-        let mut exact = blake3::Hasher::new();
-        let mut bytes = Vec::new();
-        read_checked(weights, number, tensor, &mut |values| {
-            bytes.clear();
-            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-            exact.update(&bytes);
-            writer.push(values, out)?;
-            done_bytes += values.len() as u64 * 4;
-            progress(Progress {
-                done_bytes,
-                total_bytes,
-            });
-            Ok(())
-        })?;
+    let mut leaves = vec![Hash::default(); all.len()];
+    for Stored { tensor, parts } in &stored {
+        // Every part is converted by itself: heads and blocks end where it ends.
+        for (number, part) in parts {
+            let mut writer = TensorWriter::new(spec, part, stored_type(tensor, options.kind));
+            let mut exact = blake3::Hasher::new();
+            let mut bytes = Vec::new();
+            read_checked(weights, *number, part, &mut |values| {
+                bytes.clear();
+                bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+                exact.update(&bytes);
+                writer.push(values, out)?;
+                done_bytes += values.len() as u64 * 4;
+                progress(Progress {
+                    done_bytes,
+                    total_bytes,
+                });
+                Ok(())
+            })?;
+            if let Some(leaf) = leaves.get_mut(*number) {
+                *leaf = *exact.finalize().as_bytes();
+            }
+        }
         pad(out)?;
-        leaves.push(*exact.finalize().as_bytes());
     }
     let found = root_of(all.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf)));
     if found != options.model_root {
@@ -146,19 +153,58 @@ fn pad(out: &mut HashedFile) -> Result<(), ExportError> {
     out.write([0; ALIGNMENT as usize].get(..missing as usize).unwrap_or_default())
 }
 
+/// One tensor of the file.
+struct Stored<'a> {
+    /// Name and shape in the file.
+    tensor: TensorShape,
+    /// The run's tensors whose values follow each other in it, with their numbers: one, or all experts of a block.
+    parts: Vec<(usize, &'a TensorShape)>,
+}
+
+/// The file's tensors: the run's in their order, those of all experts of a block where the first expert's stands.
+fn plan(all: &[TensorShape]) -> Vec<Stored<'_>> {
+    let mut stored: Vec<Stored> = Vec::new();
+    let mut place_of: std::collections::HashMap<String, usize> = std::collections::HashMap::new();
+    for (number, part) in all.iter().enumerate() {
+        let name = gguf_name(&part.name);
+        let place = *place_of.entry(name.clone()).or_insert(stored.len());
+        match stored.get_mut(place) {
+            Some(found) => found.parts.push((number, part)),
+            None => stored.push(Stored {
+                tensor: TensorShape {
+                    name,
+                    shape: part.shape.clone(),
+                },
+                parts: vec![(number, part)],
+            }),
+        }
+    }
+    for Stored { tensor, parts } in &mut stored {
+        if tensor.name.ends_with("_exps.weight") {
+            tensor.shape.insert(0, parts.len() as u64);
+        }
+    }
+    stored
+}
+
 fn stored_type(tensor: &TensorShape, kind: GgufType) -> GgufType {
     match (&tensor.shape[..], kind) {
-        ([_, columns], GgufType::Q8_0) if !columns.is_multiple_of(Q8_0_VALUES as u64) => GgufType::Bf16,
-        ([_, _], kind) => kind,
+        // llama.cpp keeps the router exact.
+        _ if tensor.name.ends_with("ffn_gate_inp.weight") => GgufType::F32,
+        ([.., _, columns], GgufType::Q8_0) if !columns.is_multiple_of(Q8_0_VALUES as u64) => GgufType::Bf16,
+        ([.., _, _], kind) => kind,
         _ => GgufType::F32,
     }
 }
 
-/// llama.cpp's name of a tensor.
+/// llama.cpp's name of a tensor; the same for all experts of a block.
 fn gguf_name(name: &str) -> String {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    let short = match block.map_or(name, |(_, part)| part) {
+    let expert = block.and_then(|(_, part)| part.strip_prefix("block_sparse_moe.experts."));
+    let expert = expert.and_then(|rest| rest.split_once('.'));
+    let part = expert.or(block).map_or(name, |(_, part)| part);
+    let short = match part {
         "model.embed_tokens" => "token_embd",
         "model.norm" => "output_norm",
         "lm_head" => "output",
@@ -171,6 +217,10 @@ fn gguf_name(name: &str) -> String {
         "mlp.gate_proj" => "ffn_gate",
         "mlp.up_proj" => "ffn_up",
         "mlp.down_proj" => "ffn_down",
+        "block_sparse_moe.gate" => "ffn_gate_inp",
+        "w1" => "ffn_gate_exps",
+        "w2" => "ffn_down_exps",
+        "w3" => "ffn_up_exps",
         other => other,
     };
     match block {
@@ -197,7 +247,7 @@ impl TensorWriter {
         let row = m.hidden as usize;
         let head = permuted.then(|| ((m.hidden / m.heads.max(1)) as usize * row, row));
         Self {
-            kind: stored_type(tensor, kind),
+            kind,
             head,
             waiting: Vec::new(),
             bytes: Vec::new(),
@@ -332,6 +382,10 @@ fn metadata(spec: &RunSpec, tokenizer: &Tokenizer, options: &GgufOptions) -> Met
     out.u32("llama.embedding_length", m.hidden);
     out.u32("llama.block_count", m.layers);
     out.u32("llama.feed_forward_length", m.ffn);
+    if let Some(moe) = &m.moe {
+        out.u32("llama.expert_count", moe.experts);
+        out.u32("llama.expert_used_count", moe.top_k);
+    }
     out.u32("llama.attention.head_count", m.heads);
     out.u32("llama.attention.head_count_kv", m.kv_heads);
     out.u32("llama.rope.dimension_count", m.hidden / m.heads.max(1));

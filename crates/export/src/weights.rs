@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// Values in a block read from a file: large enough for the disk, small enough for the cache.
 const BLOCK_VALUES: usize = 64 * 1024;
 
-/// A source of f32 weights. Exporters ask for every tensor of the run once, in canonical order, with its number there.
+/// A source of f32 weights. Exporters ask for every tensor of the run once, with its number in canonical order; not
+/// always in that order.
 pub trait Weights {
     /// Calls `each` with the tensor's values in row-major order, in blocks of any size, and stops at its first error.
     fn read(

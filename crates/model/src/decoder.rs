@@ -12,9 +12,8 @@ mod mlp;
 
 pub use cache::KvCache;
 pub use config::DecoderConfig;
-pub use matrix::Precision;
 
-use crate::ModelError;
+use crate::{ModelError, Precision};
 use alice_spec::TensorShape;
 use attention::Attention;
 use matrix::Matrix;
@@ -207,6 +206,3 @@ impl<E: From<ModelError>> Loader<'_, E> {
 fn copy(mut place: Tensor, values: &Tensor) -> Result<(), TchError> {
     place.f_copy_(values)
 }
-
-#[cfg(test)]
-mod tests;

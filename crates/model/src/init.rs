@@ -35,7 +35,7 @@ pub fn init_tensors<E>(spec: &RunSpec, genesis: &Hash, mut each: impl FnMut(&[f3
         if tensor.shape.len() == 1 {
             values.resize(len, 1.0);
         } else {
-            let residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+            let residual = writes_to_residual(&tensor.name);
             let mut rng = ChaCha20Rng::from_seed(seed);
             rng.set_stream(stream as u64);
             normal(&mut rng, len, if residual { residual_std } else { std }, &mut values);
@@ -45,9 +45,17 @@ pub fn init_tensors<E>(spec: &RunSpec, genesis: &Hash, mut each: impl FnMut(&[f3
     Ok(())
 }
 
+/// Whether a matrix writes to the residual stream: the output of attention, and the last projection of a feed-forward
+/// layer or of an expert.
+fn writes_to_residual(name: &str) -> bool {
+    ["o_proj.weight", "down_proj.weight", ".w2.weight"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
 /// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is
 /// odd.
-fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
+pub(crate) fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
     /// 2⁻⁵³: f64 has 53 significant bits.
     const STEP: f64 = 1.0 / (1u64 << 53) as f64;
     let end = out.len() + len;

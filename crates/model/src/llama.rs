@@ -1,5 +1,6 @@
 //! Llama as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary embeddings with
-//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied.
+//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied; and Mixtral, which
+//! differs in the feed-forward part of a block alone.
 
 use crate::ModelError;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec};
@@ -7,7 +8,46 @@ use std::collections::HashMap;
 use std::ops::Range;
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
-/// The transformer on one device, in f32.
+mod backward;
+mod feed_forward;
+mod moe;
+
+pub use backward::Objective;
+
+use feed_forward::FeedForward;
+use moe::Balance;
+
+/// Precision of the products of a model, of the weights that do not learn, and of a cache of keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// IEEE single precision.
+    #[default]
+    F32,
+    /// bfloat16: half the memory, and where memory is what limits, up to twice as fast. In training, activations and the
+    /// copies of weights that products are made of; weights that learn, their gradients and the loss stay in f32 (mixed
+    /// precision, Micikevicius et al. 2018; no loss scaling, since the exponent is f32's). In generating, what goes into
+    /// a product; norms, rotary embeddings and the stream between the blocks stay f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes of a number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// The transformer on one device.
 #[derive(Debug)]
 pub struct Llama {
     embed_tokens: Tensor,
@@ -20,10 +60,23 @@ pub struct Llama {
     parameters: Vec<Tensor>,
     /// Where each parameter stands in θ.
     ranges: Vec<Range<usize>>,
+    learning: Learning,
+    /// Load balancing of the routers; none without experts.
+    balance: Option<Balance>,
     heads: Heads,
     context: i64,
     vocab: i64,
     device: Device,
+}
+
+/// What learns, and in which precision everything is computed.
+#[derive(Debug)]
+struct Learning {
+    /// Tensors that learn, as a range of the parameters.
+    tensors: Range<usize>,
+    /// First block that needs gradients of its own parameters or of its input.
+    first_block: usize,
+    precision: Precision,
 }
 
 #[derive(Debug)]
@@ -34,9 +87,7 @@ struct Block {
     v_proj: Tensor,
     o_proj: Tensor,
     post_attention_layernorm: Tensor,
-    gate_proj: Tensor,
-    up_proj: Tensor,
-    down_proj: Tensor,
+    feed_forward: FeedForward,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +98,23 @@ struct Heads {
 }
 
 impl Llama {
-    /// A model of the run's shape with all parameters zero: [`Llama::load`] gives it weights.
+    /// A model of the run's shape in f32 with all parameters zero: [`Llama::load`] gives it weights. All of it learns.
     pub fn new(spec: &RunSpec, device: Device) -> Result<Self, ModelError> {
+        let all = 0..spec.tensors().len();
+        Self::with_learning(spec, device, all, Precision::F32)
+    }
+
+    /// The same, where only the tensors `learning` (a range of [`RunSpec::tensors`], such as a fragment's) are leaves that
+    /// collect gradients. They are in f32 in any case; the others, and all products, are in `precision`.
+    ///
+    /// Blocks before the first tensor that learns keep no activations, blocks after the last one only those that the
+    /// gradient of their input needs.
+    pub fn with_learning(
+        spec: &RunSpec,
+        device: Device,
+        learning: Range<usize>,
+        precision: Precision,
+    ) -> Result<Self, ModelError> {
         let m = &spec.model;
         let heads = Heads {
             query: m.heads.into(),
@@ -57,9 +123,11 @@ impl Llama {
         };
         let (mut parameters, mut ranges, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
         let mut start = 0;
-        for tensor in spec.tensors() {
+        for (index, tensor) in spec.tensors().into_iter().enumerate() {
             let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
-            let parameter = Tensor::f_zeros(&shape[..], (Kind::Float, device))?.f_set_requires_grad(true)?;
+            let learns = learning.contains(&index);
+            let kind = if learns { Kind::Float } else { precision.kind() };
+            let parameter = Tensor::f_zeros(&shape[..], (kind, device))?.f_set_requires_grad(learns)?;
             ranges.push(start..start + tensor.len() as usize);
             start += tensor.len() as usize;
             by_name.insert(tensor.name, parameter.shallow_clone());
@@ -80,9 +148,7 @@ impl Llama {
                     v_proj: take("self_attn.v_proj")?,
                     o_proj: take("self_attn.o_proj")?,
                     post_attention_layernorm: take("post_attention_layernorm")?,
-                    gate_proj: take("mlp.gate_proj")?,
-                    up_proj: take("mlp.up_proj")?,
-                    down_proj: take("mlp.down_proj")?,
+                    feed_forward: FeedForward::take(spec, take)?,
                 })
             })
             .collect::<Result<_, ModelError>>()?;
@@ -91,9 +157,20 @@ impl Llama {
             blocks,
             norm: take("model.norm.weight")?,
             lm_head: take("lm_head.weight")?,
-            rotary: rotary(heads.dim, m.context.into(), m.rope_theta.into(), device)?,
+            rotary: rotary(
+                heads.dim,
+                m.context.into(),
+                m.rope_theta.into(),
+                (precision.kind(), device),
+            )?,
             parameters,
             ranges,
+            learning: Learning {
+                first_block: first_block(spec, &learning),
+                tensors: learning,
+                precision,
+            },
+            balance: m.moe.as_ref().map(Balance::new),
             heads,
             context: m.context.into(),
             vocab: m.vocab.into(),
@@ -106,9 +183,23 @@ impl Llama {
         self.device
     }
 
-    /// Parameters in canonical order. Each is a leaf that collects gradients.
+    /// Parameters in canonical order.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters
+    }
+
+    /// The parameters that learn, in canonical order: leaves that collect gradients.
+    pub fn learning(&self) -> &[Tensor] {
+        self.parameters.get(self.learning.tensors.clone()).unwrap_or_default()
+    }
+
+    /// Where the parameters that learn stand in θ.
+    pub fn learning_range(&self) -> Range<usize> {
+        match self.ranges.get(self.learning.tensors.clone()).unwrap_or_default() {
+            [] => 0..0,
+            [only] => only.clone(),
+            [first, .., last] => first.start..last.end,
+        }
     }
 
     /// Sets all parameters from θ.
@@ -133,14 +224,25 @@ impl Llama {
 
     /// All parameters as θ.
     pub fn store(&self) -> Result<Vec<f32>, ModelError> {
-        let mut theta = vec![0f32; self.ranges.last().map_or(0, |range| range.end)];
-        for (parameter, range) in self.parameters.iter().zip(&self.ranges) {
-            let values = parameter.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?;
-            if let Some(target) = theta.get_mut(range.clone()) {
-                values.f_copy_data(target, range.len())?;
-            }
+        self.store_tensors(0..self.parameters.len())
+    }
+
+    /// The parameters that learn, as the part [`Llama::learning_range`] of θ.
+    pub fn store_learning(&self) -> Result<Vec<f32>, ModelError> {
+        self.store_tensors(self.learning.tensors.clone())
+    }
+
+    fn store_tensors(&self, tensors: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        let ranges = self.ranges.get(tensors.clone()).unwrap_or_default();
+        let mut values = vec![0f32; ranges.iter().map(Range::len).sum()];
+        let mut rest = values.as_mut_slice();
+        for parameter in self.parameters.get(tensors).unwrap_or_default() {
+            let (target, after) = rest.split_at_mut(parameter.numel());
+            let source = parameter.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+            source.f_contiguous()?.f_copy_data(target, target.len())?;
+            rest = after;
         }
-        Ok(theta)
+        Ok(values)
     }
 
     /// Sequences of equal length as `[batch, tokens]` i64 on the model's device. Tokens are checked here: an index that
@@ -168,17 +270,24 @@ impl Llama {
             .f_to_device(self.device)?)
     }
 
-    /// Logits `[batch, tokens, vocab]` of tokens `[batch, tokens]` (i64).
+    /// Logits `[batch, tokens, vocab]` of tokens `[batch, tokens]` (i64), in the precision of the model.
     pub fn forward(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
         Ok(linear(&self.hidden(tokens)?, &self.lm_head)?)
     }
 
     /// Negative log likelihood of every next token, nats, `[batch, tokens − 1]` in f32.
     pub fn token_losses(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        self.head_losses(&self.stream(tokens)?, tokens)
+    }
+
+    /// The same from the residual stream after the last block, `[batch, tokens, hidden]`.
+    fn head_losses(&self, x: &Tensor, tokens: &Tensor) -> Result<Tensor, ModelError> {
         let (batch, len) = tokens.size2()?;
         // The last position has no target: leave it out before the head, the largest product of a small model.
-        let hidden = self.hidden(tokens)?.f_narrow(1, 0, len - 1)?;
-        let logits = linear(&hidden, &self.lm_head)?.f_reshape([batch * (len - 1), self.vocab])?;
+        let hidden = rms_norm(&x.f_narrow(1, 0, len - 1)?, &self.norm)?;
+        let logits = linear(&hidden, &self.lm_head)?
+            .f_reshape([batch * (len - 1), self.vocab])?
+            .f_to_kind(Kind::Float)?;
         let targets = tokens.f_narrow(1, 1, len - 1)?.f_reshape([batch * (len - 1)])?;
         let losses = logits.f_cross_entropy_loss::<Tensor>(&targets, None, Reduction::None, -100, 0.0)?;
         Ok(losses.f_view([batch, len - 1])?)
@@ -196,30 +305,71 @@ impl Llama {
 
     /// Output of the last norm, `[batch, tokens, hidden]`.
     fn hidden(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(rms_norm(&self.stream(tokens)?, &self.norm)?)
+    }
+
+    /// The residual stream after the last block, `[batch, tokens, hidden]`.
+    fn stream(&self, tokens: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.stream_routed(tokens)?.0)
+    }
+
+    /// The same, and the router's logits of each block that has one.
+    fn stream_routed(&self, tokens: &Tensor) -> Result<(Tensor, Vec<Tensor>), ModelError> {
+        let (cos, sin) = self.rotary_of(tokens)?;
+        let (mut x, mut routes) = (self.embed(tokens)?, Vec::new());
+        for block in &self.blocks {
+            let (output, logits) = block.forward(&x, (&cos, &sin), self.heads)?;
+            routes.extend(logits);
+            x = output;
+        }
+        Ok((x, routes))
+    }
+
+    /// The residual stream before the first block.
+    fn embed(&self, tokens: &Tensor) -> Result<Tensor, TchError> {
+        // Gathered first: a cast of the whole table would be larger.
+        Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?.f_to_kind(self.learning.precision.kind())
+    }
+
+    /// cos and sin of the positions of `tokens`.
+    fn rotary_of(&self, tokens: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
         let (_, len) = tokens.size2()?;
         if len > self.context {
-            return Err(ModelError::Batch(format!(
-                "{len} tokens; the context is {}",
-                self.context
-            )));
+            let problem = format!("{len} tokens; the context is {}", self.context);
+            return Err(ModelError::Batch(problem));
         }
-        let (cos, sin) = (self.rotary.0.f_narrow(0, 0, len)?, self.rotary.1.f_narrow(0, 0, len)?);
-        let mut x = Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?;
-        for block in &self.blocks {
-            x = block.forward(&x, (&cos, &sin), self.heads)?;
-        }
-        Ok(rms_norm(&x, &self.norm)?)
+        Ok((self.rotary.0.f_narrow(0, 0, len)?, self.rotary.1.f_narrow(0, 0, len)?))
+    }
+}
+
+/// First block that the gradient of a tensor in `learning` goes through; the number of blocks if only norm or head learn.
+fn first_block(spec: &RunSpec, learning: &Range<usize>) -> usize {
+    let all = spec.tensors();
+    let block_of = |name: &str| name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok();
+    match learning.start {
+        0 => 0,
+        _ => all
+            .get(learning.clone())
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|tensor| block_of(&tensor.name))
+            .min()
+            .unwrap_or(spec.model.layers as usize),
     }
 }
 
 impl Block {
-    fn forward(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
+    /// The residual stream after the block, and the router's logits where there are experts.
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotary: (&Tensor, &Tensor),
+        heads: Heads,
+    ) -> Result<(Tensor, Option<Tensor>), TchError> {
         let x = x.f_add(&self.attention(&rms_norm(x, &self.input_layernorm)?, rotary, heads)?)?;
         let normed = rms_norm(&x, &self.post_attention_layernorm)?;
-        let gated = linear(&normed, &self.gate_proj)?
-            .f_silu()?
-            .f_mul(&linear(&normed, &self.up_proj)?)?;
-        x.f_add(&linear(&gated, &self.down_proj)?)
+        let (change, routes) = self.feed_forward.forward(&normed)?;
+        Ok((x.f_add(&change)?, routes))
     }
 
     fn attention(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
@@ -251,13 +401,14 @@ impl Block {
     }
 }
 
+/// x · weightᵀ in the precision of x.
 fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
-    x.f_linear::<Tensor>(weight, None)
+    x.f_linear::<Tensor>(&weight.f_to_kind(x.kind())?, None)
 }
 
 /// x / √(mean(x²) + ε) · weight over the last dimension.
 fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
-    x.f_rms_norm(&weight.size()[..], Some(weight), RMS_NORM_EPSILON)
+    x.f_rms_norm(&weight.size()[..], Some(&weight.f_to_kind(x.kind())?), RMS_NORM_EPSILON)
 }
 
 /// `x · cos + rotate_half(x) · sin`, where rotate_half is (−second half, first half) of the last dimension.
@@ -271,16 +422,17 @@ fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError
 }
 
 /// cos and sin of position · base^(−2i/dim), the angles twice side by side.
-pub(crate) fn rotary(dim: i64, context: i64, base: f64, device: Device) -> Result<(Tensor, Tensor), TchError> {
+pub(crate) fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
     let frequencies: Vec<f32> = (0..dim / 2)
         .map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32)
         .collect();
     let frequencies = Tensor::f_from_slice(&frequencies)?;
     let angles = Tensor::f_arange(context, (Kind::Float, Device::Cpu))?.f_outer(&frequencies)?;
     let angles = Tensor::f_cat(&[&angles, &angles], -1)?;
+    let (kind, device) = target;
     Ok((
-        angles.f_cos()?.f_to_device(device)?,
-        angles.f_sin()?.f_to_device(device)?,
+        angles.f_cos()?.f_to_kind(kind)?.f_to_device(device)?,
+        angles.f_sin()?.f_to_kind(kind)?.f_to_device(device)?,
     ))
 }
 

@@ -16,6 +16,8 @@ pub const PAGE_EMPTY: &str = "alice/page-empty/v1";
 pub const RUN: &str = "alice/run/v1";
 /// Seed of the model's first state.
 pub const INIT: &str = "alice/init/v1";
+/// Seed of what is drawn when experts are made of a dense model.
+pub const UPCYCLE: &str = "alice/upcycle/v1";
 /// Leaf of the model root: one tensor.
 pub const MODEL_LEAF: &str = "alice/model-leaf/v1";
 /// Inner node of the model root.

@@ -74,6 +74,7 @@ fn candidate(id: u8, proven: bool, update: Update) -> Candidate {
         id: [id; 32],
         miner: [id; 32],
         proven,
+        fragment: 0,
         update,
     }
 }
@@ -85,7 +86,7 @@ fn score(candidates: &[Candidate], previous: Option<f32>) -> RoundScore {
         &theta(),
         &split(),
         candidates,
-        previous,
+        &[previous],
         &mut |_| (),
     )
     .unwrap()
@@ -277,7 +278,7 @@ fn newcomers_should_have_to_beat_the_best_of_their_number() {
             &zero,
             &split(),
             &candidates,
-            Some(0.01),
+            &[Some(0.01)],
             &mut |_| (),
         )
         .unwrap();
@@ -343,6 +344,53 @@ fn scores_should_be_relative_to_the_lower_median_and_clipped() {
 }
 
 #[test]
+fn each_fragment_should_have_its_own_norm_and_its_own_median() {
+    let mut spec = SPEC.clone();
+    spec.task.fragments = 2;
+    // Updates of the first fragment gain less than those of the second, which are shorter as well.
+    let of = |id: u8, fragment: u32, towards: f32| Candidate {
+        fragment,
+        ..candidate(id, true, {
+            let mut update = update(towards, 0.0, 1.0, 1);
+            let half = PARAMETERS / 2;
+            let range = if fragment == 0 { 0..half / 4 } else { half..PARAMETERS };
+            update.indices = update.indices[range.clone()].to_vec();
+            update.values = update.values[range].to_vec();
+            update
+        })
+    };
+    let candidates = [of(1, 0, 0.1), of(2, 0, 0.1), of(3, 1, 0.05), of(4, 1, 0.05)];
+    let round = |previous: &[Option<f32>]| {
+        score_round(
+            &mut oracle(),
+            &spec,
+            &theta(),
+            &split(),
+            &candidates,
+            previous,
+            &mut |_| (),
+        )
+        .unwrap()
+    };
+    let first = round(&[]);
+    let d = &first.decisions;
+    assert!(d.iter().all(|d| d.accepted && d.factor == 1.0), "{d:?}");
+    assert!(d[2].improvement > 1.4 * d[0].improvement, "{d:?}");
+    assert!(
+        d.iter().all(|d| d.score == 1_000_000_000),
+        "nobody earns less for the fragment that he was given: {d:?}"
+    );
+    assert_eq!(first.median_norms, [Some(d[0].norm), Some(d[2].norm)]);
+    assert!(d[0].norm != d[2].norm);
+    // Only the fragment whose norm is known from before is brought to it.
+    let second = round(&[Some(0.5 * d[0].norm), None]);
+    assert_eq!(
+        second.decisions.iter().map(|d| d.factor).collect::<Vec<_>>(),
+        [0.5, 0.5, 1.0, 1.0]
+    );
+}
+
+#[test]
 fn an_empty_round_should_still_have_a_baseline() {
     let round = score(&[], None);
     assert!(round.decisions.is_empty() && round.median_norms == [None]);
@@ -393,7 +441,7 @@ fn faults_of_the_server_should_be_errors() {
                 &theta(),
                 &[1, 2],
                 &candidates,
-                None,
+                &[],
                 &mut |_| ()
             )
             .is_err()
@@ -406,7 +454,7 @@ fn faults_of_the_server_should_be_errors() {
             &theta(),
             &[],
             &candidates,
-            None,
+            &[],
             &mut |_| ()
         )
         .is_err()

@@ -26,8 +26,9 @@ impl TensorShape {
 }
 
 impl RunSpec {
-    /// All tensors in canonical order: embedding, blocks from the first to the last, final norm, head. This order is
-    /// the order of the master weights on disk, of the update's chunks and of the model root's leaves.
+    /// All tensors in canonical order: embedding, blocks from the first to the last, final norm, head, then the experts,
+    /// where there are any: all blocks of the first, all of the second, so that a group of experts is one range. This
+    /// order is the order of the master weights on disk, of the update's chunks and of the model root's leaves.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let m = &self.model;
         let [vocab, hidden, ffn] = [m.vocab, m.hidden, m.ffn].map(u64::from);
@@ -42,23 +43,46 @@ impl RunSpec {
             push("self_attn.v_proj", vec![kv, hidden]);
             push("self_attn.o_proj", vec![hidden, hidden]);
             push("post_attention_layernorm", vec![hidden]);
-            push("mlp.gate_proj", vec![ffn, hidden]);
-            push("mlp.up_proj", vec![ffn, hidden]);
-            push("mlp.down_proj", vec![hidden, ffn]);
+            match &m.moe {
+                Some(moe) => push("block_sparse_moe.gate", vec![moe.experts.into(), hidden]),
+                None => {
+                    push("mlp.gate_proj", vec![ffn, hidden]);
+                    push("mlp.up_proj", vec![ffn, hidden]);
+                    push("mlp.down_proj", vec![hidden, ffn]);
+                }
+            }
         }
         all.push(tensor("model.norm.weight".into(), vec![hidden]));
         all.push(tensor("lm_head.weight".into(), vec![vocab, hidden]));
+        for expert in 0..m.moe.as_ref().map_or(0, |moe| moe.experts) {
+            for layer in 0..m.layers {
+                // Gate, down and up projection.
+                for (name, shape) in [("w1", [ffn, hidden]), ("w2", [hidden, ffn]), ("w3", [ffn, hidden])] {
+                    let name = format!("model.layers.{layer}.block_sparse_moe.experts.{expert}.{name}.weight");
+                    all.push(tensor(name, shape.to_vec()));
+                }
+            }
+        }
         all
     }
 
     /// Tensors of fragment p of the run's P, as a range of [`RunSpec::tensors`]: blocks ⌊p·L/P⌋ to ⌊(p+1)·L/P⌋, the
-    /// embedding with the first fragment, the final norm and the head with the last. Empty if p ≥ P.
+    /// embedding with the first fragment, the final norm and the head with the last. In a model with experts this is so
+    /// for the first fragments, and the others are groups of experts. Empty if p ≥ P.
     pub fn fragment_tensors(&self, p: u32) -> Range<usize> {
-        let count = self.task.fragments;
-        let all = self.tensors();
-        if p >= count {
-            return all.len()..all.len();
+        let (count, all) = (self.task.fragments, self.tensors().len());
+        match &self.model.moe {
+            _ if p >= count => all..all,
+            Some(_) if count > 1 => self.expert_fragment_tensors(p),
+            Some(_) => 0..all,
+            None => self.block_range(p, count),
         }
+    }
+
+    /// Part p < `count` of everything that is no expert, cut between blocks.
+    pub(crate) fn block_range(&self, p: u32, count: u32) -> Range<usize> {
+        let mut all = self.tensors();
+        all.retain(|t| !t.name.contains(".experts."));
         let first_of = |layer: u64| {
             let prefix = format!("model.layers.{layer}.");
             all.iter()

@@ -8,9 +8,15 @@
 
 mod cost;
 mod layout;
+mod moe;
+mod presets;
+mod tokenizer;
 
-pub use cost::{Cost, DevicePlan};
+pub use cost::{Cost, DEVICE_CLASSES, DeviceClass, DevicePlan, TaskMemory};
 pub use layout::TensorShape;
+pub use moe::{MoeSpec, StartSpec};
+pub use presets::{preset, preset_names};
+pub use tokenizer::BYTES;
 
 use alice_primitives::{Hash, tagged_hash, tags};
 use codec::Encode;
@@ -64,13 +70,17 @@ pub struct RunSpec {
     pub score: ScoreSpec,
     /// When, in blocks.
     pub round: RoundSpec,
+    /// The first state, where it is not drawn from block 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartSpec>,
 }
 
-/// Llama architecture (RMSNorm, rotary embeddings with rotate-half, SwiGLU, no biases, untied head).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Llama architecture (RMSNorm, rotary embeddings with rotate-half, SwiGLU, no biases, untied head), or Mixtral's: the
+/// same with several feed-forward layers in each block, see [`MoeSpec`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Only `llama` so far.
+    /// `llama`, or `mixtral` with a table `[model.moe]`.
     pub architecture: String,
     /// Rows of the embedding.
     pub vocab: u32,
@@ -82,7 +92,7 @@ pub struct ModelSpec {
     pub heads: u32,
     /// Key/value heads; divides `heads`.
     pub kv_heads: u32,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer; of each expert's, where there are experts.
     pub ffn: u32,
     /// Tokens in a sequence.
     pub context: u32,
@@ -90,13 +100,17 @@ pub struct ModelSpec {
     pub rope_theta: u32,
     /// Standard deviation of the initial weights, in millionths.
     pub init_std_millionths: u32,
+    /// Mixture of experts; none: a dense model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoeSpec>,
 }
 
 /// Text and tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
-    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback).
+    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback). Or the
+    /// BLAKE3 of a `tokenizer.model`, hex: the shards are encoded with that one.
     pub tokenizer: String,
     /// Root of the training shards, hex.
     pub corpus_root: String,
@@ -257,11 +271,7 @@ impl RunSpec {
             format!("{} is not known; this program reads version 1", self.version),
         )?;
         let m = &self.model;
-        check(
-            m.architecture == "llama",
-            "model.architecture",
-            format!("'{}' is not known; only 'llama'", m.architecture),
-        )?;
+        self.check_architecture()?;
         range(m.vocab.into(), 259, 1 << 20, "model.vocab")?;
         range(m.hidden.into(), 8, 1 << 16, "model.hidden")?;
         range(m.layers.into(), 1, 512, "model.layers")?;
@@ -282,19 +292,13 @@ impl RunSpec {
             "must divide model.heads",
         )?;
         let d = &self.data;
-        check(
-            d.tokenizer == "bytes",
-            "data.tokenizer",
-            format!("'{}' is not known; only 'bytes' so far", d.tokenizer),
-        )?;
+        tokenizer::check(d, m.vocab)?;
         hash_field(&d.corpus_root, "data.corpus_root")?;
         hash_field(&d.reserve_root, "data.reserve_root")?;
-        range(
-            self.task.fragments.into(),
-            1,
-            m.layers.min(256).into(),
-            "task.fragments",
-        )?;
+        self.check_fragments()?;
+        if let Some(start) = &self.start {
+            hash_field(&start.model_root, "start.model_root")?;
+        }
         let i = &self.inner;
         range(i.steps.into(), 1, 10_000, "inner.steps")?;
         range(i.batch_sequences.into(), 1, 65_536, "inner.batch_sequences")?;
@@ -432,7 +436,7 @@ impl RunSpec {
             (r.epoch_blocks, r.deadline_block, r.seed_blocks, r.open_margin_blocks),
             (r.lease_blocks, r.base_lag, r.tasks_max),
         );
-        let bytes = (
+        let mut bytes = (
             &self.name,
             self.version,
             model,
@@ -445,6 +449,14 @@ impl RunSpec {
             round,
         )
             .encode();
+        // Each of these begins with its own name, and nothing stands here where it is absent: the hashes of runs without
+        // it are those of before it existed.
+        if let Some(moe) = &m.moe {
+            ("moe", moe.experts, moe.top_k, moe.router_aux_loss.to_bits()).encode_to(&mut bytes);
+        }
+        if let Some(root) = self.start_root() {
+            ("start", root).encode_to(&mut bytes);
+        }
         tagged_hash(tags::RUN, &[&bytes])
     }
 
@@ -456,6 +468,11 @@ impl RunSpec {
     /// Root of the validation reserve.
     pub fn reserve_root(&self) -> Hash {
         parse_hash(&self.data.reserve_root).unwrap_or_default()
+    }
+
+    /// Root of the first state, where the run names one; otherwise it follows from block 0.
+    pub fn start_root(&self) -> Option<Hash> {
+        self.start.as_ref().and_then(|start| parse_hash(&start.model_root))
     }
 
     /// Sequences in one task: H steps of a batch each.
@@ -495,10 +512,15 @@ mod tests {
     use super::*;
 
     const DEV: &str = include_str!("../../../chain-spec/runs/dev.toml");
-    const ALL: [&str; 3] = [
+    const ALL: [&str; 8] = [
         DEV,
+        include_str!("../../../chain-spec/runs/dev-fragments.toml"),
         include_str!("../../../chain-spec/runs/small.toml"),
         include_str!("../../../chain-spec/runs/genesis-7b.toml"),
+        include_str!("../../../chain-spec/runs/dev-moe.toml"),
+        include_str!("../../../chain-spec/runs/phase2-56b.toml"),
+        include_str!("../../../chain-spec/runs/phase3-112b.toml"),
+        include_str!("../../../chain-spec/runs/phase4-200b.toml"),
     ];
 
     #[test]

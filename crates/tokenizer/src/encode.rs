@@ -126,6 +126,19 @@ impl Tokenizer {
         proto::write(&self.pieces, self.normalizer, self.coverage, self.piece_chars_max)
     }
 
+    /// BLAKE3 of the `tokenizer.model` file.
+    pub fn hash(&self) -> [u8; 32] {
+        *blake3::hash(&self.model_bytes()).as_bytes()
+    }
+
+    /// What `data.tokenizer` of a run specification says for this one: `bytes`, or [`Tokenizer::hash`] in hexadecimal.
+    pub fn spec_name(&self) -> String {
+        match self.is_bytes() {
+            true => "bytes".into(),
+            false => blake3::Hash::from_bytes(self.hash()).to_hex().to_string(),
+        }
+    }
+
     /// All pieces; a piece's id is its position.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces

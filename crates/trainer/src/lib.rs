@@ -2,12 +2,17 @@
 //! pseudo-gradient d = θ_start − θ_end: **subtracting it from θ lowers the loss** (protocol §4).
 //!
 //! The optimiser starts from nothing in each task, so a task depends on θ and its sequences alone and any machine can
-//! do it. Batches are cut into micro-batches, which are halved when the device runs out of memory.
+//! do it. A task trains all of the model or one fragment of it. Memory is saved by micro-batches, which are halved when the
+//! device runs out of it, by activation checkpointing, by moments of 8 bits and by bf16.
 #![forbid(unsafe_code)]
 
 mod adamw;
 mod micro;
+mod moments;
+pub mod plan;
 mod train;
 
 pub use adamw::AdamW;
-pub use train::{Options, Progress, TaskResult, TrainError, train, train_with};
+pub use alice_model::Precision;
+pub use moments::Moments;
+pub use train::{Options, Progress, Task, TaskResult, TrainError, train};

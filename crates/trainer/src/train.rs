@@ -1,11 +1,11 @@
 //! The loop of a task.
 
-use crate::{adamw::AdamW, micro::in_micro_batches};
-use alice_model::{Device, Llama, ModelError};
+use crate::{adamw::AdamW, micro::in_micro_batches, moments::Moments};
+use alice_model::{Device, Llama, ModelError, Precision};
 use alice_spec::{InnerSpec, RunSpec};
 use std::ops::ControlFlow;
 use std::time::Instant;
-use tch::{Kind, TchError};
+use tch::{Kind, TchError, Tensor};
 
 /// Why a task was not finished.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,26 @@ pub enum TrainError {
         found: u64,
         /// Tokens in a sequence.
         context: u32,
+    },
+    /// The run is not cut into so many fragments.
+    #[error("the run has no fragment {fragment}, its fragments are 0 to {last}; claim another task")]
+    Fragment {
+        /// Fragment that was asked for.
+        fragment: u32,
+        /// The run's last fragment.
+        last: u32,
+    },
+    /// The task does not fit the device, even one sequence at a time.
+    #[error(
+        "the device has too little memory for this task{tried}; try {advice} (`alice-miner plan` says what fits): {problem}"
+    )]
+    OutOfMemory {
+        /// Options that were already on.
+        tried: &'static str,
+        /// Options that are left.
+        advice: &'static str,
+        /// What libtorch said.
+        problem: String,
     },
     /// Training went out of bounds. A fault of the run's settings or of the hardware, and no update comes of it.
     #[error(
@@ -49,11 +69,31 @@ impl From<TchError> for TrainError {
     }
 }
 
-/// Choices of the machine, not of the run: they change speed and memory, and losses in their last digits only.
-#[derive(Clone, Copy, Debug, Default)]
+/// Choices of the machine, not of the run: they change speed and memory. With `precision` and `moments` at their defaults
+/// they change losses in their last digits only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Sequences that go through the model at once; the whole batch if none.
     pub micro_batch: Option<u32>,
+    /// Precision of the products and of the weights that do not learn.
+    pub precision: Precision,
+    /// How the optimiser's moments are kept.
+    pub moments: Moments,
+    /// Activation checkpointing: keep only the input of each block, and compute the rest again on the way back.
+    pub checkpoint: bool,
+}
+
+/// What is to be trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Task<'a> {
+    /// The run.
+    pub spec: &'a RunSpec,
+    /// Fragment of the model that learns; 0 is all of it where the run has one.
+    pub fragment: u32,
+    /// The network's weights.
+    pub theta: &'a [f32],
+    /// The task's text: as many sequences as the run's steps and batches need, in their order.
+    pub sequences: &'a [Vec<u16>],
 }
 
 /// Reported after each step.
@@ -74,7 +114,7 @@ pub struct Progress {
 /// What a task comes to.
 #[derive(Clone, Debug)]
 pub struct TaskResult {
-    /// Pseudo-gradient θ_start − θ_end.
+    /// Pseudo-gradient θ_start − θ_end of the fragment's parameters, in canonical order.
     pub d: Vec<f32>,
     /// Loss of the first batch before any step, nats per token.
     pub loss_first: f64,
@@ -88,61 +128,45 @@ pub struct TaskResult {
     pub micro_batch: u32,
 }
 
-/// Runs a task: `steps` batches of `batch_sequences`, taken from `sequences` in their order.
+/// Runs a task: `steps` batches of `batch_sequences`. Only the fragment learns: gradients are clipped to the norm of its
+/// parameters, and the others stay as they are in θ.
 pub fn train(
-    spec: &RunSpec,
+    task: &Task,
     device: Device,
-    theta: &[f32],
-    sequences: &[Vec<u16>],
-    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<TaskResult, TrainError> {
-    train_with(spec, device, theta, sequences, Options::default(), progress)
-}
-
-/// [`train`] with choices of the machine.
-pub fn train_with(
-    spec: &RunSpec,
-    device: Device,
-    theta: &[f32],
-    sequences: &[Vec<u16>],
     options: Options,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<TaskResult, TrainError> {
-    let context = spec.model.context;
-    let found = sequences.iter().filter(|s| s.len() == context as usize).count() as u64;
-    let expected = spec.task_sequences();
-    if found != expected || sequences.len() as u64 != expected {
-        return Err(TrainError::Sequences {
-            expected,
-            found,
-            context,
-        });
-    }
-    let mut model = Llama::new(spec, device)?;
-    model.load(theta)?;
-    let mut optimizer = AdamW::new(&spec.inner, model.parameters())?;
+    check(task)?;
+    run(task, device, options, progress).map_err(|error| advise(error, options))
+}
+
+fn run(
+    task: &Task,
+    device: Device,
+    options: Options,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TaskResult, TrainError> {
+    let spec = task.spec;
+    let learning = spec.fragment_tensors(task.fragment);
+    let mut model = Llama::with_learning(spec, device, learning, options.precision)?;
+    model.load(task.theta)?;
+    let mut optimizer = AdamW::with_moments(&spec.inner, model.learning(), options.moments)?;
     let mut micro_batch = options.micro_batch.unwrap_or(spec.inner.batch_sequences) as usize;
     let batch_sequences = spec.inner.batch_sequences as usize;
     let (mut loss_first, mut loss_last, mut tokens) = (f64::NAN, f64::NAN, 0u64);
     let started = Instant::now();
-    for (step, batch) in (1u32..).zip(sequences.chunks(batch_sequences)) {
+    for (step, batch) in (1u32..).zip(task.sequences.chunks(batch_sequences)) {
+        let objective = |losses: &Tensor| mean_share(losses, batch.len());
         let loss = in_micro_batches(
             batch,
             &mut micro_batch,
             || optimizer.zero_grad(),
-            |part| {
-                let losses = model
-                    .token_losses(&model.batch(part)?)?
-                    .f_mean_dim(1, false, Kind::Float)?;
-                let share = losses.f_sum(Kind::Float)?.f_div_scalar(batch.len() as f64)?;
-                share.f_backward()?;
-                Ok(share.f_double_value(&[])?)
-            },
+            |part| model.backward(&model.batch(part)?, options.checkpoint, &objective),
         )?;
         finite(loss, step, "loss")?;
         finite(optimizer.clip()?, step, "gradient")?;
         optimizer.step(learning_rate(&spec.inner, step))?;
-        tokens += batch.len() as u64 * u64::from(context);
+        tokens += batch.len() as u64 * u64::from(spec.model.context);
         if step == 1 {
             loss_first = loss;
         }
@@ -159,22 +183,77 @@ pub fn train_with(
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    let mut d = model.store()?;
-    d.iter_mut().zip(theta).for_each(|(d, start)| *d = start - *d);
-    if !d.iter().all(|v| v.is_finite()) {
-        return Err(TrainError::NotFinite {
-            step: spec.inner.steps,
-            what: "update",
-        });
-    }
+    // Before the update is made: it is the size of one of them.
+    drop(optimizer);
     Ok(TaskResult {
-        d,
+        d: pseudo_gradient(&model, task)?,
         loss_first,
         loss_last,
         tokens,
         seconds,
         micro_batch: micro_batch as u32,
     })
+}
+
+/// The task is one of its run.
+fn check(task: &Task) -> Result<(), TrainError> {
+    let spec = task.spec;
+    let context = spec.model.context;
+    let found = task.sequences.iter().filter(|s| s.len() == context as usize).count() as u64;
+    let expected = spec.task_sequences();
+    if found != expected || task.sequences.len() as u64 != expected {
+        return Err(TrainError::Sequences {
+            expected,
+            found,
+            context,
+        });
+    }
+    if task.fragment >= spec.task.fragments {
+        return Err(TrainError::Fragment {
+            fragment: task.fragment,
+            last: spec.task.fragments.saturating_sub(1),
+        });
+    }
+    Ok(())
+}
+
+/// The part of a batch's loss that a micro-batch's token losses `[sequences, tokens − 1]` have.
+fn mean_share(losses: &Tensor, batch_sequences: usize) -> Result<Tensor, TchError> {
+    losses
+        .f_mean_dim(1, false, Kind::Float)?
+        .f_sum(Kind::Float)?
+        .f_div_scalar(batch_sequences as f64)
+}
+
+/// θ_start − θ_end of what learned.
+fn pseudo_gradient(model: &Llama, task: &Task) -> Result<Vec<f32>, TrainError> {
+    let mut d = model.store_learning()?;
+    let start = task.theta.get(model.learning_range()).unwrap_or_default();
+    d.iter_mut().zip(start).for_each(|(d, start)| *d = start - *d);
+    if d.iter().all(|v| v.is_finite()) {
+        return Ok(d);
+    }
+    Err(TrainError::NotFinite {
+        step: task.spec.inner.steps,
+        what: "update",
+    })
+}
+
+/// Out of memory, with micro-batches of one or before the first: says what is left to try.
+fn advise(error: TrainError, options: Options) -> TrainError {
+    let TrainError::Model(ModelError::OutOfMemory(problem)) = error else {
+        return error;
+    };
+    let (tried, advice) = match (options.checkpoint, options.moments, options.precision) {
+        (false, _, _) => ("", "--checkpoint on"),
+        (true, Moments::F32, _) => (", even with checkpointing", "--moments 8bit"),
+        (true, Moments::Bits8, Precision::F32) => (", even with checkpointing and 8-bit moments", "--precision bf16"),
+        (true, Moments::Bits8, Precision::Bf16) => (
+            " with every saving option on",
+            "to close other programs, or a device with more memory",
+        ),
+    };
+    TrainError::OutOfMemory { tried, advice, problem }
 }
 
 /// Linear warm-up over the task's first steps, then constant. `step` counts from 1.
@@ -239,6 +318,33 @@ mod tests {
 
     fn keep_going(_: Progress) -> ControlFlow<()> {
         ControlFlow::Continue(())
+    }
+
+    /// Fragment 0, with default options.
+    fn train(
+        spec: &RunSpec,
+        device: Device,
+        theta: &[f32],
+        sequences: &[Vec<u16>],
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<TaskResult, TrainError> {
+        let task = Task {
+            spec,
+            fragment: 0,
+            theta,
+            sequences,
+        };
+        super::train(&task, device, Options::default(), progress)
+    }
+
+    fn norm(v: impl Iterator<Item = f32>) -> f64 {
+        v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+    }
+
+    /// ‖a − b‖ / ‖b‖.
+    fn apart(a: &[f32], b: &[f32]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        norm(a.iter().zip(b).map(|(a, b)| a - b)) / norm(b.iter().copied())
     }
 
     #[test]
@@ -319,22 +425,167 @@ mod tests {
         );
     }
 
-    #[test]
-    fn micro_batches_should_not_change_the_update() {
+    /// The update of two steps with these options.
+    fn update(spec: &RunSpec, fragment: u32, options: Options) -> TaskResult {
+        let theta = init_theta(spec, &[1; 32]);
+        let (training, _) = text(spec);
+        let task = Task {
+            spec,
+            fragment,
+            theta: &theta,
+            sequences: &training,
+        };
+        super::train(&task, Device::Cpu, options, &mut keep_going).unwrap()
+    }
+
+    fn two_steps() -> RunSpec {
         let mut spec = spec();
+        spec.model.layers = 4;
+        spec.task.fragments = 3;
         spec.inner.steps = 2;
+        spec
+    }
+
+    #[test]
+    fn micro_batches_and_checkpoints_should_not_change_the_update() {
+        let mut spec = two_steps();
+        for (fragments, fragment) in [(1, 0), (3, 1)] {
+            spec.task.fragments = fragments;
+            let whole = update(&spec, fragment, Options::default());
+            assert_eq!(whole.micro_batch, 6);
+            for (micro_batch, checkpoint) in [(Some(4), false), (None, true), (Some(1), true)] {
+                let options = Options {
+                    micro_batch,
+                    checkpoint,
+                    ..Options::default()
+                };
+                let parts = update(&spec, fragment, options);
+                assert_eq!(parts.micro_batch, micro_batch.unwrap_or(6));
+                assert!((parts.loss_first - whole.loss_first).abs() < 1e-5);
+                // Where a gradient is near zero, Adam's first steps turn rounding into ±rate: few coordinates, small in
+                // norm.
+                let difference = apart(&parts.d, &whole.d);
+                assert!(difference < 0.02, "{options:?}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fragment_should_learn_as_if_the_rest_were_frozen() {
+        let spec = two_steps();
         let theta = init_theta(&spec, &[1; 32]);
         let (training, _) = text(&spec);
-        let run = |micro_batch| {
-            let options = Options { micro_batch };
-            train_with(&spec, Device::Cpu, &theta, &training, options, &mut keep_going).unwrap()
+        for fragment in 0..3 {
+            let found = update(&spec, fragment, Options::default());
+            assert_eq!(found.d.len() as u64, spec.fragment_parameters(fragment));
+            // The whole model's gradients, and a step for the fragment's tensors alone.
+            let mut model = Llama::new(&spec, Device::Cpu).unwrap();
+            model.load(&theta).unwrap();
+            let tensors = spec.fragment_tensors(fragment);
+            let mut optimizer = AdamW::new(&spec.inner, &model.parameters()[tensors.clone()]).unwrap();
+            for (step, batch) in (1..).zip(training.chunks(6)) {
+                model.parameters().iter().for_each(|p| p.shallow_clone().zero_grad());
+                let losses = model.token_losses(&model.batch(batch).unwrap()).unwrap();
+                losses.mean(Kind::Float).backward();
+                optimizer.clip().unwrap();
+                optimizer.step(learning_rate(&spec.inner, step)).unwrap();
+            }
+            let end = model.store().unwrap();
+            let lens: Vec<usize> = spec.tensors().iter().map(|t| t.len() as usize).collect();
+            let start: usize = lens[..tensors.start].iter().sum();
+            let covered = start..start + lens[tensors].iter().sum::<usize>();
+            let moved: Vec<f32> = theta.iter().zip(&end).map(|(a, b)| a - b).collect();
+            let difference = apart(&found.d, &moved[covered.clone()]);
+            assert!(difference < 0.02, "fragment {fragment}: {difference}");
+            let others = moved[..covered.start].iter().chain(&moved[covered.end..]);
+            assert!(others.copied().all(|d| d == 0.0));
+        }
+    }
+
+    #[test]
+    fn fragments_that_are_not_there_should_be_refused() {
+        let spec = two_steps();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let task = Task {
+            spec: &spec,
+            fragment: 3,
+            theta: &theta,
+            sequences: &training,
         };
-        let (whole, parts) = (run(None), run(Some(4)));
-        assert_eq!((whole.micro_batch, parts.micro_batch), (6, 4));
-        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let difference = norm(&mut whole.d.iter().zip(&parts.d).map(|(a, b)| a - b));
-        // Where a gradient is near zero, Adam's first steps turn rounding into ±rate: few coordinates, small in norm.
-        assert!(difference < 0.02 * norm(&mut whole.d.iter().copied()), "{difference}");
+        let error = super::train(&task, Device::Cpu, Options::default(), &mut keep_going).unwrap_err();
+        assert!(
+            error.to_string().contains("no fragment 3, its fragments are 0 to 2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn saving_options_should_train_as_well() {
+        let spec = spec();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, held_out) = text(&spec);
+        let run = |options| {
+            let task = Task {
+                spec: &spec,
+                fragment: 0,
+                theta: &theta,
+                sequences: &training,
+            };
+            let result = super::train(&task, Device::Cpu, options, &mut keep_going).unwrap();
+            let end: Vec<f32> = theta.iter().zip(&result.d).map(|(t, d)| t - d).collect();
+            (held_out_loss(&spec, &end, &held_out), result.d)
+        };
+        let (loss, d) = run(Options::default());
+        let before = held_out_loss(&spec, &theta, &held_out);
+        for (moments, precision) in [
+            (Moments::Bits8, Precision::F32),
+            (Moments::F32, Precision::Bf16),
+            (Moments::Bits8, Precision::Bf16),
+        ] {
+            let options = Options {
+                moments,
+                precision,
+                checkpoint: true,
+                ..Options::default()
+            };
+            let (found, found_d) = run(options);
+            // Of what training gains, at most a fiftieth is lost.
+            assert!(
+                found < loss + (before - loss) / 50.0,
+                "{options:?}: {before} → {found}, f32 {loss}"
+            );
+            let cosine = d
+                .iter()
+                .zip(&found_d)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum::<f64>()
+                / (norm(d.iter().copied()) * norm(found_d.iter().copied()));
+            assert!(cosine > 0.9, "{options:?}: {cosine}");
+        }
+    }
+
+    #[test]
+    fn exhausted_memory_should_say_what_is_left_to_try() {
+        let message = |checkpoint, moments, precision| {
+            let options = Options {
+                checkpoint,
+                moments,
+                precision,
+                ..Options::default()
+            };
+            advise(ModelError::OutOfMemory("20 GiB".into()).into(), options).to_string()
+        };
+        assert!(message(false, Moments::F32, Precision::F32).contains("--checkpoint on"));
+        assert!(message(true, Moments::F32, Precision::F32).contains("--moments 8bit"));
+        assert!(message(true, Moments::Bits8, Precision::F32).contains("--precision bf16"));
+        let last = message(true, Moments::Bits8, Precision::Bf16);
+        assert!(
+            last.contains("with every saving option on") && last.contains("20 GiB"),
+            "{last}"
+        );
+        let other = advise(ModelError::Torch("other".into()).into(), Options::default());
+        assert!(matches!(other, TrainError::Model(ModelError::Torch(_))));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Keys and values of the text so far.
 
-use super::{DecoderConfig, Precision, copy};
-use crate::ModelError;
+use super::{DecoderConfig, copy};
 use crate::llama::rotary;
-use tch::{Device, TchError, Tensor};
+use crate::{ModelError, Precision};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Keys and values of every block for the text so far, with room for a fixed number of tokens, and the rotary tables.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl KvCache {
         let blocks = (0..config.layers)
             .map(|_| Ok((room()?, room()?)))
             .collect::<Result<_, TchError>>()?;
-        let (cos, sin) = rotary(config.head_dim, capacity, config.rope_theta, device)?;
+        let (cos, sin) = rotary(config.head_dim, capacity, config.rope_theta, (Kind::Float, device))?;
         let half = config.head_dim / 2;
         copy(sin.f_narrow(1, 0, half)?, &sin.f_narrow(1, 0, half)?.f_neg()?)?;
         Ok(Self {

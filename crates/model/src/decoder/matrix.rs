@@ -2,25 +2,6 @@
 
 use tch::{Kind, TchError, Tensor};
 
-/// Numbers of the matrices and of the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// f32.
-    F32,
-    /// bf16: half the memory, and where memory is what limits, up to twice as fast. What goes into a product is rounded;
-    /// norms, rotary embeddings and the stream between the blocks stay f32.
-    Bf16,
-}
-
-impl Precision {
-    pub(super) fn kind(self) -> Kind {
-        match self {
-            Self::F32 => Kind::Float,
-            Self::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
 /// `[out, in]`.
 #[derive(Debug)]
 pub(super) struct Matrix {

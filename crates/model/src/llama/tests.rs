@@ -172,14 +172,29 @@ fn reference_logits(spec: &RunSpec, theta: &[f32], tokens: &[u16]) -> Vec<Vec<f6
             }
             add(&mut stream[at], &product(&name("self_attn.o_proj"), &mixed));
         }
+        let swiglu = |x: &[f64], [gate, up, down]: [&str; 3]| -> Vec<f64> {
+            let (gate, up) = (product(&name(gate), x), product(&name(up), x));
+            let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            product(&name(down), &gated)
+        };
         for x in &mut stream {
             let normed = norm(&name("post_attention_layernorm"), x);
-            let (gate, up) = (
-                product(&name("mlp.gate_proj"), &normed),
-                product(&name("mlp.up_proj"), &normed),
-            );
-            let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            add(x, &product(&name("mlp.down_proj"), &gated));
+            let Some(moe) = &m.moe else {
+                add(x, &swiglu(&normed, ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]));
+                continue;
+            };
+            let logits = product(&name("block_sparse_moe.gate"), &normed);
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+            let chosen = &order[..moe.top_k as usize];
+            // The softmax over all experts, divided by its sum over the chosen: the others cancel out.
+            let total: f64 = chosen.iter().map(|e| logits[*e].exp()).sum();
+            for e in chosen {
+                let w = ["w1", "w3", "w2"].map(|w| format!("block_sparse_moe.experts.{e}.{w}"));
+                let mut out = swiglu(&normed, w.each_ref().map(String::as_str));
+                out.iter_mut().for_each(|v| *v *= logits[*e].exp() / total);
+                add(x, &out);
+            }
         }
     }
     stream
@@ -190,20 +205,30 @@ fn reference_logits(spec: &RunSpec, theta: &[f32], tokens: &[u16]) -> Vec<Vec<f6
 
 #[test]
 fn forward_should_agree_with_plain_loops_over_the_formulas() {
-    let spec = spec();
-    let theta = rough_theta(&spec);
-    let mut model = Llama::new(&spec, Device::Cpu).unwrap();
-    model.load(&theta).unwrap();
-    let text = sequences(1, 20);
-    let found = model
-        .forward(&model.batch(&text).unwrap())
-        .unwrap()
-        .to_kind(Kind::Double)
-        .reshape([-1]);
-    let expected: Vec<f64> = reference_logits(&spec, &theta, &text[0]).concat();
-    let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
-    assert!(scale > 1.0, "the logits are large enough to tell");
-    close(&found, &Tensor::from_slice(&expected), scale * 1e-5);
+    let dense = spec();
+    let mut experts = spec();
+    experts.model.architecture = "mixtral".into();
+    experts.model.moe = Some(alice_spec::MoeSpec {
+        experts: 5,
+        top_k: 2,
+        router_aux_loss: 0.01,
+    });
+    experts.validate().unwrap();
+    for spec in [dense, experts] {
+        let theta = rough_theta(&spec);
+        let mut model = Llama::new(&spec, Device::Cpu).unwrap();
+        model.load(&theta).unwrap();
+        let text = sequences(1, 20);
+        let found = model
+            .forward(&model.batch(&text).unwrap())
+            .unwrap()
+            .to_kind(Kind::Double)
+            .reshape([-1]);
+        let expected: Vec<f64> = reference_logits(&spec, &theta, &text[0]).concat();
+        let scale = expected.iter().fold(0f64, |m, v| m.max(v.abs()));
+        assert!(scale > 1.0, "the logits are large enough to tell");
+        close(&found, &Tensor::from_slice(&expected), scale * 1e-5);
+    }
 }
 
 #[test]
@@ -236,4 +261,120 @@ fn batches_that_do_not_fit_should_be_refused() {
         let message = model.batch(&bad).unwrap_err().to_string();
         assert!(message.contains(what), "{message}");
     }
+}
+
+/// Gradients of the mean loss for every tensor that learns, in f32.
+fn gradients(model: &Llama, tokens: &Tensor, checkpoint: bool) -> Vec<Tensor> {
+    for parameter in model.learning() {
+        parameter.shallow_clone().zero_grad();
+    }
+    model.backward(tokens, checkpoint, &|l| l.f_mean(Kind::Float)).unwrap();
+    model.learning().iter().map(|p| p.grad().copy()).collect()
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn relative(a: &Tensor, b: &Tensor) -> f64 {
+    let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
+    norm(&(a.to_kind(Kind::Double) - b.to_kind(Kind::Double))) / norm(b).max(1e-30)
+}
+
+fn deep_spec() -> RunSpec {
+    let mut spec = spec();
+    spec.model.layers = 5;
+    spec.task.fragments = 3;
+    spec
+}
+
+fn of_fragment(spec: &RunSpec, fragment: u32, precision: Precision) -> Llama {
+    let tensors = spec.fragment_tensors(fragment);
+    let mut model = Llama::with_learning(spec, Device::Cpu, tensors, precision).unwrap();
+    model.load(&rough_theta(spec)).unwrap();
+    model
+}
+
+#[test]
+fn a_fragment_should_have_the_gradients_that_the_whole_model_has_there() {
+    let spec = deep_spec();
+    let mut whole = Llama::new(&spec, Device::Cpu).unwrap();
+    whole.load(&rough_theta(&spec)).unwrap();
+    let tokens = whole.batch(&sequences(3, 24)).unwrap();
+    let expected = gradients(&whole, &tokens, false);
+    for fragment in 0..3 {
+        let range = spec.fragment_tensors(fragment);
+        let model = of_fragment(&spec, fragment, Precision::F32);
+        assert_eq!(model.learning().len(), range.len());
+        for checkpoint in [false, true] {
+            let found = gradients(&model, &tokens, checkpoint);
+            for (found, expected) in found.iter().zip(&expected[range.clone()]) {
+                let difference = relative(found, expected);
+                assert!(difference <= 1e-6, "fragment {fragment}, {checkpoint}: {difference}");
+            }
+        }
+        let frozen = |index: &usize| !range.contains(index);
+        for index in (0..model.parameters().len()).filter(frozen) {
+            assert!(!model.parameters()[index].grad().defined());
+        }
+    }
+}
+
+#[test]
+fn blocks_computed_again_should_give_the_same_value_and_gradients() {
+    let spec = deep_spec();
+    let mut model = Llama::new(&spec, Device::Cpu).unwrap();
+    model.load(&rough_theta(&spec)).unwrap();
+    let tokens = model.batch(&sequences(2, 20)).unwrap();
+    let expected = gradients(&model, &tokens, false);
+    for (found, expected) in gradients(&model, &tokens, true).iter().zip(&expected) {
+        assert!(relative(found, expected) <= 1e-6);
+    }
+    // A second pass adds up.
+    let objective: Objective = &|l| l.f_mean(Kind::Float);
+    let value = model.backward(&tokens, true, objective).unwrap();
+    assert!((value - model.backward(&tokens, false, objective).unwrap()).abs() < 1e-6);
+    for (parameter, expected) in model.learning().iter().zip(&expected) {
+        assert!(relative(&parameter.grad(), &(expected * 3.0)) <= 1e-5);
+    }
+}
+
+#[test]
+fn only_what_learns_should_be_f32_in_a_model_of_bf16() {
+    let spec = deep_spec();
+    let reference = of_fragment(&spec, 1, Precision::F32);
+    let model = of_fragment(&spec, 1, Precision::Bf16);
+    let range = spec.fragment_tensors(1);
+    for (index, parameter) in model.parameters().iter().enumerate() {
+        let learns = range.contains(&index);
+        assert_eq!(parameter.kind() == Kind::Float, learns);
+        assert_eq!(parameter.kind() == Kind::BFloat16, !learns);
+    }
+    // What learns goes in and out bit by bit.
+    let theta = rough_theta(&spec);
+    assert_eq!(model.store_learning().unwrap(), theta[model.learning_range()]);
+    let tokens = model.batch(&sequences(3, 24)).unwrap();
+    let loss = |model: &Llama| {
+        model
+            .token_losses(&tokens)
+            .unwrap()
+            .mean(Kind::Double)
+            .double_value(&[])
+    };
+    let (found, expected) = (loss(&model), loss(&reference));
+    assert!((found - expected).abs() < 0.02 * expected, "{found} and {expected}");
+    let expected = gradients(&reference, &tokens, false);
+    for checkpoint in [false, true] {
+        for (found, expected) in gradients(&model, &tokens, checkpoint).iter().zip(&expected) {
+            assert_eq!(found.kind(), Kind::Float);
+            // bf16 has 8 bits: 2⁻⁹ a rounding, some tens of them one after another.
+            let difference = relative(found, expected);
+            assert!(difference < 0.1, "{difference}");
+        }
+    }
+}
+
+#[test]
+fn a_range_without_tensors_should_learn_nothing() {
+    let spec = deep_spec();
+    let model = of_fragment(&spec, 7, Precision::F32);
+    assert!(model.learning().is_empty());
+    assert_eq!(model.learning_range(), 0..0);
 }

@@ -1,0 +1,31 @@
+//! The trainer measured: memory beside its plan, and speed (`bench/trainer.py` sets it beside PyTorch).
+#![forbid(unsafe_code)]
+
+mod case;
+mod memory;
+mod speed;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Memory and speed of the trainer.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures the peak memory of tasks, each in a process of its own, beside the plan
+    Memory(memory::Args),
+    /// Trains a task from files and prints speed and losses as JSON
+    Speed(speed::Args),
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Memory(args) => memory::run(&args),
+        Command::Speed(args) => speed::run(&args),
+    }
+}

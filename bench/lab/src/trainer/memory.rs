@@ -1,0 +1,192 @@
+//! Peak memory of a task on the CPU, measured in a process of its own: the largest resident size while it runs, less what
+//! is there after libtorch has run a small task of the same kind.
+
+use crate::case::{OptionArgs, spec};
+use alice_model::{Device, init_theta};
+use alice_spec::RunSpec;
+use alice_trainer::{Task, plan};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::ops::ControlFlow;
+use std::process::Command;
+
+/// Steps: the second is the first with all gradients in place.
+const STEPS: u32 = 2;
+const MIB: f64 = (1u64 << 20) as f64;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Models: 10m, 50m, a built-in run or a file.
+    #[arg(long, value_delimiter = ',', default_values_t = ["10m".to_owned(), "50m".to_owned()])]
+    model: Vec<String>,
+    /// Fragments that the model is cut into, one of which is trained; 1: full tasks.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
+    fragments: Vec<u32>,
+    /// Fragment that is trained, where there are several.
+    #[arg(long, default_value_t = 1)]
+    fragment: u32,
+    /// Sequences that go through the model at once.
+    #[arg(long, default_value_t = 4)]
+    micro_batch: u32,
+    /// CPU threads.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// JSON, one measurement a line.
+    #[arg(long)]
+    json: bool,
+    /// Measures this one combination in this process.
+    #[arg(long, hide = true)]
+    child: bool,
+    #[command(flatten)]
+    options: OptionArgs,
+    /// Every combination of checkpointing and moments, and bf16 with checkpointing.
+    #[arg(long)]
+    all: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if args.child {
+        return child(args);
+    }
+    if !args.json {
+        println!(
+            "| model | learns | precision | moments | checkpointing | planned, MiB | measured, MiB | planned / measured |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+    }
+    for model in &args.model {
+        for fragments in &args.fragments {
+            for options in combinations(args) {
+                print_one(args, model, *fragments, &options)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn combinations(args: &Args) -> Vec<OptionArgs> {
+    if !args.all {
+        return vec![args.options.clone()];
+    }
+    let of = |checkpoint, moments_8bit, bf16| OptionArgs {
+        checkpoint,
+        moments_8bit,
+        bf16,
+    };
+    vec![
+        of(false, false, false),
+        of(true, false, false),
+        of(false, true, false),
+        of(true, true, false),
+        of(true, true, true),
+    ]
+}
+
+fn print_one(args: &Args, model: &str, fragments: u32, options: &OptionArgs) -> Result<()> {
+    let output = Command::new(std::env::current_exe()?)
+        .args(["memory", "--child", "--model", model])
+        .args([
+            "--fragments",
+            &fragments.to_string(),
+            "--fragment",
+            &args.fragment.to_string(),
+        ])
+        .args([
+            "--micro-batch",
+            &args.micro_batch.to_string(),
+            "--threads",
+            &args.threads.to_string(),
+        ])
+        .args(options.flags())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "the measuring process failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let line = String::from_utf8(output.stdout)?;
+    if args.json {
+        print!("{line}");
+        return Ok(());
+    }
+    let v: serde_json::Value = serde_json::from_str(&line)?;
+    let number = |key: &str| v.get(key).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+    println!(
+        "| {:.1} M | {} | {} | {} | {} | {:.0} | {:.0} | {:.3} |",
+        number("parameters") / 1e6,
+        if fragments == 1 {
+            "all".into()
+        } else {
+            format!("{:.1} M", number("learning") / 1e6)
+        },
+        if options.bf16 { "bf16" } else { "f32" },
+        if options.moments_8bit { "8-bit" } else { "f32" },
+        if options.checkpoint { "on" } else { "off" },
+        number("planned") / MIB,
+        number("measured") / MIB,
+        number("planned") / number("measured")
+    );
+    Ok(())
+}
+
+fn child(args: &Args) -> Result<()> {
+    let (Some(model), Some(fragments)) = (args.model.first(), args.fragments.first()) else {
+        anyhow::bail!("a model and a number of fragments are needed");
+    };
+    let mut spec = spec(model)?;
+    spec.task.fragments = *fragments;
+    spec.inner.steps = STEPS;
+    spec.inner.warmup_steps = 1;
+    spec.inner.batch_sequences = args.micro_batch;
+    spec.validate()?;
+    let fragment = if *fragments == 1 { 0 } else { args.fragment };
+    let options = args.options.options(Some(args.micro_batch));
+    alice_model::set_threads(args.threads);
+    let mut small = spec.clone();
+    (small.model.hidden, small.model.ffn, small.model.vocab) = (64, 128, 259);
+    (small.model.heads, small.model.kv_heads, small.model.context) = (2, 2, 32);
+    let theta = init_theta(&spec, &[1; 32]);
+    train(&small, fragment, &init_theta(&small, &[1; 32]), options)?;
+    let base = resident()?;
+    train(&spec, fragment, &theta, options)?;
+    let measured = memory_line("VmHWM:")?.saturating_sub(base);
+    let need = plan::need(&spec, fragment, options);
+    let line = json!({
+        "model": model, "fragments": fragments, "fragment": fragment,
+        "parameters": spec.parameters(), "learning": spec.fragment_parameters(fragment),
+        "planned": need.total(), "measured": measured, "base": base, "need": need,
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn train(spec: &RunSpec, fragment: u32, theta: &[f32], options: alice_trainer::Options) -> Result<()> {
+    let context = u64::from(spec.model.context);
+    let token = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % u64::from(spec.model.vocab);
+    let sequences: Vec<Vec<u16>> = (0..spec.task_sequences())
+        .map(|s| (0..context).map(|t| token(s * context + t) as u16).collect())
+        .collect();
+    let task = Task {
+        spec,
+        fragment,
+        theta,
+        sequences: &sequences,
+    };
+    let result = alice_trainer::train(&task, Device::Cpu, options, &mut |_| ControlFlow::Continue(()))?;
+    ensure!(Some(result.micro_batch) == options.micro_batch, "memory was short");
+    Ok(())
+}
+
+/// Memory resident now; the largest size seen is set back to it where the kernel allows that.
+fn resident() -> Result<u64> {
+    // "5" resets VmHWM (proc_pid_clear_refs(5)).
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+    memory_line("VmRSS:")
+}
+
+fn memory_line(name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("memory is measured with Linux' /proc only")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("/proc/self/status has no {name}"))? * 1024)
+}

@@ -1,0 +1,207 @@
+"""The trainer beside PyTorch: the same model, first weights, text, batches, optimiser and threads, in turns.
+
+    cargo build --release -p alice-lab && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2]
+
+Needs torch 2.13.0; where this Python has none, that of tests/weights.py ($ALICE_CACHE/weights-venv) is used. PyTorch runs
+the model eager and, where a C++ compiler and Python's headers are there, compiled (torch.compile, its defaults). Each
+round runs every program once, in a process of its own; speeds are medians over all steps but the first two of each run.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache/alice"))
+WARM_UP = 2
+MODELS = {  # hidden, layers, heads, ffn, vocab, context: as in bench/lab/src/trainer/case.rs and chain-spec/runs
+    "dev": (128, 4, 4, 344, 259, 128),
+    "small": (384, 12, 6, 1024, 259, 512),
+    "10m": (256, 10, 4, 704, 4096, 256),
+    "50m": (512, 12, 8, 1408, 8192, 256),
+}
+NAMES = ["input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj"]
+
+
+def shapes(model):
+    hidden, layers, _, ffn, vocab, _ = MODELS[model]
+    square, wide = (hidden, hidden), (ffn, hidden)
+    block = [(hidden,), square, square, square, square, (hidden,), wide, wide, (hidden, ffn)]
+    return [(vocab, hidden), *(block * layers), (hidden,), (vocab, hidden)]
+
+
+def torch_child(args):
+    """Trains with PyTorch; prints losses and seconds of each step."""
+    sys.setdlopenflags(os.RTLD_LAZY)  # the wheel's CUDA libraries may be empty ones (tests/weights.py)
+    import numpy
+    import torch
+    import torch.nn.functional as F
+
+    torch.set_num_threads(args.threads)
+    hidden, layers, heads, ffn, vocab, context = MODELS[args.model]
+    inner = json.loads(args.inner)
+    values = torch.from_numpy(numpy.fromfile(args.theta, dtype="<f4"))
+    parameters, at = [], 0
+    for shape in shapes(args.model):
+        size = numpy.prod(shape)
+        parameters.append(torch.nn.Parameter(values[at : at + size].view(shape).clone()))
+        at += size
+    tokens = torch.from_numpy(numpy.fromfile(args.tokens, dtype="<u2").astype("int64")).view(-1, args.batch, context)
+    dim = hidden // heads
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies.float())
+    angles = torch.cat([angles, angles], -1)
+    cos, sin = angles.cos(), angles.sin()
+
+    def norm(x, weight):
+        return F.rms_norm(x, (hidden,), weight, 1e-5)
+
+    def rotate(x):
+        first, second = x.chunk(2, -1)
+        return x * cos[: x.shape[2]] + torch.cat([-second, first], -1) * sin[: x.shape[2]]
+
+    def block(x, p):
+        batch, length, _ = x.shape
+        normed = norm(x, p["input_layernorm"])
+        q, k, v = (F.linear(normed, p[n]).view(batch, length, heads, dim).transpose(1, 2) for n in ("q_proj", "k_proj", "v_proj"))
+        mixed = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
+        x = x + F.linear(mixed.transpose(1, 2).reshape(batch, length, hidden), p["o_proj"])
+        normed = norm(x, p["post_attention_layernorm"])
+        return x + F.linear(F.silu(F.linear(normed, p["gate_proj"])) * F.linear(normed, p["up_proj"]), p["down_proj"])
+
+    blocks = [dict(zip(NAMES, parameters[1 + 9 * i : 10 + 9 * i])) for i in range(layers)]
+
+    def loss_of(batch):
+        x = F.embedding(batch, parameters[0])
+        for p in blocks:
+            x = block(x, p)
+        logits = F.linear(norm(x[:, :-1], parameters[-2]), parameters[-1])
+        return F.cross_entropy(logits.reshape(-1, vocab), batch[:, 1:].reshape(-1))
+
+    matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+        lr=inner["learning_rate"],
+        betas=(inner["beta1"], inner["beta2"]),
+        eps=inner["epsilon"],
+        weight_decay=inner["weight_decay"],
+    )
+    if args.program == "compile":
+        loss_of = torch.compile(loss_of)
+    losses, seconds = [], []
+    for batch in tokens:
+        before = time.perf_counter()
+        optimizer.zero_grad()
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, inner["clip_norm"])
+        optimizer.step()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - before)
+    print(json.dumps({"losses": losses, "seconds": seconds, "torch": torch.__version__}))
+
+
+def ours(args, theta, tokens):
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    command = [target / "release/trainer", "speed", "--model", args.model, "--theta", theta, "--tokens", tokens]
+    return [*command, "--steps", args.steps, "--batch", args.batch, "--threads", args.threads]
+
+
+def theirs(args, program, theta, tokens, inner):
+    command = [args.python, __file__, "--program", program, "--model", args.model, "--theta", theta, "--tokens", tokens]
+    return [*command, "--batch", args.batch, "--threads", args.threads, "--inner", json.dumps(inner)]
+
+
+def run(command):
+    environment = dict(os.environ, OMP_WAIT_POLICY="passive")
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no output")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def python_with_torch():
+    for python in (sys.executable, CACHE / "weights-venv/bin/python"):
+        check = "import sys, os; sys.setdlopenflags(os.RTLD_LAZY); import torch, numpy; print(torch.__version__)"
+        done = subprocess.run([str(python), "-c", check], capture_output=True, text=True) if os.path.exists(python) else None
+        if done and done.returncode == 0:
+            if done.stdout.strip().split("+")[0] != "2.13.0":
+                print(f"note: {python} has torch {done.stdout.strip()}, ours is 2.13.0")
+            return python
+    sys.exit("error: no Python with torch and numpy; run tests/weights.py once, or: pip install torch==2.13.0 numpy")
+
+
+def write_inputs(args, folder):
+    """First weights (normal, 0.02; norms one) and real text, or pseudo-random tokens for larger vocabularies."""
+    import random
+
+    random.seed(1)
+    theta, tokens = folder / "theta.f32", folder / "tokens.u16"
+    from array import array
+
+    with theta.open("wb") as file:
+        for shape in shapes(args.model):
+            size = shape[0] * (shape[1] if len(shape) == 2 else 1)
+            array("f", [1.0] * size if len(shape) == 1 else [random.gauss(0, 0.02) for _ in range(size)]).tofile(file)
+    vocab, context = MODELS[args.model][4:]
+    count = args.steps * args.batch * context
+    text = (ROOT / "LICENSE").read_bytes()
+    ids = [(text[i % len(text)] + 3) if vocab == 259 else (text[i % len(text)] * 31 + text[(i + 1) % len(text)]) % vocab for i in range(count)]
+    array("H", ids).tofile(tokens.open("wb"))
+    return theta, tokens
+
+
+def measure(args):
+    args.python = python_with_torch()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        theta, tokens = write_inputs(args, pathlib.Path(folder))
+        inner, programs = None, ["alice", "eager"] + (["compile"] if args.compile else [])
+        for _ in range(args.rounds):
+            for program in list(programs):
+                try:
+                    command = ours(args, theta, tokens) if program == "alice" else theirs(args, program, theta, tokens, inner)
+                    result = run(command)
+                except RuntimeError as error:
+                    if program != "compile":
+                        sys.exit(f"error: {program}: {error}")
+                    print(f"torch.compile does not work here: {error}")
+                    programs.remove(program)
+                    continue
+                inner = result.get("inner", inner)
+                results.setdefault(program, []).append(result)
+    tokens_a_step = args.batch * MODELS[args.model][5]
+    print(f"model {args.model}, {args.threads} threads, {args.rounds} rounds of {args.steps} steps of {tokens_a_step} tokens\n")
+    print("| program | tokens/s (median step) | alice / it | last loss | largest difference of losses |")
+    print("|---|---|---|---|---|")
+    speed = {
+        program: tokens_a_step / statistics.median(s for run in runs for s in run["seconds"][WARM_UP:])
+        for program, runs in results.items()
+    }
+    for program, runs in results.items():
+        apart = max(abs(a - b) for run in runs for a, b in zip(run["losses"], results["alice"][0]["losses"]))
+        print(f"| {program} | {speed[program]:.0f} | {speed['alice'] / speed[program]:.2f} | {runs[0]['losses'][-1]:.6f} | {apart:.1e} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    for hidden in ("--program", "--theta", "--tokens", "--inner"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch_child(args) if args.program else measure(args)
+
+
+if __name__ == "__main__":
+    main()

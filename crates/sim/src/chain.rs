@@ -1,0 +1,47 @@
+//! The chain as far as settling is concerned: one parameter server, so its commitment is accepted as it comes.
+
+use alice_primitives::emission;
+use alice_round::ChainStatus;
+use std::collections::BTreeMap;
+
+/// Blocks between acceptance and payment, as in `dev`.
+const DISPUTE_BLOCKS: u32 = 2;
+
+/// What the chain knows about epochs and balances.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain {
+    accepted: BTreeMap<u32, u32>,
+    settled: BTreeMap<u32, u32>,
+    /// Planck of each account.
+    pub balances: BTreeMap<u32, u128>,
+    /// Planck minted.
+    pub minted: u128,
+}
+
+impl Chain {
+    pub fn status(&self, epoch: u32, block: u32) -> ChainStatus {
+        match (self.settled.get(&epoch), self.accepted.get(&epoch)) {
+            (Some(block), _) => ChainStatus::Settled { block: *block },
+            (None, Some(at)) if block >= at + DISPUTE_BLOCKS => ChainStatus::Final,
+            (None, Some(_)) => ChainStatus::Accepted,
+            (None, None) => ChainStatus::Open,
+        }
+    }
+
+    pub fn attest(&mut self, epoch: u32, block: u32) {
+        self.accepted.entry(epoch).or_insert(block);
+    }
+
+    /// Pays scores by account. Paying an epoch again changes nothing.
+    pub fn pay(&mut self, epoch: u32, scores: &BTreeMap<u32, u64>, block: u32) {
+        if self.settled.insert(epoch, block).is_some() {
+            return;
+        }
+        let total: u128 = scores.values().map(|score| u128::from(*score)).sum();
+        for (account, score) in scores {
+            let paid = emission::share(emission::budget(epoch), *score, total);
+            *self.balances.entry(*account).or_default() += paid;
+            self.minted += paid;
+        }
+    }
+}

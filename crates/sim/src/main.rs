@@ -1,0 +1,82 @@
+//! Runs a network of scripted miners and says what each way to behave earned.
+
+use alice_sim::{Network, SimError, Strategy, spec};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// A network of scripted miners on a problem whose truth is known.
+#[derive(Parser)]
+#[command(after_help = "Example: sim honest=8 negated=4 four-keys=1 --epochs 100")]
+struct Args {
+    /// Machines by their way to behave: honest, churning, lazy, negated, noise, inflated, replay, four-keys, stale,
+    /// garbage, late.
+    #[arg(required = true, value_parser = machines, value_name = "WAY=NUMBER")]
+    machines: Vec<(Strategy, usize)>,
+    /// Rounds.
+    #[arg(long, default_value_t = 60)]
+    epochs: u32,
+    /// Fragments of the model: 1 or 2.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    fragments: u32,
+    /// Bits of the published aggregate: 2, 4, 8, or 32 for f32 as it is.
+    #[arg(long, default_value_t = 8, value_parser = bits)]
+    publish_bits: u8,
+    /// Of the problem and of all chance.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn machines(text: &str) -> Result<(Strategy, usize), String> {
+    let (name, number) = text.split_once('=').unwrap_or((text, "1"));
+    let number = number
+        .parse()
+        .map_err(|_| format!("'{number}' is not a number of machines"))?;
+    Ok((name.parse()?, number))
+}
+
+fn bits(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(bits @ (2 | 4 | 8 | alice_sim::EXACT)) => Ok(bits),
+        _ => Err(format!("'{text}' is none of 2, 4, 8, 32")),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), SimError> {
+    let machines: Vec<Strategy> = args
+        .machines
+        .iter()
+        .flat_map(|(strategy, number)| std::iter::repeat_n(*strategy, (*number).min(1000)))
+        .collect();
+    let mut spec = spec(args.fragments);
+    spec.update.publish_bits = args.publish_bits;
+    let mut network = Network::new(spec, &machines, args.seed)?;
+    network.run(args.epochs)?;
+    let report = network.report();
+    println!("{report}");
+    println!("first loss {:.4} nats", network.first_loss());
+    for epoch in report.epochs.iter().step_by((report.epochs.len() / 10).max(1)) {
+        println!(
+            "epoch {}: loss {:.4}, {} of {} updates accepted, α {}",
+            epoch.epoch, epoch.loss, epoch.accepted, epoch.submitted, epoch.alpha
+        );
+    }
+    if let Some(last) = report.epochs.last() {
+        let root: String = last.root.iter().map(|byte| format!("{byte:02x}")).collect();
+        println!("last loss {:.4} nats, model root {root}", last.loss);
+        println!(
+            "published aggregates of {} bytes on average",
+            network.published_bytes() / report.epochs.len().max(1) as u64
+        );
+    }
+    Ok(())
+}

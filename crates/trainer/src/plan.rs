@@ -1,0 +1,368 @@
+//! What a task needs of memory, before it is tried: arithmetic from the run specification.
+//!
+//! Let e be the bytes of a number in the chosen precision, T the tokens of a micro-batch, h, f, V the model's widths, and
+//! k = h · key/value heads / heads. On the device stand, in bytes:
+//!
+//! * weights: 4 for each parameter that learns, e for each other;
+//! * gradients: 4 for each parameter that learns;
+//! * moments: 8 for each of them, or 2 + 8/256;
+//! * copies: in bf16, 2 for each matrix that learns while its block's activations are kept;
+//! * activations of a block that learns: T·e·(10h + 4f), of a block behind the fragment: T·e·(6h + 3f); a block before the
+//!   fragment has none. (Kept are: the block's input, both norms' normalised values and outputs, q, k, v and the output of
+//!   attention, the sum after it; gate, its SiLU, up, and their product. What a product's weight gradient needs falls away
+//!   where the weight does not learn.) In bf16 norms keep two more values in f32. With checkpointing: T·e·h for the input of
+//!   each block from the fragment's first on, and the activations of one block;
+//! * working: the larger of 12·T·V for logits, their logarithms and gradient, in f32, with the last norm, and of what one
+//!   block's way back takes, T·e·(2h + 4f) and the gradient of its largest matrix; or what the optimiser's step takes.
+//!
+//! The measured peak agrees within 10 % on the CPU (docs/measurements.md). On a GPU its driver and libraries need
+//! [`DEVICE_RESERVE`] more.
+
+use crate::{Moments, Options, adamw, moments};
+use alice_model::{Device, Precision};
+use alice_spec::RunSpec;
+use serde::Serialize;
+
+/// Kept free on a GPU for its context, libraries and the allocator's gaps, bytes. An estimate: nothing has run on a GPU.
+pub const DEVICE_RESERVE: u64 = 1 << 30;
+
+/// Bytes on the device at the peak of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// Weights of the whole model.
+    pub weights: u64,
+    /// Gradients of what learns.
+    pub gradients: u64,
+    /// Both moments of what learns.
+    pub moments: u64,
+    /// Copies in bf16 of weights that learn.
+    pub copies: u64,
+    /// What blocks keep for the way back.
+    pub activations: u64,
+    /// What comes and goes at the peak.
+    pub working: u64,
+}
+
+impl Need {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        let Self {
+            weights,
+            gradients,
+            moments,
+            copies,
+            activations,
+            working,
+        } = self;
+        [weights, gradients, moments, copies, activations, working]
+            .into_iter()
+            .sum()
+    }
+}
+
+/// Bytes in the host's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct HostNeed {
+    /// θ, mapped from its file: the system may drop what is not in use.
+    pub mapped_theta: u64,
+    /// Largest tensor, on its way to the device.
+    pub loading: u64,
+    /// The pseudo-gradient d; the residual is streamed from its file and back.
+    pub update: u64,
+    /// What the encoder keeps of d + residual (about an eighth of a byte for each parameter, docs/measurements.md).
+    pub encoder: u64,
+}
+
+/// A fragment's tasks, with one choice of options.
+struct Shape {
+    /// Bytes of a number.
+    e: u64,
+    /// Tokens of a micro-batch.
+    tokens: u64,
+    hidden: u64,
+    ffn: u64,
+    vocab: u64,
+    kv_shared: bool,
+    parameters: u64,
+    learning: u64,
+    /// Largest tensor that learns, and the largest matrix of a block, parameters.
+    largest: u64,
+    largest_of_block: u64,
+    /// Parameters of a block.
+    block: u64,
+    /// Blocks that learn, and blocks behind them.
+    blocks: u64,
+    behind: u64,
+    embedding_learns: bool,
+    head_learns: bool,
+}
+
+/// What a task of `fragment` needs on the device with these options. A micro-batch that is not set is the whole batch.
+pub fn need(spec: &RunSpec, fragment: u32, options: Options) -> Need {
+    let shape = Shape::new(spec, fragment, options);
+    let step = shape.step(options.moments);
+    let fixed = Need {
+        weights: 4 * shape.learning + shape.e * (shape.parameters - shape.learning),
+        gradients: 4 * shape.learning,
+        moments: match options.moments {
+            Moments::F32 => 8 * shape.learning,
+            Moments::Bits8 => 2 * shape.learning + 8 * shape.learning.div_ceil(moments::BLOCK as u64),
+        },
+        ..Need::default()
+    };
+    let passes = if options.checkpoint {
+        [
+            shape.head_of_checkpointed(),
+            shape.block_of_checkpointed(),
+            shape.embedding(),
+        ]
+    } else {
+        [shape.head(), shape.last_block(), shape.embedding()]
+    };
+    let passes = passes.into_iter().chain([Pass {
+        working: step,
+        ..Pass::default()
+    }]);
+    let peak = passes.max_by_key(Pass::total).unwrap_or_default();
+    Need {
+        copies: peak.copies,
+        activations: peak.activations,
+        working: peak.working,
+        ..fixed
+    }
+}
+
+/// One moment of a step.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pass {
+    copies: u64,
+    activations: u64,
+    working: u64,
+}
+
+impl Pass {
+    fn total(&self) -> u64 {
+        self.copies + self.activations + self.working
+    }
+}
+
+impl Shape {
+    fn new(spec: &RunSpec, fragment: u32, options: Options) -> Self {
+        let m = &spec.model;
+        let tensors = spec.tensors();
+        let learning = tensors.get(spec.fragment_tensors(fragment)).unwrap_or_default();
+        let layer = |name: &str| -> Option<u64> { name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok() };
+        let layers: Vec<u64> = learning.iter().filter_map(|t| layer(&t.name)).collect();
+        let first = layers.iter().min().copied().unwrap_or(m.layers.into());
+        let end = layers.iter().max().map_or(first, |last| last + 1);
+        let largest = |of: &mut dyn Iterator<Item = u64>| of.max().unwrap_or(0);
+        let of_block = || tensors.iter().filter(|t| layer(&t.name) == Some(0)).map(|t| t.len());
+        let micro_batch = options.micro_batch.unwrap_or(spec.inner.batch_sequences).max(1);
+        Self {
+            e: options.precision.bytes(),
+            tokens: u64::from(micro_batch) * u64::from(m.context),
+            hidden: m.hidden.into(),
+            ffn: m.ffn.into(),
+            vocab: m.vocab.into(),
+            kv_shared: m.kv_heads < m.heads,
+            parameters: spec.parameters(),
+            learning: learning.iter().map(|t| t.len()).sum(),
+            largest: largest(&mut learning.iter().map(|t| t.len())),
+            largest_of_block: largest(&mut of_block()),
+            block: of_block().sum(),
+            blocks: end - first,
+            behind: u64::from(m.layers) - end,
+            embedding_learns: learning.iter().any(|t| t.name == "model.embed_tokens.weight"),
+            head_learns: learning.iter().any(|t| t.name == "lm_head.weight"),
+        }
+    }
+
+    fn bf16(&self) -> bool {
+        self.e == 2
+    }
+
+    /// What both norms of a block keep in f32 beside the values in bf16: input and normalised values.
+    fn norms_f32(&self, learns: bool) -> u64 {
+        match (self.bf16(), learns) {
+            (false, _) => 0,
+            (true, true) => 4 * 4 * self.hidden,
+            (true, false) => 2 * 4 * self.hidden,
+        }
+    }
+
+    /// Activations of a block that learns, or of one behind the fragment.
+    fn kept(&self, learns: bool) -> u64 {
+        let values = if learns {
+            10 * self.hidden + 4 * self.ffn
+        } else {
+            6 * self.hidden + 3 * self.ffn
+        };
+        self.tokens * (self.e * values + self.norms_f32(learns))
+    }
+
+    /// What is made and let go on a block's way back.
+    fn way_back(&self, learns: bool) -> u64 {
+        let gradient = if learns { 4 * self.largest_of_block } else { 0 };
+        // Keys and values of shared heads have their gradients summed up.
+        let shared = if self.kv_shared { 2 * self.hidden } else { 0 };
+        self.tokens * self.e * (2 * self.hidden + 4 * self.ffn + shared) + gradient
+    }
+
+    /// Input of a block.
+    fn stream(&self) -> u64 {
+        self.tokens * self.e * self.hidden
+    }
+
+    fn any_learns(&self) -> bool {
+        self.blocks > 0
+    }
+
+    /// Logits, their logarithms and gradient; the last norm's output; the gradient of the head's input or weight.
+    fn logits(&self) -> u64 {
+        let norm = self.tokens * 3 * 4 * self.hidden;
+        self.tokens * 12 * self.vocab + norm
+    }
+
+    /// Plain: the head's way back, while every block's activations are kept.
+    fn head(&self) -> Pass {
+        Pass {
+            copies: self.copies(),
+            activations: self.blocks * self.kept(true) + self.behind * self.kept(false) + self.stream(),
+            working: self.logits(),
+        }
+    }
+
+    /// Plain: the last block's way back.
+    fn last_block(&self) -> Pass {
+        Pass {
+            working: self.way_back(self.behind == 0) + self.stream(),
+            ..self.head()
+        }
+    }
+
+    /// Copies that the whole graph keeps: of every matrix that learns except the embedding, which is gathered first.
+    fn copies(&self) -> u64 {
+        let head = if self.head_learns { self.vocab * self.hidden } else { 0 };
+        if self.bf16() {
+            2 * (self.blocks * self.block + head)
+        } else {
+            0
+        }
+    }
+
+    /// Inputs of the blocks from the first that learns on, and of the head.
+    fn inputs(&self) -> u64 {
+        (self.blocks + self.behind + 1) * self.stream()
+    }
+
+    fn head_of_checkpointed(&self) -> Pass {
+        Pass {
+            copies: if self.bf16() && self.head_learns {
+                2 * self.vocab * self.hidden
+            } else {
+                0
+            },
+            activations: self.inputs(),
+            working: self.logits(),
+        }
+    }
+
+    fn block_of_checkpointed(&self) -> Pass {
+        let learns = self.any_learns() && self.behind == 0;
+        let of = |learns: bool, inputs: u64| Pass {
+            copies: if self.bf16() && learns { 2 * self.block } else { 0 },
+            activations: inputs * self.stream() + self.kept(learns),
+            working: self.way_back(learns) + 2 * self.stream(),
+        };
+        let last = of(learns, self.blocks + self.behind);
+        let last_that_learns = of(true, self.blocks);
+        if last.total() > last_that_learns.total() {
+            last
+        } else {
+            last_that_learns
+        }
+    }
+
+    /// The gradient of the embedding is made whole before it is added to the others.
+    fn embedding(&self) -> Pass {
+        let working = if self.embedding_learns {
+            4 * self.vocab * self.hidden + 2 * self.stream()
+        } else {
+            0
+        };
+        Pass {
+            working,
+            ..Pass::default()
+        }
+    }
+
+    /// Temporaries of a part of a tensor: a square and a denominator; with 8 bits also both moments, their codes and shares.
+    fn step(&self, moments: Moments) -> u64 {
+        let part = (adamw::part_of(Device::Cpu) as u64).min(self.largest);
+        let values = match moments {
+            Moments::F32 => 3,
+            Moments::Bits8 => 7,
+        };
+        4 * part * values
+    }
+}
+
+/// What a task needs in the host's memory, whatever the device.
+pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
+    let learning = spec.fragment_parameters(fragment);
+    HostNeed {
+        mapped_theta: 4 * spec.parameters(),
+        loading: 4 * spec.tensors().iter().map(|t| t.len()).max().unwrap_or(0),
+        update: 4 * learning,
+        encoder: learning / 8,
+    }
+}
+
+/// The fragment that needs most with these options, and what it needs.
+pub fn worst(spec: &RunSpec, options: Options) -> (u32, Need) {
+    let needs = (0..spec.task.fragments.max(1)).map(|p| (p, need(spec, p, options)));
+    needs.rev().max_by_key(|(_, need)| need.total()).unwrap_or_default()
+}
+
+/// The largest micro-batch of a batch, halved as often as needed, with which tasks of a fragment (none: of any) stay within
+/// `bytes`.
+pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, bytes: u64) -> Option<u32> {
+    let batch = spec.inner.batch_sequences;
+    let mut size = options.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
+    loop {
+        let options = Options {
+            micro_batch: Some(size),
+            ..options
+        };
+        let need = match fragment {
+            Some(p) => need(spec, p, options),
+            None => worst(spec, options).1,
+        };
+        if need.total() <= bytes {
+            return Some(size);
+        }
+        if size == 1 {
+            return None;
+        }
+        size /= 2;
+    }
+}
+
+/// All combinations of moments and checkpointing in one precision, from the one that changes least and is fastest on.
+pub fn combinations(precision: Precision) -> [Options; 4] {
+    let of = |moments, checkpoint| Options {
+        micro_batch: None,
+        precision,
+        moments,
+        checkpoint,
+    };
+    [
+        of(Moments::F32, false),
+        of(Moments::F32, true),
+        of(Moments::Bits8, false),
+        of(Moments::Bits8, true),
+    ]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use super::*;
+
+fn spec(name: &str) -> RunSpec {
+    RunSpec::parse(alice_spec::preset(name).unwrap()).unwrap()
+}
+
+const GIB: u64 = 1 << 30;
+
+fn options(precision: Precision, moments: Moments, checkpoint: bool) -> Options {
+    Options {
+        micro_batch: Some(1),
+        precision,
+        moments,
+        checkpoint,
+    }
+}
+
+#[test]
+fn the_state_should_be_counted_by_parameter() {
+    let spec = spec("genesis-7b");
+    assert_eq!((spec.parameters(), spec.task.fragments), (6_738_415_616, 8));
+    let plain = need(&spec, 3, options(Precision::F32, Moments::F32, false));
+    let learning = spec.fragment_parameters(3);
+    assert_eq!(learning, 4 * 202_383_360);
+    assert_eq!(plain.weights, 4 * spec.parameters());
+    assert_eq!(
+        (plain.gradients, plain.moments, plain.copies),
+        (4 * learning, 8 * learning, 0)
+    );
+    let small = need(&spec, 3, options(Precision::Bf16, Moments::Bits8, true));
+    assert_eq!(small.weights, 4 * learning + 2 * (spec.parameters() - learning));
+    assert_eq!(small.moments, 2 * learning + learning / 32);
+}
+
+#[test]
+fn every_saving_option_should_save() {
+    for name in ["dev", "small", "genesis-7b"] {
+        let mut spec = spec(name);
+        for fragments in [1, 4] {
+            spec.task.fragments = fragments;
+            for fragment in 0..fragments {
+                let total = |options| need(&spec, fragment, options).total();
+                let plain = options(Precision::F32, Moments::F32, false);
+                let two = Options {
+                    micro_batch: Some(2),
+                    ..plain
+                };
+                assert!(total(plain) < total(two));
+                assert!(total(options(Precision::F32, Moments::F32, true)) < total(plain));
+                assert!(total(options(Precision::F32, Moments::Bits8, false)) < total(plain));
+                assert!(
+                    total(options(Precision::Bf16, Moments::F32, true))
+                        < total(options(Precision::F32, Moments::F32, true))
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fragment_should_need_less_than_everything() {
+    let mut spec = spec("genesis-7b");
+    let cut = worst(&spec, options(Precision::Bf16, Moments::Bits8, true));
+    spec.task.fragments = 1;
+    let whole = worst(&spec, options(Precision::Bf16, Moments::Bits8, true));
+    assert_eq!(whole.0, 0);
+    assert!(cut.1.total() < whole.1.total() / 2, "{cut:?} {whole:?}");
+    // The first fragment: every block behind it must pass the gradient on.
+    assert_eq!(cut.0, 0);
+}
+
+#[test]
+fn genesis_should_fit_24_gib_as_fragments_only() {
+    let mut spec = spec("genesis-7b");
+    let bytes = 24 * GIB - DEVICE_RESERVE;
+    let fits = |spec: &RunSpec| -> Vec<Options> {
+        let all = [Precision::F32, Precision::Bf16].into_iter().flat_map(combinations);
+        all.filter(|o| micro_batch(spec, None, *o, bytes).is_some()).collect()
+    };
+    assert_eq!(
+        fits(&spec),
+        [Options {
+            micro_batch: None,
+            ..options(Precision::Bf16, Moments::Bits8, true)
+        }]
+    );
+    spec.task.fragments = 1;
+    assert_eq!(fits(&spec), []);
+}
+
+#[test]
+fn the_micro_batch_should_be_the_largest_that_fits() {
+    let spec = spec("small");
+    let options = options(Precision::F32, Moments::F32, false);
+    let bytes_of = |size| {
+        need(
+            &spec,
+            0,
+            Options {
+                micro_batch: Some(size),
+                ..options
+            },
+        )
+        .total()
+    };
+    let any = Options {
+        micro_batch: None,
+        ..options
+    };
+    assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16)), Some(16));
+    assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16) - 1), Some(8));
+    assert_eq!(micro_batch(&spec, None, any, bytes_of(1)), Some(1));
+    assert_eq!(micro_batch(&spec, None, any, bytes_of(1) - 1), None);
+    assert_eq!(
+        micro_batch(
+            &spec,
+            Some(0),
+            Options {
+                micro_batch: Some(3),
+                ..options
+            },
+            u64::MAX
+        ),
+        Some(3)
+    );
+}

@@ -1,0 +1,408 @@
+//! How tasks are made to fit the device: what the user said, and what the plan says for the rest.
+
+use crate::MinerError;
+use alice_model::Device;
+use alice_spec::RunSpec;
+use alice_trainer::{
+    Moments, Options, Precision,
+    plan::{self, DEVICE_RESERVE, Need},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Sizes of devices that people have, GiB.
+const COMMON_GIB: [u64; 12] = [6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141];
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Flags and settings that fit tasks to the device. What is left out is chosen by the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FitArgs {
+    /// f32 or bf16 [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_name = "KIND", value_parser = ["auto", "f32", "bf16"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// Optimiser's moments: f32 or 8bit [default: f32 where it fits]
+    #[arg(long, value_name = "KIND", value_parser = ["auto", "f32", "8bit"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moments: Option<String>,
+    /// Compute activations a second time instead of keeping them: on or off [default: off where it fits]
+    #[arg(long, value_name = "WHEN", value_parser = ["auto", "on", "off"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// Sequences that go through the model at once [default: as many as fit]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<u32>,
+    /// Memory of the device, for example 24GiB [default: what it has free]
+    #[arg(long, env = "ALICE_DEVICE_MEMORY", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_memory: Option<String>,
+}
+
+/// The same, checked.
+#[derive(Clone, Debug, Default)]
+pub struct Fit {
+    precision: Option<Precision>,
+    moments: Option<Moments>,
+    checkpoint: Option<bool>,
+    micro_batch: Option<u32>,
+    memory: Option<u64>,
+}
+
+/// What the plan comes to for a run on a device.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Fragment that it is for; none: any of the run's.
+    pub fragment: Option<u32>,
+    /// Bytes that a task may take; none where nobody knows.
+    pub usable: Option<u64>,
+    /// Each combination that was looked at, in order of preference.
+    pub rows: Vec<Row>,
+}
+
+/// One combination of options.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Options; the micro-batch is the largest that fits, or 1 where none does.
+    pub options: Options,
+    /// What they need.
+    pub need: Need,
+    /// Whether that fits.
+    pub fits: bool,
+}
+
+impl Fit {
+    /// Checks what the user said.
+    pub fn new(args: &FitArgs) -> Result<Self, MinerError> {
+        let unknown = |name: &str, value: &str, known: &str| {
+            MinerError::Setting(format!("{name} is '{value}'; it may be {known}"))
+        };
+        let precision = match args.precision.as_deref() {
+            None | Some("auto") => None,
+            Some("f32") => Some(Precision::F32),
+            Some("bf16") => Some(Precision::Bf16),
+            Some(other) => return Err(unknown("precision", other, "auto, f32 or bf16")),
+        };
+        let moments = match args.moments.as_deref() {
+            None | Some("auto") => None,
+            Some("f32") => Some(Moments::F32),
+            Some("8bit") => Some(Moments::Bits8),
+            Some(other) => return Err(unknown("moments", other, "auto, f32 or 8bit")),
+        };
+        let checkpoint = match args.checkpoint.as_deref() {
+            None | Some("auto") => None,
+            Some("on") => Some(true),
+            Some("off") => Some(false),
+            Some(other) => return Err(unknown("checkpoint", other, "auto, on or off")),
+        };
+        if args.micro_batch == Some(0) {
+            return Err(MinerError::Setting("micro_batch is 0; it must be at least 1".into()));
+        }
+        Ok(Self {
+            precision,
+            moments,
+            checkpoint,
+            micro_batch: args.micro_batch,
+            memory: args.device_memory.as_deref().map(parse_size).transpose()?,
+        })
+    }
+
+    /// Plans tasks of a fragment (none: of any of the run's).
+    pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
+        let memory = self.memory.or_else(|| free_memory(device));
+        let reserve = if device == Device::Cpu {
+            host_bytes(spec, fragment)
+        } else {
+            DEVICE_RESERVE
+        };
+        let usable = memory.map(|bytes| bytes.saturating_sub(reserve));
+        let rows = self.candidates(device).map(|options| {
+            let micro_batch = usable.map_or(
+                Some(options.micro_batch.unwrap_or(spec.inner.batch_sequences)),
+                |bytes| plan::micro_batch(spec, fragment, options, bytes),
+            );
+            let options = Options {
+                micro_batch: Some(micro_batch.unwrap_or(1)),
+                ..options
+            };
+            let need = match fragment {
+                Some(p) => plan::need(spec, p, options),
+                None => plan::worst(spec, options).1,
+            };
+            Row {
+                options,
+                need,
+                fits: micro_batch.is_some(),
+            }
+        });
+        Plan {
+            fragment,
+            usable,
+            rows: rows.collect(),
+        }
+    }
+
+    /// Combinations that the user's words leave, the one that changes least first.
+    fn candidates(&self, device: Device) -> impl Iterator<Item = Options> {
+        let precisions = match (self.precision, device) {
+            (Some(precision), _) => vec![precision],
+            (None, Device::Cpu) => vec![Precision::F32, Precision::Bf16],
+            (None, _) => vec![Precision::Bf16, Precision::F32],
+        };
+        let all = precisions.into_iter().flat_map(plan::combinations);
+        all.filter(|o| self.moments.is_none_or(|m| m == o.moments) && self.checkpoint.is_none_or(|c| c == o.checkpoint))
+            .map(|options| Options {
+                micro_batch: self.micro_batch,
+                ..options
+            })
+    }
+}
+
+impl Plan {
+    /// The first that fits.
+    pub fn chosen(&self) -> Option<&Row> {
+        self.rows.iter().find(|row| row.fits)
+    }
+
+    /// The one that needs least.
+    pub fn smallest(&self) -> Option<&Row> {
+        self.rows.iter().min_by_key(|row| row.need.total())
+    }
+
+    /// What is chosen and how much room it leaves, or why nothing is and what would fit; one line.
+    pub fn summary(&self) -> String {
+        let room = self
+            .usable
+            .map_or("memory unknown: give --device-memory".into(), |bytes| {
+                format!("{} usable", gib(bytes))
+            });
+        match (self.chosen(), self.smallest()) {
+            (Some(row), _) => format!("{}: {} of memory ({room})", words(&row.options), gib(row.need.total())),
+            (None, Some(row)) => {
+                let total = row.need.total();
+                let device = COMMON_GIB.iter().find(|size| **size << 30 >= total + DEVICE_RESERVE);
+                let device = device.map_or("no common device".into(), |size| format!("a device of {size} GiB"));
+                format!(
+                    "nothing fits: the least, {}, needs {} ({room}); {device} would do",
+                    words(&row.options),
+                    gib(total)
+                )
+            }
+            (None, None) => "no combination of options is left".into(),
+        }
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        let row = |row: &Row| {
+            json!({
+                "precision": precision_word(row.options.precision), "moments": moments_word(row.options.moments),
+                "checkpoint": row.options.checkpoint, "micro_batch": row.options.micro_batch,
+                "need": row.need, "total": row.need.total(), "fits": row.fits,
+            })
+        };
+        json!({
+            "fragment": self.fragment, "usable": self.usable, "chosen": self.chosen().map(row),
+            "options": self.rows.iter().map(row).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// Options as words.
+pub fn words(options: &Options) -> String {
+    let batch = options
+        .micro_batch
+        .map_or(String::new(), |n| format!(", micro-batch {n}"));
+    let checkpoint = if options.checkpoint { ", checkpointing" } else { "" };
+    format!(
+        "{}, {} moments{checkpoint}{batch}",
+        precision_word(options.precision),
+        moments_word(options.moments)
+    )
+}
+
+/// Options as flags.
+pub fn flags(options: &Options) -> String {
+    let checkpoint = if options.checkpoint { "on" } else { "off" };
+    let batch = options
+        .micro_batch
+        .map_or(String::new(), |n| format!(" --micro-batch {n}"));
+    format!(
+        "--precision {} --moments {} --checkpoint {checkpoint}{batch}",
+        precision_word(options.precision),
+        moments_word(options.moments)
+    )
+}
+
+/// The word for a precision.
+pub fn precision_word(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    }
+}
+
+/// The word for moments.
+pub fn moments_word(moments: Moments) -> &'static str {
+    match moments {
+        Moments::F32 => "f32",
+        Moments::Bits8 => "8bit",
+    }
+}
+
+/// Bytes as GiB.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / GIB)
+}
+
+/// What the host needs beside the device; on the CPU both are the same memory. θ is not in it: it is mapped from its file.
+pub fn host_bytes(spec: &RunSpec, fragment: Option<u32>) -> u64 {
+    let fragments = fragment.map_or(0..spec.task.fragments.max(1), |p| p..p.saturating_add(1));
+    let needs = fragments.map(|p| plan::host_need(spec, p));
+    needs.map(|need| need.update + need.encoder).max().unwrap_or(0)
+}
+
+/// Memory that is free on a device; none where there is no way to tell.
+fn free_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => {
+            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
+        }
+        Device::Cuda(index) => {
+            let output = std::process::Command::new("nvidia-smi")
+                .args(["--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i"])
+                .arg(index.to_string())
+                .output()
+                .ok()?;
+            let mib: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+            mib.checked_mul(1 << 20)
+        }
+        _ => None,
+    }
+}
+
+/// Bytes from `24GiB`, `24GB`, `800MiB` or a plain number.
+pub fn parse_size(text: &str) -> Result<u64, MinerError> {
+    const UNITS: [(&str, u64); 8] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+    ];
+    let upper = text.trim().to_ascii_uppercase();
+    let unit = UNITS
+        .iter()
+        .find_map(|(unit, size)| Some((upper.strip_suffix(unit)?, *size)));
+    let (number, size) = unit.unwrap_or((upper.as_str(), 1));
+    let bytes = number.trim().parse::<f64>().ok().map(|n| n * size as f64);
+    match bytes {
+        Some(bytes) if bytes >= 1.0 && bytes < (1u64 << 60) as f64 => Ok(bytes as u64),
+        _ => Err(MinerError::Setting(format!(
+            "'{text}' is not a size of memory; write for example 24GiB"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str) -> RunSpec {
+        RunSpec::parse(alice_spec::preset(name).unwrap()).unwrap()
+    }
+
+    fn fit(memory: &str, change: impl FnOnce(&mut FitArgs)) -> Fit {
+        let mut args = FitArgs {
+            device_memory: Some(memory.into()),
+            ..FitArgs::default()
+        };
+        change(&mut args);
+        Fit::new(&args).unwrap()
+    }
+
+    #[test]
+    fn sizes_should_be_read_with_their_units() {
+        assert_eq!(parse_size("24GiB").unwrap(), 24 << 30);
+        assert_eq!(parse_size(" 1.5 gib").unwrap(), 3 << 29);
+        assert_eq!(parse_size("800MB").unwrap(), 800_000_000);
+        assert_eq!(parse_size("123").unwrap(), 123);
+        for text in ["", "GiB", "-1GiB", "24 G", "nan", "inf", "1e30TiB", "0"] {
+            let error = parse_size(text).unwrap_err();
+            assert_eq!(error.exit_code(), crate::error::EXIT_USAGE, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_combination_that_fits_should_be_chosen() {
+        let spec = spec("genesis-7b");
+        let of = |memory, device| fit(memory, |_| ()).plan(&spec, None, device);
+        let chosen = |memory| of(memory, Device::Cuda(0)).chosen().map(|row| row.options);
+        let frugal = chosen("24GiB").unwrap();
+        assert_eq!(
+            (frugal.precision, frugal.moments, frugal.checkpoint),
+            (Precision::Bf16, Moments::Bits8, true)
+        );
+        let roomy = chosen("80GiB").unwrap();
+        assert_eq!(
+            (roomy.precision, roomy.moments, roomy.checkpoint),
+            (Precision::Bf16, Moments::F32, false)
+        );
+        assert!(roomy.micro_batch >= Some(1));
+        assert_eq!(chosen("12GiB"), None);
+        let summary = of("12GiB", Device::Cuda(0)).summary();
+        assert!(
+            summary.contains("nothing fits") && summary.contains("24 GiB would do"),
+            "{summary}"
+        );
+        // The CPU keeps f32 where it can.
+        let cpu = of("200GiB", Device::Cpu).chosen().unwrap().options;
+        assert_eq!(cpu.precision, Precision::F32);
+    }
+
+    #[test]
+    fn what_the_user_said_should_hold() {
+        let spec = spec("small");
+        let said = fit("8GiB", |args| {
+            args.precision = Some("bf16".into());
+            args.moments = Some("8bit".into());
+            args.checkpoint = Some("on".into());
+            args.micro_batch = Some(3);
+        });
+        let plan = said.plan(&spec, Some(0), Device::Cpu);
+        assert_eq!(plan.rows.len(), 1);
+        let options = plan.chosen().unwrap().options;
+        assert_eq!(
+            flags(&options),
+            "--precision bf16 --moments 8bit --checkpoint on --micro-batch 3"
+        );
+        for (key, change) in [
+            (
+                "precision",
+                &(|a: &mut FitArgs| a.precision = Some("f16".into())) as &dyn Fn(&mut FitArgs),
+            ),
+            ("moments", &|a| a.moments = Some("4bit".into())),
+            ("checkpoint", &|a| a.checkpoint = Some("yes".into())),
+            ("micro_batch", &|a| a.micro_batch = Some(0)),
+        ] {
+            let mut args = FitArgs::default();
+            change(&mut args);
+            let error = Fit::new(&args).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_should_know_its_memory() {
+        if cfg!(target_os = "linux") {
+            assert!(free_memory(Device::Cpu).unwrap() > 1 << 20);
+        }
+        assert_eq!(free_memory(Device::Vulkan), None);
+    }
+}
