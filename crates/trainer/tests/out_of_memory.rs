@@ -82,9 +82,15 @@ fn a_batch_that_does_not_fit_should_be_halved_until_it_does() {
     let between = one[2] + (whole[2] - one[2]) / 2.0;
     let halved = numbers(&run(32, Some(between as u64)));
     assert!((1.0..32.0).contains(&halved[0]), "{halved:?}");
-    assert!((halved[1] - whole[1]).abs() < 1e-4, "the loss is the same: {halved:?} {whole:?}");
+    assert!(
+        (halved[1] - whole[1]).abs() < 1e-4,
+        "the loss is the same: {halved:?} {whole:?}"
+    );
     // One sequence at a time does not fit either.
     let tight = one[2] - (whole[2] - one[2]) / 32.0;
     let error = run(32, Some(tight as u64));
-    assert!(error.contains("too little memory") && error.contains("--checkpoint on"), "{error}");
+    assert!(
+        error.contains("too little memory") && error.contains("--checkpoint on"),
+        "{error}"
+    );
 }
