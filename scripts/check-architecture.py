@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 CHAIN_CRATES = {"alice-primitives", "alice-chain", "alice-runtime", "alice-node"}
-TORCH_CRATES = {"alice-model", "alice-trainer", "alice-ps", "alice-miner", "alice-lab"}
+TORCH_CRATES = {"alice-model", "alice-generate", "alice-trainer", "alice-ps", "alice-miner", "alice-lab"}
 
 metadata = json.loads(
     subprocess.run(["cargo", "metadata", "--format-version", "1", "--locked"], capture_output=True, check=True).stdout

@@ -4,9 +4,11 @@
     tests/weights.py --speed    measures tokenizer and export as well
 
 Makes a Python environment in $ALICE_CACHE/weights-venv at first (1.7 GB; pinned in tests/weights/requirements.txt),
-builds the examples of alice-tokenizer and alice-export (release), and compares with `sentencepiece`, `tokenizers`,
-`transformers`, `safetensors`, `gguf`, llama.cpp (`xllamacpp`) and llama.cpp's own converter. The reference for the
-logits is a Llama in NumPy, below, dense and with experts (Mixtral). Weights are random or trained for a moment; the text is the State of the Union corpus of scripts/setup.sh.
+builds the examples of alice-tokenizer and alice-export (release) and the programs as scripts/test.sh does, and compares
+with `sentencepiece`, `tokenizers`, `transformers`, `peft`, `safetensors`, `gguf`, llama.cpp (`xllamacpp`) and llama.cpp's
+own converter. ALICE_MINER names another alice-miner. The reference for the logits is a Llama in NumPy, below, dense and
+with experts (Mixtral). Weights are random or trained for a moment; the text is the State of the Union corpus of
+scripts/setup.sh.
 """
 
 import hashlib
@@ -80,6 +82,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 import gguf  # noqa: E402
 import numpy as np  # noqa: E402
+import peft  # noqa: E402
 import safetensors.numpy  # noqa: E402
 import sentencepiece  # noqa: E402
 import tokenizers  # noqa: E402
@@ -102,7 +105,11 @@ def programs():
     # One call each: two packages at once would unify their features.
     run(*build, "-p", "alice-tokenizer", "--example", "tokenizer", cwd=ROOT)
     run(*build, "-p", "alice-export", "--example", "export", cwd=ROOT)
-    return target / "release/examples/tokenizer", target / "release/examples/export"
+    miner = os.environ.get("ALICE_MINER")
+    if not miner:
+        run(ROOT / "scripts/build.sh", "--fast", env={**os.environ, "CARGO_TARGET_DIR": str(target)})
+        miner = target / "debug/alice-miner"
+    return target / "release/examples/tokenizer", target / "release/examples/export", miner
 
 
 def llama(weights, config, tokens):
@@ -242,7 +249,7 @@ class Weights(unittest.TestCase):
         cls.dir = pathlib.Path(cls.folder.name)
         if not TEXTS.is_dir():
             sys.exit(f"error: {TEXTS} is not there; run scripts/setup.sh first")
-        cls.tokenizer, cls.export = programs()
+        cls.tokenizer, cls.export, cls.miner = programs()
         # Grouped-query attention, so that a mistake with the number of key/value heads shows.
         dev = (ROOT / "chain-spec/runs/dev.toml").read_text()
         cls.spec = cls.dir / "run.toml"
@@ -312,6 +319,37 @@ class Weights(unittest.TestCase):
 
     def config(self, name):
         return json.loads((self.dir / f"{name}-f32/config.json").read_text())
+
+    def generate(self, folder, prompt, count, *options):
+        """What `alice-miner generate` answers, greedy, on one thread."""
+        fixed = ("--prompt", "-", "--temperature", 0, "--max-tokens", count, "--threads", 1, "--device", "cpu")
+        done = run(self.miner, "generate", "--model", folder, *fixed, "--json", "--logits", *options, input=prompt)
+        return json.loads(done)
+
+    def same_as_transformers(self, folder, model, name, prompts, count=48):
+        """The same greedy tokens and text; the largest difference of logits after the prompts."""
+        tokenizer = transformers.AutoTokenizer.from_pretrained(self.dir / f"{name}-f32")
+        largest = spread = 0.0
+        for prompt in prompts:
+            (ids,) = self.ids(name, [prompt.encode()])
+            count_here = min(count, CONTEXT - len(ids))
+            ours = self.generate(folder, prompt, count_here, "--precision", "f32")
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, -1].numpy()
+                theirs = model.generate(
+                    torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64), do_sample=False,
+                    temperature=None, top_p=None, max_new_tokens=count_here, pad_token_id=0,
+                )[0, len(ids) :].tolist()  # fmt: skip
+            self.assertEqual(ours["prompt_tokens"], len(ids))
+            self.assertEqual(ours["tokens"], theirs, f"{name}: {prompt[:60]!r}")
+            text = tokenizer.decode(theirs, skip_special_tokens=True)
+            if "\ufffd" not in text:
+                self.assertEqual(ours["text"], text)
+            largest = max(largest, float(np.abs(np.array(ours["logits"], np.float32) - logits).max()))
+            spread = max(spread, float(np.ptp(logits)))
+        self.assertLessEqual(largest, 1e-4)
+        self.assertGreater(spread, 1, "flat logits prove nothing")
+        return largest
 
     def test_1_tokenizers_agree(self):
         rng = random.Random(1)
@@ -556,6 +594,55 @@ class Weights(unittest.TestCase):
             self.assertIn(proof, run(self.export, "verify", *shape, again))
         whole = run(self.export, "verify", self.spec, 259, self.dir / "bytes-bf16", self.dir / "bytes.f32")
         self.assertIn("Rounding", whole)
+
+    def test_d_generate_is_transformers(self):
+        prompts = ["The State of the Union", "Fellow citizens of the Senate", "é🦙 \n\0 0123", "x" * 100, "\0"]
+        for name in ("bytes", "bpe"):
+            for dtype in ("f32", "bf16"):
+                folder = self.dir / f"{name}-{dtype}"
+                model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+                largest = self.same_as_transformers(folder, model, name, prompts)
+                print(
+                    f"alice-miner generate, {name}-{dtype}: {len(prompts)} texts, greedy tokens as transformers; "
+                    f"max |Δ logit| {largest:.2e}"
+                )
+        full = self.generate(self.dir / "bytes-f32", "x" * 120, 100)
+        self.assertEqual((full["stop"], len(full["tokens"])), ("context", CONTEXT - 120 + 1))
+        again = [self.generate(self.dir / "bpe-f32", "The", 20, "--temperature", 1, "--seed", 5)["tokens"] for _ in "ab"]
+        self.assertEqual(*again)
+
+    def test_e_lora_with_peft(self):
+        """One step on an adapter, saved, loaded, merged; `alice-miner` reads the folder that transformers writes."""
+        start = self.dir / "bpe-f32"
+        text = sorted(TEXTS.glob("*.txt"))[0].read_bytes()[:400]
+        ids = torch.tensor(self.ids("bpe", [text]))[:, :CONTEXT]
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_pretrained(start)
+        frozen = {key: value.clone() for key, value in model.state_dict().items()}
+        options = peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
+        tuned = peft.get_peft_model(model, options)
+        trained = [p for p in tuned.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-2)
+        before = tuned(ids, labels=ids).loss
+        before.backward()
+        optimizer.step()
+        with torch.no_grad():
+            after = tuned(ids, labels=ids).loss
+        self.assertLess(float(after), before.item() - 0.02)
+        print(f"one LoRA step with peft ({sum(p.numel() for p in trained)} weights): loss {before:.4f} → {after:.4f}")
+        tuned.save_pretrained(self.dir / "adapter")
+        base = transformers.AutoModelForCausalLM.from_pretrained(start)
+        for key, value in base.state_dict().items():
+            self.assertTrue(torch.equal(value, frozen[key]), key)
+        loaded = peft.PeftModel.from_pretrained(base, self.dir / "adapter")
+        with torch.no_grad():
+            self.assertAlmostEqual(float(loaded(ids, labels=ids).loss), float(after), places=5)
+        merged = loaded.merge_and_unload()
+        merged.save_pretrained(self.dir / "merged")
+        shutil.copy(start / "tokenizer.model", self.dir / "merged")
+        shutil.copy(start / "tokenizer_config.json", self.dir / "merged")
+        largest = self.same_as_transformers(self.dir / "merged", merged, "bpe", ["The State of the Union", "We"])
+        print(f"alice-miner generate, merged by peft: greedy tokens as transformers; max |Δ logit| {largest:.2e}")
 
     @unittest.skipUnless(SPEED, "only with --speed")
     def test_c_speed(self):

@@ -2,7 +2,7 @@
 
 use crate::{fit::FitArgs, plan::PlanArgs};
 use alice_api::Hex32;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -30,6 +30,9 @@ pub enum Command {
     /// Say what memory a run's tasks need, and with which options they fit
     #[command(after_help = "example: alice-miner plan --run genesis-7b --device-memory 24GiB")]
     Plan(PlanArgs),
+    /// Continue a text with exported weights (a Hugging Face folder)
+    #[command(after_help = GENERATE_EXAMPLES)]
+    Generate(GenerateArgs),
     /// List the devices that could train
     Devices {
         /// As JSON.
@@ -69,6 +72,71 @@ pub enum Command {
         #[command(flatten)]
         place: PlaceArgs,
     },
+}
+
+const GENERATE_EXAMPLES: &str = "examples:
+  alice-ps export --ps https://ps.example.org --format hf --out alice/
+  alice-miner generate --model alice/ --prompt 'The State of the Union'
+  alice-miner generate --model alice/ --prompt 'The' --temperature 0 --max-tokens 40 --json
+  alice-miner generate --model alice/ --prompt - --top-k 40 --seed 7 < prompt.txt
+
+exit codes: 0 the text ended, also by Ctrl-C; 1 the folder or the machine is at fault; 2 an option or the prompt is";
+
+/// Flags of `generate`.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// Folder with config.json, tokenizer.model and safetensors, as `alice-ps export --format hf` writes it
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Text to go on from; `-` reads it from standard input, to its end
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Most tokens to add
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_tokens: usize,
+    /// 0 takes the most probable token always, 1 leaves the model's probabilities, more flattens them [default: the
+    /// folder's generation_config.json, else 0]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// Only the K most probable tokens; 0 for all [default: the folder's, else 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Only the most probable tokens that together have the probability P [default: the folder's, else 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Makes tokens that the text has already less probable; 1 for no penalty [default: the folder's, else 1]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f64>,
+    /// The same seed gives the same text on the same machine [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// cuda, cuda:N, metal, cpu or auto
+    #[arg(long, env = "ALICE_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// CPU threads of one operation [default: all cores]
+    #[arg(long, env = "ALICE_THREADS", value_name = "N")]
+    pub threads: Option<u16>,
+    /// Numbers of the matrices; auto is bf16 for large models that are stored so, else f32
+    #[arg(long, value_enum, default_value_t)]
+    pub precision: PrecisionArg,
+    /// One JSON object at the end instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// The logits after the prompt as well, in the JSON object
+    #[arg(long, hide = true, requires = "json")]
+    pub logits: bool,
+}
+
+/// Numbers of the matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionArg {
+    /// What is fastest for this folder.
+    #[default]
+    Auto,
+    /// f32.
+    F32,
+    /// bf16.
+    Bf16,
 }
 
 /// Where files are.

@@ -5,6 +5,7 @@ use crate::{
     cli::{Cli, Command, PlaceArgs, RunArgs},
     device,
     files::{self, DirLock},
+    generate,
     key::MiningKey,
     miner::Miner,
     pages::Pays,
@@ -25,6 +26,7 @@ pub async fn execute(cli: Cli) -> Result<(), MinerError> {
         None => run(&cli.run).await,
         Some(Command::Run(args)) => run(&args).await,
         Some(Command::Plan(args)) => plan::execute(&args),
+        Some(Command::Generate(args)) => generate::run(&args).await,
         Some(Command::Devices { json }) => {
             devices(json);
             Ok(())

@@ -126,6 +126,7 @@ fn check(sent: CorpusManifest, spec: &RunSpec) -> Result<Manifest, String> {
     let manifest = Manifest {
         root: sent.root.0,
         shards,
+        about: None,
     };
     manifest.verify(&spec.corpus_root()).map_err(|e| e.to_string())?;
     Ok(manifest)

@@ -136,6 +136,9 @@ pub enum MinerError {
     /// Training.
     #[error("training: {0}")]
     Train(String),
+    /// Text could not be generated.
+    #[error(transparent)]
+    Generate(#[from] alice_generate::GenerateError),
     /// The update could not be encoded.
     #[error("the update cannot be encoded: {0}")]
     Encode(String),
@@ -182,6 +185,7 @@ impl MinerError {
         match self {
             Self::Missing { .. } | Self::Setting(_) | Self::Payout(_) | Self::Device(_) => EXIT_USAGE,
             Self::Client(ClientError::Url { .. }) => EXIT_USAGE,
+            Self::Generate(error) if error.is_usage() => EXIT_USAGE,
             _ => EXIT_FAILURE,
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     send::Sender,
     settings::Settings,
     stop::Stop,
-    verdicts,
+    tokenizer, verdicts,
     weights::Source,
     work::{self, Trained},
 };
@@ -317,6 +317,7 @@ impl Miner {
         let (client, stop, reporter) = (&self.settings.client, &self.stop, &mut self.reporter);
         let task = &lease.task;
         if run.corpus.is_none() {
+            tokenizer::ensure(client, &run.spec, &run.dir, stop).await?;
             run.corpus = Some(crate::corpus::Corpus::open(client, &run.spec, &run.dir, stop).await?);
         }
         let source = Source {

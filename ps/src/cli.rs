@@ -3,15 +3,16 @@
 use crate::{
     PsError, audit,
     config::{Config, SettingsArgs},
-    export, init, key,
+    corpus::Corpus,
+    corpus_build, export, init, key,
     network::read_spec,
-    server, upcycle, verify, vocabulary,
+    run_tokenizer, server, upcycle, verify, vocabulary,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Parameter server of Alice: hands out tasks, scores updates, publishes every decision, attests epochs
 #[derive(Debug, Parser)]
@@ -21,7 +22,7 @@ use std::path::PathBuf;
     after_help = "\
 examples:
   alice-ps key generate --out ps.seed
-  alice-ps corpus build --text texts/ --out corpus/
+  alice-ps corpus build --source texts/ --license CC0-1.0 --out corpus/
   alice-ps spec check chain-spec/runs/dev.toml
   alice-ps init --config ps.toml
   alice-ps run --config ps.toml
@@ -130,6 +131,12 @@ pub enum SpecCommand {
     Check {
         /// Run specification (TOML)
         file: PathBuf,
+        /// Folder of a tokenizer: is it the run's?
+        #[arg(long, value_name = "DIR")]
+        tokenizer: Option<PathBuf>,
+        /// Output of `corpus build`: is it the run's?
+        #[arg(long, value_name = "DIR")]
+        corpus: Option<PathBuf>,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -150,24 +157,13 @@ pub enum TokenizerCommand {
 /// `alice-ps corpus`.
 #[derive(Debug, Subcommand)]
 pub enum CorpusCommand {
-    /// Tokenise a folder of .txt files into shards; every tenth document goes to the validation reserve
-    #[command(after_help = "example: alice-ps corpus build --text texts/ --out corpus/\n\
-        The roots it prints belong into [data] of the run specification.")]
-    Build(BuildArgs),
-}
-
-/// Flags of `corpus build`.
-#[derive(Debug, Args)]
-pub struct BuildArgs {
-    /// Folder of .txt files, one document each, UTF-8
-    #[arg(long, value_name = "DIR")]
-    pub text: PathBuf,
-    /// Folder for shards and manifests
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
+    /// Turn texts into token shards: deduplicated, divided into training text, validation reserve and public yardstick
+    #[command(
+        after_help = "examples:\n  alice-ps corpus build --source corpus.toml --tokenizer tokenizer/ --out corpus/\n  \
+        alice-ps corpus build --source texts/ --license CC0-1.0 --tokenizer tokenizer/ --out corpus/\n\
+        What it prints belongs into [data] of the run specification. A build that was killed goes on with the same command."
+    )]
+    Build(corpus_build::BuildArgs),
 }
 
 /// `alice-ps key`.
@@ -221,8 +217,16 @@ impl Cli {
             Command::Verify(args) => verify::run(&args).await?,
             Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
-            Command::Spec(SpecCommand::Check { file, json }) => check_spec(&file, json)?,
-            Command::Corpus(CorpusCommand::Build(args)) => build_corpus(&args)?,
+            Command::Spec(SpecCommand::Check {
+                file,
+                tokenizer,
+                corpus,
+                json,
+            }) => {
+                check_text(&file, tokenizer.as_deref(), corpus.as_deref())?;
+                check_spec(&file, json)?
+            }
+            Command::Corpus(CorpusCommand::Build(args)) => tokio::task::block_in_place(|| corpus_build::run(&args))?,
             Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),
             Command::Key(KeyCommand::Show { file, json }) => show_key(&key::load(&file)?, json),
         };
@@ -276,6 +280,20 @@ struct Checked {
     start_root: Option<Hex32>,
     #[serde(flatten)]
     cost: alice_spec::Cost,
+}
+
+/// Whether tokenizer and corpus are those of a specification.
+fn check_text(file: &Path, tokenizer: Option<&Path>, corpus: Option<&Path>) -> Result<(), PsError> {
+    let (_, spec) = read_spec(file)?;
+    if let Some(dir) = tokenizer {
+        let found = alice_tokenizer::Tokenizer::read_model(&dir.join(alice_tokenizer::TOKENIZER_MODEL_FILE))?;
+        run_tokenizer::checked(&spec, found, dir)?;
+    }
+    if let Some(dir) = corpus {
+        Corpus::open(&spec, dir)?.check_counts(&spec)?;
+        run_tokenizer::from_folder(&spec, dir)?;
+    }
+    Ok(())
 }
 
 fn check_spec(file: &std::path::Path, json: bool) -> Result<String, PsError> {
@@ -380,38 +398,6 @@ fn describe_spec(checked: &Checked) -> String {
     }
     let classes = alice_spec::DEVICE_CLASSES.map(|c| format!("{} ({} % usable)", c.name, c.usable_percent));
     out + &format!("  classes: {}\n", classes.join(", "))
-}
-
-#[derive(Serialize)]
-struct Built {
-    corpus_root: Hex32,
-    reserve_root: Hex32,
-    corpus_tokens: u64,
-    reserve_tokens: u64,
-    documents: usize,
-    corpus_shards: usize,
-    reserve_shards: usize,
-}
-
-fn build_corpus(args: &BuildArgs) -> Result<String, PsError> {
-    let made = alice_data::build(&args.text, &args.out)?;
-    let built = Built {
-        corpus_root: Hex32(made.corpus.root),
-        reserve_root: Hex32(made.reserve.root),
-        corpus_tokens: made.corpus.tokens(),
-        reserve_tokens: made.reserve.tokens(),
-        documents: made.documents,
-        corpus_shards: made.corpus.shards.len(),
-        reserve_shards: made.reserve.shards.len(),
-    };
-    if args.json {
-        return to_json(&built);
-    }
-    Ok(format!(
-        "{} documents; for [data] of the run specification:\ncorpus_root = \"{}\"\nreserve_root = \"{}\"\n\
-         corpus_tokens = {}\nreserve_tokens = {}\n",
-        built.documents, built.corpus_root, built.reserve_root, built.corpus_tokens, built.reserve_tokens
-    ))
 }
 
 fn show_key(key: &Key, json: bool) -> String {

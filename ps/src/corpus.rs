@@ -1,7 +1,8 @@
 //! The built text: training shards that are served, and the reserve that is not.
 
-use crate::PsError;
+use crate::{PsError, run_tokenizer};
 use alice_api::{CorpusManifest, Hex32, Shard};
+use alice_corpus::reserve_file;
 use alice_data::{CORPUS_FILE, Manifest, RESERVE_FILE, TokenSource, tasks_available};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
@@ -26,7 +27,7 @@ impl Corpus {
     /// Reads both manifests and holds them against the roots of the specification.
     pub fn open(spec: &RunSpec, dir: &Path) -> Result<Self, PsError> {
         let corpus = Manifest::read(&dir.join(CORPUS_FILE))?;
-        let reserve = Manifest::read(&dir.join(RESERVE_FILE))?;
+        let reserve = read_reserve(spec, dir)?;
         for (which, found, expected) in [
             ("corpus", corpus.root, spec.corpus_root()),
             ("reserve", reserve.root, spec.reserve_root()),
@@ -42,6 +43,8 @@ impl Corpus {
                 });
             }
         }
+        run_tokenizer::check_manifest(spec, &corpus, &dir.join(CORPUS_FILE))?;
+        run_tokenizer::check_manifest(spec, &reserve, &dir.join(RESERVE_FILE))?;
         let context = u64::from(spec.model.context.max(1));
         let sequences = corpus.tokens() / context;
         let shards = corpus.shards.iter().map(|s| s.blob).collect();
@@ -65,8 +68,52 @@ impl Corpus {
         })
     }
 
+    /// Whether the specification's counts of tokens are those of the manifests.
+    pub fn check_counts(&self, spec: &RunSpec) -> Result<(), PsError> {
+        let corpus = self.manifest.shards.iter().map(|shard| shard.tokens).sum();
+        for (what, found, expected) in [
+            ("data.corpus_tokens of run_spec", spec.data.corpus_tokens, corpus),
+            (
+                "data.reserve_tokens of run_spec",
+                spec.data.reserve_tokens,
+                self.reserve.tokens(),
+            ),
+        ] {
+            if found != expected {
+                return Err(PsError::Mismatch {
+                    what,
+                    found: found.to_string(),
+                    expected: expected.to_string(),
+                    hint: "write the number that the corpus has into the run specification before the network starts",
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the reserve for reading; every shard's hash is checked.
     pub fn reserve_source(&self, spec: &RunSpec, dir: &Path) -> Result<TokenSource, PsError> {
         Ok(TokenSource::open(self.reserve.clone(), dir, spec.model.context)?)
+    }
+}
+
+/// The generation of the reserve that has the run's root; the first that is there if none has.
+fn read_reserve(spec: &RunSpec, dir: &Path) -> Result<Manifest, PsError> {
+    let mut first = None;
+    for generation in 0..alice_corpus::GENERATIONS_MAX {
+        let path = dir.join(reserve_file(generation));
+        if !path.exists() {
+            continue;
+        }
+        let manifest = Manifest::read(&path)?;
+        if manifest.root == spec.reserve_root() {
+            return Ok(manifest);
+        }
+        first = first.or(Some(manifest));
+    }
+    match first {
+        Some(manifest) => Ok(manifest),
+        // Says which file is missing.
+        None => Ok(Manifest::read(&dir.join(RESERVE_FILE))?),
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::db::DbError;
 use alice_chain::ChainError;
+use alice_corpus::CorpusError;
 use std::path::{Path, PathBuf};
 
 /// Exit code: something failed that another try may not fix (disk, database, device).
@@ -72,6 +73,19 @@ pub enum PsError {
         /// Root in the specification.
         expected: String,
     },
+    /// A tokenizer, or tokens, of another run.
+    #[error("{what} in {} is not the run's: {problem}", .from.display())]
+    OtherTokenizer {
+        /// The tokenizer, or what made the shards.
+        what: &'static str,
+        /// Where it is.
+        from: PathBuf,
+        /// What does not fit, and what to do.
+        problem: String,
+    },
+    /// Building a corpus.
+    #[error(transparent)]
+    Corpus(#[from] alice_corpus::CorpusError),
     /// Things that do not belong together.
     #[error("{what} is {found}, expected {expected}; {hint}")]
     Mismatch {
@@ -149,6 +163,16 @@ impl PsError {
             }
             Self::Tokenizer(alice_tokenizer::TokenizerError::Option { .. }) => EXIT_USAGE,
             Self::Chain(ChainError::BadUrl { .. }) => EXIT_USAGE,
+            Self::Corpus(error) => match error {
+                CorpusError::List { .. }
+                | CorpusError::Setting { .. }
+                | CorpusError::License { .. }
+                | CorpusError::NoFiles { .. }
+                | CorpusError::Exists(_) => EXIT_USAGE,
+                CorpusError::OtherBuild { .. } => EXIT_MISMATCH,
+                _ => EXIT_FAILURE,
+            },
+            Self::OtherTokenizer { .. } => EXIT_MISMATCH,
             Self::CorpusRoot { .. } | Self::Mismatch { .. } | Self::NotInitialised(_) => EXIT_MISMATCH,
             Self::Chain(_) => EXIT_CHAIN,
             Self::Audit(_) => EXIT_AUDIT,

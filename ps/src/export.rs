@@ -4,7 +4,7 @@
 //! [`crate::audit`], and the result is what is written. From a data directory the weights of its newest epoch are
 //! written, and they must have the root that the epoch's manifest names.
 
-use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::Network};
+use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::Network, run_tokenizer};
 use alice_api::{Client, EpochManifest, Hex32, Outcome};
 use alice_chain::Chain;
 use alice_export::{
@@ -103,6 +103,7 @@ struct Model {
     net: Network,
     root: Hash,
     weights: Source,
+    tokenizer: Tokenizer,
     about: About,
 }
 
@@ -200,6 +201,7 @@ async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
         return Err(not_scored(epoch, "the server's list of epochs does not have it"));
     }
     Ok(Model {
+        tokenizer: run_tokenizer::from_server(&replayed.net.spec, &client).await?,
         net: replayed.net,
         root: replayed.root,
         weights: Source::Memory(replayed.theta),
@@ -274,6 +276,7 @@ async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
     }
     let path = files.theta(&step.root);
     Ok(Model {
+        tokenizer: run_tokenizer::from_blobs(&net.spec, &blobs).await?,
         net,
         root: step.root,
         weights: Source::File(path),
@@ -307,13 +310,6 @@ fn add_epoch(about: &mut About, epoch: u32, accepted: usize, task_tokens: u64, l
 
 fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
     let spec = &model.net.spec;
-    if spec.data.tokenizer != "bytes" {
-        return Err(PsError::Setting(format!(
-            "run {} has the tokenizer '{}'; this program exports runs with 'bytes' only",
-            spec.name, spec.data.tokenizer
-        )));
-    }
-    let tokenizer = Tokenizer::bytes();
     let mut weights: Box<dyn Weights + '_> = match &model.weights {
         Source::Memory(theta) => Box::new(ThetaSlice::new(&model.net.tensors, theta)?),
         Source::File(path) => Box::new(ThetaFile::open(&model.net.tensors, path)?),
@@ -331,7 +327,14 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                 about: model.about,
                 model_root: Some(model.root),
             };
-            let done = export_hf(&args.out, spec, &tokenizer, &mut *weights, &options, &mut progress)?;
+            let done = export_hf(
+                &args.out,
+                spec,
+                &model.tokenizer,
+                &mut *weights,
+                &options,
+                &mut progress,
+            )?;
             (done.bytes, done.alice_hash)
         }
         Format::Gguf => {
@@ -344,7 +347,14 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                 about: model.about,
                 model_root: model.root,
             };
-            let done = export_gguf(&args.out, spec, &tokenizer, &mut *weights, &options, &mut progress)?;
+            let done = export_gguf(
+                &args.out,
+                spec,
+                &model.tokenizer,
+                &mut *weights,
+                &options,
+                &mut progress,
+            )?;
             (done.bytes, done.blake3)
         }
     };

@@ -17,7 +17,7 @@ impl Files {
         let files = Self { dir: dir.to_path_buf() };
         for part in [files.dir.clone(), files.blobs(), files.uploads(), files.theta_dir()] {
             std::fs::create_dir_all(&part).map_err(|e| PsError::file("make", &part, &e))?;
-            remove_partial(&part).map_err(|e| PsError::file("tidy", &part, &e))?;
+            alice_store::file::remove_partial(&part)?;
         }
         Ok(files)
     }
@@ -63,15 +63,4 @@ impl Files {
         }
         Ok(())
     }
-}
-
-/// Files that a crash left half written: no name refers to them.
-fn remove_partial(dir: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(".partial-") {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }

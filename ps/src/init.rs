@@ -8,6 +8,7 @@ use crate::{
     files::Files,
     network::{Network, read_spec},
     publish::published,
+    run_tokenizer,
     start::Start,
 };
 use alice_api::Hex32;
@@ -30,6 +31,7 @@ pub struct Initialised {
 pub async fn init(config: &Config, start: Option<&Path>) -> Result<Initialised, PsError> {
     let (text, spec) = read_spec(&config.run_spec)?;
     Corpus::open(&spec, &config.corpus_dir)?;
+    run_tokenizer::from_folder(&spec, &config.corpus_dir)?;
     let chain = Chain::connect(&config.chain_url).await?;
     let genesis = chain.genesis_hash();
     check_chain(&spec, &genesis, &genesis, &chain.parameters().await?)?;

@@ -2,7 +2,7 @@
 
 use crate::{
     PsError, config::Config, corpus::Corpus, driver::Driver, http, init, key, network::read_spec, oracle::Scorer,
-    scoring::ScoringError, service::Service, view::View,
+    run_tokenizer, scoring::ScoringError, service::Service, view::View,
 };
 use alice_model::{DeviceChoice, TorchOracle};
 use alice_store::BlobStore;
@@ -20,6 +20,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static
     let (net, files, db) = init::open_state(&config.data_dir, text, spec).await?;
     init::bind_key(&db, key.public()).await?;
     let corpus = Corpus::open(&net.spec, &config.corpus_dir)?;
+    run_tokenizer::publish(&net.spec, &config.corpus_dir, &BlobStore::open(&files.blobs())?).await?;
     let scorer = start_scorer(&config, &net.spec, &corpus).await?;
     let shards = BlobStore::open(&config.corpus_dir)?;
     let (view_sender, view) = watch::channel(View::default());

@@ -274,22 +274,36 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
 
 /// Recomputes the step from what is published (protocol §6): updates, factors and α from the manifest.
 async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
-    let layout = Layout::from_spec(&fixture.spec);
+    let spec = &fixture.spec;
+    let layout = Layout::from_spec(spec);
+    let fragments: Vec<Layout> = (0..spec.task.fragments)
+        .map(|p| layout.fragment(spec.fragment_tensors(p)))
+        .collect();
     let mut updates = Vec::new();
     for record in manifest
         .submissions
         .iter()
         .filter(|s| s.verdict.outcome == Outcome::Accepted)
     {
+        let task = manifest
+            .tasks
+            .iter()
+            .find(|t| t.task_id == record.receipt.task_id)
+            .unwrap();
+        assert_eq!(task.fragment, spec.fragment_of(EPOCH, task.slice));
         let bytes = ps.get(&format!("/v1/blobs/{}", record.receipt.blob)).await.body;
-        let update = alice_update::decode(&layout, &fixture.spec.update, &bytes).unwrap();
-        updates.push((record.receipt.id.0, update, f32::from_bits(record.verdict.factor_bits)));
+        let update = alice_update::decode(&fragments[task.fragment as usize], &spec.update, &bytes).unwrap();
+        let factor = f32::from_bits(record.verdict.factor_bits);
+        updates.push((record.receipt.id.0, task.fragment, update, factor));
     }
-    let pairs: Vec<_> = updates.iter().map(|(_, update, factor)| (update, *factor)).collect();
-    let ids: Vec<_> = updates.iter().map(|(id, _, _)| *id).collect();
-    let mean = aggregate::mean(&layout, &pairs);
+    let all: Vec<_> = updates
+        .iter()
+        .map(|(_, p, update, factor)| (*p, update, *factor))
+        .collect();
+    let ids: Vec<_> = updates.iter().map(|(id, ..)| *id).collect();
+    let mean = aggregate::mean_of_fragments(&fragments, &all);
     let seed = aggregate::rounding_seed(&manifest.base_root.0, &ids);
-    let published = aggregate::publish(&layout, fixture.spec.update.publish_bits, &mean, seed);
+    let published = aggregate::publish(&layout, spec.update.publish_bits, &mean, seed);
     let delta = manifest.aggregate.clone().unwrap();
     assert_eq!(blake3::hash(&published).as_bytes(), &delta.blob.0);
     assert_eq!(ps.get(&format!("/v1/blobs/{}", delta.blob)).await.body, published);
@@ -307,6 +321,54 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         alice_store::model_root(&fixture.spec.tensors(), &theta),
         manifest.model_root.0
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fragments_should_be_scored_each_for_itself_and_make_one_step() {
+    let fixture = Fixture::in_fragments().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let mut norms = vec![Vec::new(); 2];
+    for seed in 1..=4 {
+        let lease = ps.claim(&key(seed), [seed; 32]).await;
+        let fragment = lease.task.fragment;
+        assert_eq!(fragment, fixture.spec.fragment_of(EPOCH, lease.task.slice));
+        let d = fixture.train(&ps, &lease);
+        assert_eq!(d.len() as u64, fixture.spec.fragment_parameters(fragment));
+        let bytes = fixture.encode(&lease, &d);
+        let receipt = ps.submit(&key(seed), lease.task.task_id, &bytes).await;
+        norms[fragment as usize].push(receipt.body.id);
+    }
+    // What was trained for one fragment is no update of the other.
+    let mut lease = ps.claim(&key(5), [5; 32]).await;
+    lease.task.fragment = 1 - lease.task.fragment;
+    let d = fixture.train(&ps, &lease);
+    let astray = ps
+        .submit(&key(5), lease.task.task_id, &fixture.encode(&lease, &d))
+        .await;
+    assert!(norms.iter().all(|ids| ids.len() == 2), "slices take turns");
+    seal(&ps, EPOCH).await;
+    let scorer = fixture.scorer().await;
+    assert!(score_epoch(ps.service.clone(), scorer, EPOCH).await.unwrap());
+    let verdict = status(&ps, astray.body.id).await.verdict.unwrap().body;
+    assert_eq!(verdict.outcome, Outcome::Malformed, "{}", verdict.detail);
+    let bytes = ps.get(&format!("/v1/epochs/{EPOCH}/manifest")).await.body;
+    let manifest: EpochManifest = serde_json::from_slice(&bytes).unwrap();
+    for (fragment, ids) in norms.iter().enumerate() {
+        let mut of_fragment = Vec::new();
+        for id in ids {
+            let verdict = status(&ps, *id).await.verdict.unwrap().body;
+            assert_eq!(verdict.outcome, Outcome::Accepted, "{}", verdict.detail);
+            // Pay is relative to the fragment's own median.
+            assert!((500_000_000..=1_500_000_000).contains(&verdict.score), "{verdict:?}");
+            of_fragment.push(f32::from_bits(verdict.norm_bits));
+        }
+        let lower = of_fragment.iter().copied().fold(f32::INFINITY, f32::min);
+        assert_eq!(f32::from_bits(manifest.median_norm_bits[fragment]), lower);
+    }
+    let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert!(summary.loss_after < summary.loss_before, "{summary:?}");
+    audit(&fixture, &ps, &manifest).await;
 }
 
 /// Killed between signing and sending: the stored commitment is sent, whatever the chain says by then.

@@ -1,7 +1,8 @@
-//! Builds a corpus and a validation reserve from a folder of texts.
+//! Builds a corpus and a validation reserve from a folder of texts, with bytes as tokens: what development runs use.
+//! `alice-corpus` does the same from other formats, with any tokenizer, in bounded memory.
 
-use crate::{DataError, Manifest, ShardEntry, tokenizer};
-use alice_store::{blob_hash, file::write_atomic};
+use crate::{DataError, Manifest, ShardWriter, tokenizer};
+use alice_store::blob_hash;
 use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -115,54 +116,6 @@ fn read_document(path: &Path) -> Result<String, DataError> {
         path: path.to_path_buf(),
         offset: e.utf8_error().valid_up_to(),
     })
-}
-
-/// Cuts a stream of tokens into shards and writes each under its hash.
-struct ShardWriter<'a> {
-    dir: &'a Path,
-    open: Vec<u16>,
-    shards: Vec<ShardEntry>,
-}
-
-impl<'a> ShardWriter<'a> {
-    fn new(dir: &'a Path) -> Self {
-        Self {
-            dir,
-            open: Vec::new(),
-            shards: Vec::new(),
-        }
-    }
-
-    fn push(&mut self, mut tokens: &[u16]) -> Result<(), DataError> {
-        while !tokens.is_empty() {
-            let (fits, rest) = tokens.split_at(tokens.len().min(SHARD_TOKENS - self.open.len()));
-            self.open.extend_from_slice(fits);
-            tokens = rest;
-            if self.open.len() == SHARD_TOKENS {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), DataError> {
-        let bytes: Vec<u8> = self.open.iter().flat_map(|t| t.to_le_bytes()).collect();
-        let blob = blob_hash(&bytes);
-        write_atomic(&self.dir.join(hex::encode(blob)), |out| out.write_all(&bytes))?;
-        self.shards.push(ShardEntry {
-            blob,
-            tokens: self.open.len() as u64,
-        });
-        self.open.clear();
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Manifest, DataError> {
-        if !self.open.is_empty() {
-            self.flush()?;
-        }
-        Ok(Manifest::new(self.shards))
-    }
 }
 
 #[cfg(test)]

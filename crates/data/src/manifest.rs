@@ -1,6 +1,6 @@
 //! What a corpus consists of, and its root. The JSON is the one of `GET /v1/corpus`.
 
-use crate::DataError;
+use crate::{About, DataError};
 use alice_primitives::{Hash, tagged_hash, tags};
 use alice_store::merkle;
 use codec::Encode;
@@ -19,6 +19,9 @@ pub struct Manifest {
     pub root: Hash,
     /// Shards in order.
     pub shards: Vec<ShardEntry>,
+    /// Where the tokens come from; none in a development run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<About>,
 }
 
 /// One shard: tokens as u16 little endian, in a file that is named by its BLAKE3.
@@ -37,6 +40,7 @@ impl Manifest {
         Self {
             root: root_of(&shards),
             shards,
+            about: None,
         }
     }
 
@@ -51,11 +55,16 @@ impl Manifest {
                 max: MANIFEST_BYTES_MAX,
             });
         }
-        let mut text = String::new();
+        let mut content = Vec::new();
         file.take(MANIFEST_BYTES_MAX)
-            .read_to_string(&mut text)
+            .read_to_end(&mut content)
             .map_err(DataError::io(path))?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|source| DataError::Manifest {
+        Self::parse(&content, path)
+    }
+
+    /// A manifest from its bytes; its shards are checked against its root. `path` is for the error.
+    pub fn parse(content: &[u8], path: &Path) -> Result<Self, DataError> {
+        let manifest: Self = serde_json::from_slice(content).map_err(|source| DataError::Manifest {
             path: path.to_path_buf(),
             source,
         })?;
@@ -179,5 +188,86 @@ mod tests {
         assert_eq!(manifest.shards_for(30, &[0]), [0, 1, 2]);
         assert!(manifest.shards_for(4, &[]).is_empty());
         assert!(manifest.shards_for(4, &[99, u64::MAX]).is_empty());
+    }
+
+    /// The target in `fuzz/` does the same with a fuzzer's patience.
+    #[test]
+    fn damaged_manifests_should_be_refused_or_have_their_root() {
+        let mut manifest = sample();
+        manifest.about = Some(about());
+        let good = serde_json::to_vec(&manifest).unwrap();
+        let path = Path::new("corpus.json");
+        assert_eq!(Manifest::parse(&good, path).unwrap(), manifest);
+        let mut state = 1u64;
+        let mut random = move |below: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below.max(1)
+        };
+        let (mut refused, mut read) = (0, 0);
+        for _ in 0..100_000 {
+            let mut bytes = good.clone();
+            for _ in 0..=random(2) {
+                let at = random(bytes.len());
+                let end = at + random(bytes.len() - at).min(40);
+                match random(4) {
+                    0 => bytes[at] ^= 1 << random(8),
+                    1 => bytes[at] = b"0129-{}[]\",:ae\0\xff"[random(16)],
+                    2 => drop(bytes.drain(at..end)),
+                    _ => {
+                        let part = bytes[at..end].to_vec();
+                        bytes.splice(at..at, part);
+                    }
+                }
+                if bytes.is_empty() {
+                    bytes.push(0);
+                }
+            }
+            match Manifest::parse(&bytes, path) {
+                Err(_) => refused += 1,
+                Ok(found) => {
+                    found.verify(&found.root).unwrap();
+                    found.tokens();
+                    found.shards_for(4, &[0, 7, u64::MAX]);
+                    read += 1;
+                }
+            }
+        }
+        assert!(refused > 50_000 && read > 100, "{refused} refused, {read} read");
+    }
+
+    fn about() -> About {
+        About {
+            format: crate::CORPUS_FORMAT.into(),
+            part: crate::PartName::Training,
+            generation: None,
+            split: crate::SplitRule::default(),
+            tokenizer: "bytes".into(),
+            vocab: 259,
+            documents: 3,
+            bytes: 50,
+            sources: vec![crate::SourceEntry {
+                name: "a".into(),
+                license: "CC0-1.0".into(),
+                url: Some("https://example.org".into()),
+                documents: 3,
+                bytes: 50,
+                left_out: Some(crate::LeftOut::default()),
+            }],
+        }
+    }
+
+    #[test]
+    fn what_is_said_about_the_text_should_not_change_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corpus.json");
+        let mut manifest = sample();
+        manifest.about = Some(about());
+        manifest.write(&path).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), manifest);
+        assert_eq!(manifest.root, sample().root);
+        // A manifest of a development build has no such part.
+        assert!(!serde_json::to_string(&sample()).unwrap().contains("about"));
     }
 }

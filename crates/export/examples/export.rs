@@ -23,11 +23,17 @@ use std::time::Instant;
 fn spec(path: &str, vocab: &str) -> Result<RunSpec, Box<dyn Error>> {
     let mut spec = RunSpec::parse(&std::fs::read_to_string(path)?)?;
     spec.model.vocab = vocab.parse()?;
-    if spec.model.vocab != 259 {
-        // Not a valid run until run specifications know learned tokenizers; the shapes are what is tried here.
-        spec.data.tokenizer = "sentencepiece".into();
-    }
     Ok(spec)
+}
+
+/// The run of a folder's tokenizer, and that tokenizer.
+fn spec_with(path: &str, vocab: &str, dir: &str) -> Result<(RunSpec, Tokenizer), Box<dyn Error>> {
+    let (mut spec, tokenizer) = (
+        spec(path, vocab)?,
+        Tokenizer::read_model(&Path::new(dir).join(TOKENIZER_MODEL_FILE))?,
+    );
+    spec.data.tokenizer = tokenizer.spec_name();
+    Ok((spec, tokenizer))
 }
 
 fn random(spec: &RunSpec, path: &str) -> Result<(), Box<dyn Error>> {
@@ -72,7 +78,6 @@ fn about() -> About {
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let tokenizer = |dir: &str| Tokenizer::read_model(&Path::new(dir).join(TOKENIZER_MODEL_FILE));
     let mut quiet = |_| ();
     let started = Instant::now();
     let bytes = match args[..] {
@@ -82,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             spec.parameters() * 4
         }
         ["hf", dtype, file, vocab, dir, weights, out, shard] => {
-            let spec = spec(file, vocab)?;
+            let (spec, tokenizer) = spec_with(file, vocab, dir)?;
             let options = HfOptions {
                 dtype: if dtype == "f32" { Dtype::F32 } else { Dtype::Bf16 },
                 shard_bytes: shard.parse()?,
@@ -90,19 +95,12 @@ fn main() -> Result<(), Box<dyn Error>> {
                 model_root: None,
             };
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
-            let done = export_hf(
-                Path::new(out),
-                &spec,
-                &tokenizer(dir)?,
-                &mut weights,
-                &options,
-                &mut quiet,
-            )?;
+            let done = export_hf(Path::new(out), &spec, &tokenizer, &mut weights, &options, &mut quiet)?;
             println!("model root {}, {} shards", hex::encode(done.model_root), done.shards);
             done.bytes
         }
         ["gguf", kind, file, vocab, dir, weights, out, root] => {
-            let spec = spec(file, vocab)?;
+            let (spec, tokenizer) = spec_with(file, vocab, dir)?;
             let mut model_root = [0; 32];
             hex::decode_to_slice(root, &mut model_root)?;
             let options = GgufOptions {
@@ -115,26 +113,18 @@ fn main() -> Result<(), Box<dyn Error>> {
                 model_root,
             };
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
-            export_gguf(
-                Path::new(out),
-                &spec,
-                &tokenizer(dir)?,
-                &mut weights,
-                &options,
-                &mut quiet,
-            )?
-            .bytes
+            export_gguf(Path::new(out), &spec, &tokenizer, &mut weights, &options, &mut quiet)?.bytes
         }
         ["verify", file, vocab, dir] => report(verify(
             Path::new(dir),
             VerifyOptions {
-                spec: Some(&spec(file, vocab)?),
+                spec: Some(&spec_with(file, vocab, dir)?.0),
                 ..Default::default()
             },
             &mut quiet,
         )?),
         ["verify", file, vocab, dir, weights] => {
-            let spec = spec(file, vocab)?;
+            let (spec, _) = spec_with(file, vocab, dir)?;
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
             report(verify(
                 Path::new(dir),

@@ -1,5 +1,6 @@
 //! What is said about weights: `ALICE.json`, `config.json`, `generation_config.json` and the model card.
 
+use crate::ExportError;
 use alice_primitives::Hash;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
 use alice_store::root_of;
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 
 /// Name of the file that lists the others.
 pub const ALICE_FILE: &str = "ALICE.json";
@@ -163,6 +165,27 @@ pub struct AliceFile {
 }
 
 impl AliceFile {
+    /// Reads an `ALICE.json`. Nothing in it has been compared with anything; `path` is for the error.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, ExportError> {
+        let bad = |e: serde_json::Error| ExportError::malformed(path, e.to_string());
+        // Version and architecture first, so that a newer file is not called broken.
+        #[derive(serde::Deserialize)]
+        struct Head {
+            format: String,
+            architecture: String,
+        }
+        let head: Head = serde_json::from_slice(bytes).map_err(bad)?;
+        if head.format != FORMAT {
+            return Err(ExportError::Unknown {
+                what: "format",
+                found: head.format,
+                known: FORMAT,
+            });
+        }
+        check_architecture(&head.architecture)?;
+        serde_json::from_slice(bytes).map_err(bad)
+    }
+
     /// The model root that the listed f32 hashes give.
     pub fn listed_root(&self) -> Hash {
         root_of(self.tensors.iter().map(|t| (&t.name, &t.shape, t.f32_blake3)))
@@ -379,8 +402,8 @@ pub(crate) fn check_tokenizer(
             tokenizer.vocab(),
             spec.model.vocab
         )
-    } else if spec.data.tokenizer == "bytes" && !tokenizer.is_bytes() {
-        "the run's tokenizer is 'bytes', this one is learned".into()
+    } else if let Some(problem) = spec.tokenizer_problem(&tokenizer.spec_name(), tokenizer.vocab()) {
+        problem
     } else {
         return Ok(());
     };

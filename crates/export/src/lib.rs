@@ -30,5 +30,6 @@ pub use error::ExportError;
 pub use folder::FolderWeights;
 pub use gguf::{GgufExport, GgufOptions, GgufType, export_gguf};
 pub use hf::{HfExport, HfOptions, INDEX_FILE, SHARD_BYTES, export_hf};
+pub use safetensors::{TensorPlace, safetensors_layout};
 pub use verify::{Proof, VerifyOptions, VerifyReport, verify};
 pub use weights::{Progress, TensorFn, ThetaFile, ThetaSlice, Weights};

@@ -6,6 +6,7 @@ use alice_spec::TensorShape;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 /// Largest header that is read, bytes: tens of thousands of tensors.
@@ -45,6 +46,31 @@ pub(crate) struct Entry {
 
 /// A header's bytes as they are, and its tensors in the order of their data.
 pub(crate) type Header = (Vec<u8>, Vec<(String, Entry)>);
+
+/// Where a tensor lies in a safetensors file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorPlace {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its bytes, counted from the end of the header.
+    pub data: Range<u64>,
+}
+
+/// The tensors of a safetensors file in memory, in the order of their data, which has no gaps. `path` is for the error.
+pub fn safetensors_layout(file: &[u8], path: &Path) -> Result<Vec<TensorPlace>, ExportError> {
+    let (_, entries) = read_header(&mut &*file, path, file.len() as u64)?;
+    let places = entries.into_iter().map(|(name, entry)| {
+        let [start, end] = entry.data_offsets;
+        TensorPlace {
+            name,
+            shape: entry.shape,
+            data: start..end,
+        }
+    });
+    Ok(places.collect())
+}
 
 /// Reads a header: its bytes as they are, and the tensors in the order of their data. `file_bytes` is the size of the
 /// whole file, which the tensors have to fill exactly.

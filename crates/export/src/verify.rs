@@ -1,9 +1,9 @@
 //! Checks a downloaded folder.
 
-use crate::about::{check_architecture, check_tokenizer};
+use crate::about::check_tokenizer;
 use crate::hf::{Shards, TensorHasher, derived_files};
 use crate::weights::read_checked;
-use crate::{ALICE_FILE, AliceFile, Dtype, ExportError, FORMAT, Progress, Weights, safetensors};
+use crate::{ALICE_FILE, AliceFile, Dtype, ExportError, Progress, Weights, safetensors};
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::root_of;
@@ -120,23 +120,7 @@ fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
             format!("it is larger than {ALICE_BYTES_MAX} bytes"),
         ));
     }
-    let bad = |e: serde_json::Error| ExportError::malformed(&path, e.to_string());
-    // Version and architecture first, so that a newer file is not called broken.
-    #[derive(serde::Deserialize)]
-    struct Head {
-        format: String,
-        architecture: String,
-    }
-    let head: Head = serde_json::from_slice(&bytes).map_err(bad)?;
-    if head.format != FORMAT {
-        return Err(ExportError::Unknown {
-            what: "format",
-            found: head.format,
-            known: FORMAT,
-        });
-    }
-    check_architecture(&head.architecture)?;
-    serde_json::from_slice(&bytes).map_err(bad)
+    AliceFile::parse(&bytes, &path)
 }
 
 /// What `ALICE.json` says, against itself and against what the caller knows.

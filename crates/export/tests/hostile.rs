@@ -435,3 +435,91 @@ const GOLDEN: [&str; 5] = [
     "5e760ce9d969b533",
     "bbcfa57eddcbf9f8",
 ];
+
+/// A hundred thousand damaged copies of `good`: bits turned, bytes replaced, parts cut out, doubled or moved. The targets in
+/// `fuzz/` do the same with a fuzzer's patience.
+fn damaged(good: &[u8], mut each: impl FnMut(&[u8])) {
+    let mut state = 1u64;
+    let mut random = move |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    for _ in 0..100_000 {
+        let mut bytes = good.to_vec();
+        for _ in 0..=random(3) {
+            let at = random(bytes.len());
+            let end = at + random(bytes.len() - at).min(40);
+            match random(5) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => bytes[at] = b"0129-{}[]\",:ae\0\xff"[random(16)],
+                2 => drop(bytes.drain(at..end)),
+                3 => bytes.truncate(at.max(1)),
+                _ => {
+                    let part = bytes[at..end].to_vec();
+                    let to = random(bytes.len());
+                    bytes.splice(to..to, part);
+                }
+            }
+            if bytes.is_empty() {
+                bytes.push(0);
+            }
+        }
+        each(&bytes);
+    }
+}
+
+#[test]
+fn damaged_lists_should_be_refused_or_be_lists() {
+    let folder = Folder::new(Dtype::F32);
+    let good = std::fs::read(folder.dir.join(ALICE_FILE)).unwrap();
+    let (mut refused, mut read) = (0, 0);
+    damaged(&good, |bytes| match AliceFile::parse(bytes, Path::new(ALICE_FILE)) {
+        Err(_) => refused += 1,
+        Ok(alice) => {
+            alice.listed_root();
+            let again = serde_json::to_vec(&alice).unwrap();
+            assert_eq!(AliceFile::parse(&again, Path::new(ALICE_FILE)).unwrap(), alice);
+            read += 1;
+        }
+    });
+    assert!(refused > 50_000 && read > 100, "{refused} refused, {read} read");
+}
+
+#[test]
+fn damaged_headers_should_be_refused_or_fill_their_file() {
+    let folder = Folder::new(Dtype::F32);
+    let shard = std::fs::read_dir(&folder.dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let shard = shard
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .min()
+        .unwrap();
+    let whole = std::fs::read(shard).unwrap();
+    // The header and a little data, so that damage falls where it is read.
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let data = whole.len() - header;
+    let (mut refused, mut read) = (0, 0);
+    damaged(&whole[..header], |bytes| {
+        let file = [bytes, &whole[header..]].concat();
+        match safetensors_layout(&file, Path::new("x")) {
+            Err(_) => refused += 1,
+            Ok(tensors) => {
+                let json = u64::from_le_bytes(file[..8].try_into().unwrap());
+                let mut at = 0;
+                for tensor in &tensors {
+                    assert_eq!(tensor.data.start, at);
+                    at = tensor.data.end;
+                }
+                assert_eq!(at + 8 + json, file.len() as u64);
+                read += 1;
+            }
+        }
+    });
+    assert!(
+        refused > 50_000 && read > 100,
+        "{refused} refused, {read} read, {data} bytes of data"
+    );
+}

@@ -163,6 +163,11 @@ pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
+/// CPU threads that one operation uses.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
+}
+
 fn metal() -> Result<Device, DeviceError> {
     if cfg!(target_os = "macos") && tch::utils::has_mps() {
         Ok(Device::Mps)

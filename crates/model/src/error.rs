@@ -16,6 +16,19 @@ pub enum ModelError {
     /// A batch that is empty, ragged, too long or holds an unknown token.
     #[error("the batch does not fit the model: {0}")]
     Batch(String),
+    /// Sizes or constants that no model has.
+    #[error("the model's configuration is not possible: {0}")]
+    Config(String),
+    /// A tensor of another shape.
+    #[error("tensor {tensor} has the shape {found:?}, {expected:?} is expected")]
+    Shape {
+        /// Name of the tensor.
+        tensor: String,
+        /// Shape that the configuration gives.
+        expected: Vec<i64>,
+        /// Shape that it has.
+        found: Vec<i64>,
+    },
     /// The device has too little memory for what was asked.
     #[error("out of memory on the device; use a smaller batch or close other programs ({0})")]
     OutOfMemory(String),

@@ -1,6 +1,6 @@
 //! The model: its deterministic first state ([`init_theta`]), or one made of a dense model ([`upcycle`]), both without
-//! torch; the transformer in libtorch, dense or with experts ([`Llama`]), the devices it runs on ([`device`]), and the
-//! losses on the validation reserve ([`TorchOracle`]).
+//! torch; the transformer in libtorch, dense or with experts ([`Llama`] to train it, [`Decoder`] to generate text with it),
+//! the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]).
 //!
 //! libtorch trains and evaluates; it never decides what the model is. Weights come in and go out as the flat f32 vector
 //! θ in the canonical order of [`alice_spec::RunSpec::tensors`], and steps of θ are plain Rust in `alice-update`.
@@ -10,6 +10,7 @@
 //! cores that others use too.
 #![deny(unsafe_code)]
 
+mod decoder;
 pub mod device;
 mod error;
 mod init;
@@ -17,7 +18,8 @@ mod llama;
 mod oracle;
 pub mod upcycle;
 
-pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads};
+pub use decoder::{Decoder, DecoderConfig, KvCache};
+pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads, threads};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};
 pub use llama::{Llama, Objective, Precision};

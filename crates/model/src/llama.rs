@@ -17,14 +17,16 @@ pub use backward::Objective;
 use feed_forward::FeedForward;
 use moe::Balance;
 
-/// Precision of the products of a model, and of the weights that do not learn.
+/// Precision of the products of a model, of the weights that do not learn, and of a cache of keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
-    /// bfloat16: activations and the copies of weights that products are made of. Weights that learn, their gradients
-    /// and the loss stay in f32 (mixed precision, Micikevicius et al. 2018; no loss scaling, since the exponent is f32's).
+    /// bfloat16: half the memory, and where memory is what limits, up to twice as fast. In training, activations and the
+    /// copies of weights that products are made of; weights that learn, their gradients and the loss stay in f32 (mixed
+    /// precision, Micikevicius et al. 2018; no loss scaling, since the exponent is f32's). In generating, what goes into
+    /// a product; norms, rotary embeddings and the stream between the blocks stay f32.
     Bf16,
 }
 
@@ -37,7 +39,7 @@ impl Precision {
         }
     }
 
-    fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
@@ -420,7 +422,7 @@ fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError
 }
 
 /// cos and sin of position · base^(−2i/dim), the angles twice side by side.
-fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
+pub(crate) fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
     let frequencies: Vec<f32> = (0..dim / 2)
         .map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32)
         .collect();

@@ -10,11 +10,13 @@ mod cost;
 mod layout;
 mod moe;
 mod presets;
+mod tokenizer;
 
 pub use cost::{Cost, DEVICE_CLASSES, DeviceClass, DevicePlan, TaskMemory};
 pub use layout::TensorShape;
 pub use moe::{MoeSpec, StartSpec};
 pub use presets::{preset, preset_names};
+pub use tokenizer::BYTES;
 
 use alice_primitives::{Hash, tagged_hash, tags};
 use codec::Encode;
@@ -107,7 +109,8 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
-    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback).
+    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback). Or the
+    /// BLAKE3 of a `tokenizer.model`, hex: the shards are encoded with that one.
     pub tokenizer: String,
     /// Root of the training shards, hex.
     pub corpus_root: String,
@@ -289,11 +292,7 @@ impl RunSpec {
             "must divide model.heads",
         )?;
         let d = &self.data;
-        check(
-            d.tokenizer == "bytes",
-            "data.tokenizer",
-            format!("'{}' is not known; only 'bytes' so far", d.tokenizer),
-        )?;
+        tokenizer::check(d, m.vocab)?;
         hash_field(&d.corpus_root, "data.corpus_root")?;
         hash_field(&d.reserve_root, "data.reserve_root")?;
         self.check_fragments()?;

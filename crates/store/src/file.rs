@@ -4,13 +4,16 @@ use crate::StoreError;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+/// How names of files begin that are not complete.
+const PARTIAL_PREFIX: &str = ".partial-";
+
 /// Writes a file through a temporary one in the same folder, synced and renamed: a crash at any instant leaves the old
 /// file or the new one. Missing parent folders are made. Once it returns, the new file survives a power failure.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<(), StoreError> {
     let parent = parent(path);
     std::fs::create_dir_all(parent).map_err(StoreError::io("make the folder", parent))?;
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".partial-");
+    builder.prefix(PARTIAL_PREFIX);
     // The temporary file's mode stays: readable by others (under the umask), for the server may be another user.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
@@ -47,6 +50,19 @@ pub fn remove(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(StoreError::io("remove", path)(error)),
     }
+}
+
+/// Removes the files of a folder that a crash left half written by [`write_atomic`]: no name refers to them. Nobody else
+/// may be writing in the folder.
+pub fn remove_partial(folder: &Path) -> Result<(), StoreError> {
+    let failed = || StoreError::io("tidy", folder);
+    for entry in std::fs::read_dir(folder).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        if entry.file_name().to_string_lossy().starts_with(PARTIAL_PREFIX) {
+            std::fs::remove_file(entry.path()).map_err(failed())?;
+        }
+    }
+    Ok(())
 }
 
 /// Renames a file over another; once it returns, that survives a power failure.

@@ -126,6 +126,19 @@ impl Tokenizer {
         proto::write(&self.pieces, self.normalizer, self.coverage, self.piece_chars_max)
     }
 
+    /// BLAKE3 of the `tokenizer.model` file.
+    pub fn hash(&self) -> [u8; 32] {
+        *blake3::hash(&self.model_bytes()).as_bytes()
+    }
+
+    /// What `data.tokenizer` of a run specification says for this one: `bytes`, or [`Tokenizer::hash`] in hexadecimal.
+    pub fn spec_name(&self) -> String {
+        match self.is_bytes() {
+            true => "bytes".into(),
+            false => blake3::Hash::from_bytes(self.hash()).to_hex().to_string(),
+        }
+    }
+
     /// All pieces; a piece's id is its position.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
@@ -168,33 +181,45 @@ impl Tokenizer {
         let mut out = Vec::with_capacity(ids.len() * 4);
         let mut strip = self.normalizer.dummy_prefix;
         for id in ids {
-            let Some(piece) = self.pieces.get(*id as usize) else {
-                continue;
-            };
-            match piece.kind {
-                PieceKind::Control => continue,
-                PieceKind::Unknown => out.extend_from_slice(UNKNOWN_SURFACE.as_bytes()),
-                PieceKind::Byte => out.push(id.wrapping_sub(BYTE_FIRST) as u8),
-                PieceKind::Normal => {
-                    let text = match piece.text.strip_prefix(SPACE) {
-                        Some(rest) if strip => rest,
-                        _ => &piece.text,
-                    };
-                    if self.normalizer.escape_spaces {
-                        for (number, part) in text.split(SPACE).enumerate() {
-                            if number > 0 {
-                                out.push(b' ');
-                            }
-                            out.extend_from_slice(part.as_bytes());
-                        }
-                    } else {
-                        out.extend_from_slice(text.as_bytes());
-                    }
-                }
-            }
-            strip = false;
+            strip &= !self.append(*id, strip, &mut out);
         }
         out
+    }
+
+    /// Bytes of one id inside a text: a space at its start is kept, whatever is put before texts.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.append(id, false, &mut out);
+        out
+    }
+
+    /// Appends an id's bytes, without a space at its start if `strip` says so. False for ids that stand for no text.
+    fn append(&self, id: u32, strip: bool, out: &mut Vec<u8>) -> bool {
+        let Some(piece) = self.pieces.get(id as usize) else {
+            return false;
+        };
+        match piece.kind {
+            PieceKind::Control => return false,
+            PieceKind::Unknown => out.extend_from_slice(UNKNOWN_SURFACE.as_bytes()),
+            PieceKind::Byte => out.push(id.wrapping_sub(BYTE_FIRST) as u8),
+            PieceKind::Normal => {
+                let text = match piece.text.strip_prefix(SPACE) {
+                    Some(rest) if strip => rest,
+                    _ => &piece.text,
+                };
+                if self.normalizer.escape_spaces {
+                    for (number, part) in text.split(SPACE).enumerate() {
+                        if number > 0 {
+                            out.push(b' ');
+                        }
+                        out.extend_from_slice(part.as_bytes());
+                    }
+                } else {
+                    out.extend_from_slice(text.as_bytes());
+                }
+            }
+        }
+        true
     }
 
     /// Text of ids; bytes that are no UTF-8 become U+FFFD.

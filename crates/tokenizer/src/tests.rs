@@ -337,6 +337,51 @@ fn models_of_other_kinds_should_be_refused() {
     }
 }
 
+/// The target in `fuzz/` does the same with a fuzzer's patience.
+#[test]
+fn damaged_models_should_be_refused_or_be_models() {
+    let good = learn(&corpus(), &TrainOptions::new(300)).unwrap().model_bytes();
+    let mut state = 1u64;
+    let mut random = move |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let (mut refused, mut read) = (0, 0);
+    for _ in 0..100_000 {
+        let mut bytes = good.clone();
+        for _ in 0..=random(2) {
+            let at = random(bytes.len());
+            let end = at + random(bytes.len() - at).min(40);
+            match random(5) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => bytes[at] = random(256) as u8,
+                2 => drop(bytes.drain(at..end)),
+                3 => bytes.truncate(at.max(1)),
+                _ => {
+                    let part = bytes[at..end].to_vec();
+                    bytes.splice(at..at, part);
+                }
+            }
+            if bytes.is_empty() {
+                bytes.push(0);
+            }
+        }
+        match Tokenizer::parse_model(&bytes) {
+            Err(_) => refused += 1,
+            Ok(tokenizer) => {
+                assert_eq!(Tokenizer::parse_model(&tokenizer.model_bytes()).unwrap(), tokenizer);
+                let ids = tokenizer.encode("the néw\u{0} \u{2581}text ".as_bytes());
+                assert!(ids.iter().all(|id| *id < tokenizer.vocab()));
+                tokenizer.decode(&ids);
+                read += 1;
+            }
+        }
+    }
+    assert!(refused > 50_000 && read > 100, "{refused} refused, {read} read");
+}
+
 #[test]
 fn files_should_come_back_from_disk() {
     let dir = tempfile::tempdir().unwrap();

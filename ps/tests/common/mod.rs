@@ -89,12 +89,26 @@ impl Fixture {
     }
 
     pub async fn with(reserve_reuse: bool) -> Self {
+        Self::of(|corpus| spec_text(corpus, reserve_reuse)).await
+    }
+
+    /// A model of two layers whose tasks train one of two fragments.
+    pub async fn in_fragments() -> Self {
+        let text = |corpus: &alice_data::BuiltCorpus| {
+            spec_text(corpus, true)
+                .replace("layers = 1", "layers = 2")
+                .replace("fragments = 1", "fragments = 2")
+        };
+        Self::of(text).await
+    }
+
+    async fn of(text: impl FnOnce(&alice_data::BuiltCorpus) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let texts = dir.path().join("texts");
         std::fs::create_dir(&texts).unwrap();
         write_texts(&texts);
         let corpus = alice_data::build(&texts, &dir.path().join("corpus")).unwrap();
-        let text = spec_text(&corpus, reserve_reuse);
+        let text = text(&corpus);
         let spec = RunSpec::parse(&text).unwrap();
         create_state(&dir.path().join("data"), GENESIS, text.clone(), spec.clone())
             .await
@@ -167,7 +181,8 @@ impl Fixture {
             epoch: task.epoch,
             base_root: task.base_root.0,
         };
-        alice_update::encode(&Layout::from_spec(&self.spec), &self.spec.update, &header, d)
+        let layout = Layout::from_spec(&self.spec).fragment(self.spec.fragment_tensors(task.fragment));
+        alice_update::encode(&layout, &self.spec.update, &header, d)
             .unwrap()
             .bytes
     }

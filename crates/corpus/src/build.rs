@@ -1,0 +1,223 @@
+//! The whole way from sources to a complete corpus.
+
+use crate::checkpoint::{SourceCounts, State, stream_of};
+use crate::document::{DOCUMENT_BYTES_MAX, Part};
+use crate::{CorpusError, SourceList, files, inputs, pipeline, reserve_file};
+use alice_data::{About, CORPUS_FILE, CORPUS_FORMAT, LeftOut, Manifest, PartName, SourceEntry, SplitRule};
+use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// Text between two checkpoints by default, bytes: what is done again after a crash, at most.
+pub const CHECKPOINT_BYTES: u64 = 256 << 20;
+/// File name of the yardstick's manifest.
+pub const YARDSTICK_FILE: &str = "yardstick.json";
+/// Ids that 16 bits hold.
+const VOCABULARY_MAX: u32 = 1 << 16;
+
+/// How a corpus is built.
+#[derive(Clone, Copy, Debug)]
+pub struct BuildOptions {
+    /// Threads that encode; one more reads.
+    pub threads: NonZeroUsize,
+    /// Longest document, bytes; longer ones are left out and counted.
+    pub document_bytes_max: usize,
+    /// Text between two checkpoints, bytes.
+    pub checkpoint_bytes: u64,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            document_bytes_max: DOCUMENT_BYTES_MAX,
+            checkpoint_bytes: CHECKPOINT_BYTES,
+        }
+    }
+}
+
+/// How far a build is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the sources' files that are read.
+    pub read_bytes: u64,
+    /// Bytes of them all.
+    pub total_bytes: u64,
+    /// Different documents so far.
+    pub documents: u64,
+    /// Documents left out so far.
+    pub left_out: u64,
+}
+
+/// What was built.
+#[derive(Clone, Debug)]
+pub struct BuildReport {
+    /// Training text: `corpus.json`.
+    pub training: Manifest,
+    /// Public yardstick: `yardstick.json`. It has no shards if no document fell to it.
+    pub yardstick: Manifest,
+    /// Generations of the reserve that are not retired, with their numbers: see [`reserve_file`].
+    pub reserves: Vec<(u32, Manifest)>,
+    /// Different documents.
+    pub documents: u64,
+    /// Bytes of their text.
+    pub bytes: u64,
+    /// Documents left out.
+    pub left_out: LeftOut,
+    /// Whether an interrupted build was finished.
+    pub resumed: bool,
+}
+
+/// Builds the corpus of `list` in `out`, or finishes a build there that was interrupted. `progress` is called about once
+/// for each MiB of text; where it breaks, the build stops with [`CorpusError::Stopped`] as if it had been killed.
+pub fn build(
+    list: &SourceList,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<BuildReport, CorpusError> {
+    list.check()?;
+    if tokenizer.vocab() > VOCABULARY_MAX {
+        return Err(CorpusError::Vocabulary(tokenizer.vocab()));
+    }
+    if options.document_bytes_max == 0 {
+        return Err(CorpusError::setting("document_bytes_max", "must be at least 1"));
+    }
+    let inputs = inputs::find(list)?;
+    let _lock = files::claim(out)?;
+    let model = tokenizer.model_bytes();
+    let limit = (options.document_bytes_max as u64).to_le_bytes();
+    let fingerprint = inputs::fingerprint(list, &inputs, &[CORPUS_FORMAT.as_bytes(), &model, &limit]);
+    let streams = stream_of(Part::Reserve(list.split.generations));
+    let (mut state, seen, resumed) = State::open(out, fingerprint, list.source.len(), streams)?;
+    pipeline::run(&mut state, seen, &inputs, tokenizer, &list.split, options, progress)?;
+
+    if let Err(error) = check_parts(&state.counts, &list.split) {
+        files::forget(out)?;
+        return Err(error);
+    }
+    if !tokenizer.is_bytes() {
+        alice_store::file::write_atomic(&out.join(TOKENIZER_MODEL_FILE), |file| file.write_all(&model))?;
+    }
+    let report = write_manifests(state, list, tokenizer, out, resumed)?;
+    files::forget(out)?;
+    Ok(report)
+}
+
+/// Documents of a stream, over all sources.
+fn documents(counts: &[SourceCounts], stream: usize) -> u64 {
+    let taken = counts.iter().filter_map(|source| source.taken.get(stream));
+    taken.map(|(documents, _)| documents).sum()
+}
+
+/// Training text and every live generation of the reserve must have something.
+fn check_parts(counts: &[SourceCounts], split: &SplitRule) -> Result<(), CorpusError> {
+    let all = (0..stream_of(Part::Reserve(split.generations)))
+        .map(|stream| documents(counts, stream))
+        .sum();
+    if all == 0 {
+        let left_out = counts.iter().map(|source| source.left_out.total()).sum();
+        return Err(CorpusError::Empty { left_out });
+    }
+    let empty = |part: String, raise| {
+        Err(CorpusError::NoPart {
+            part,
+            documents: all,
+            raise,
+        })
+    };
+    for generation in split.retired..split.generations {
+        if documents(counts, stream_of(Part::Reserve(generation))) == 0 {
+            return empty(
+                format!("reserve's generation {generation}"),
+                "split.reserve_permille (--reserve-permille)",
+            );
+        }
+    }
+    if documents(counts, stream_of(Part::Training)) == 0 {
+        return empty(
+            "training text".into(),
+            "nothing: lower split.reserve_permille (--reserve-permille)",
+        );
+    }
+    Ok(())
+}
+
+/// Writes the last shards and the manifests, the training manifest last: where it is, everything is.
+fn write_manifests(
+    state: State,
+    list: &SourceList,
+    tokenizer: &Tokenizer,
+    out: &Path,
+    resumed: bool,
+) -> Result<BuildReport, CorpusError> {
+    let counts = state.counts;
+    let mut manifests = Vec::new();
+    for (stream, writer) in state.streams.into_iter().enumerate() {
+        let mut manifest = writer.finish()?;
+        manifest.about = Some(about(list, tokenizer, &counts, stream));
+        manifests.push(manifest);
+    }
+    let mut manifests = manifests.into_iter();
+    let (Some(training), Some(yardstick)) = (manifests.next(), manifests.next()) else {
+        return Err(CorpusError::Stopped);
+    };
+    let reserves: Vec<(u32, Manifest)> = (0..)
+        .zip(manifests)
+        .filter(|(generation, _)| *generation >= list.split.retired)
+        .collect();
+    for (generation, reserve) in &reserves {
+        reserve.write(&out.join(reserve_file(*generation)))?;
+    }
+    yardstick.write(&out.join(YARDSTICK_FILE))?;
+    training.write(&out.join(CORPUS_FILE))?;
+    let taken = || counts.iter().flat_map(|source| &source.taken);
+    Ok(BuildReport {
+        training,
+        yardstick,
+        reserves,
+        documents: taken().map(|(documents, _)| documents).sum(),
+        bytes: taken().map(|(_, bytes)| bytes).sum(),
+        left_out: counts
+            .iter()
+            .fold(LeftOut::default(), |sum, source| sum.plus(&source.left_out)),
+        resumed,
+    })
+}
+
+fn about(list: &SourceList, tokenizer: &Tokenizer, counts: &[SourceCounts], stream: usize) -> About {
+    let part = match stream {
+        0 => PartName::Training,
+        1 => PartName::Yardstick,
+        _ => PartName::Reserve,
+    };
+    let sources: Vec<SourceEntry> = list
+        .source
+        .iter()
+        .zip(counts)
+        .map(|(source, counts)| {
+            let (documents, bytes) = counts.taken.get(stream).copied().unwrap_or_default();
+            SourceEntry {
+                name: source.name.clone(),
+                license: source.license.clone(),
+                url: source.url.clone(),
+                documents,
+                bytes,
+                left_out: (part == PartName::Training).then_some(counts.left_out),
+            }
+        })
+        .collect();
+    About {
+        format: CORPUS_FORMAT.into(),
+        part,
+        generation: (part == PartName::Reserve).then(|| (stream - stream_of(Part::Reserve(0))) as u32),
+        split: list.split,
+        tokenizer: tokenizer.spec_name(),
+        vocab: tokenizer.vocab(),
+        documents: sources.iter().map(|source| source.documents).sum(),
+        bytes: sources.iter().map(|source| source.bytes).sum(),
+        sources,
+    }
+}

@@ -1,0 +1,257 @@
+//! Reading, encoding and writing at the same time, in the order of the documents.
+//!
+//! One thread reads, finds out what is new, and packs documents into batches. Batch k goes to encoder k mod n and its
+//! tokens come back the same way, so that the order, and with it every byte of the output, is that of one thread; each
+//! channel holds one batch, so that memory is bounded.
+
+use crate::checkpoint::{SourceCounts, State, stream_of};
+use crate::document::{Unusable, digest, part_of};
+use crate::inputs::Input;
+use crate::read::{Place, Reader};
+use crate::seen::Seen;
+use crate::{BuildOptions, CorpusError, Progress};
+use alice_data::SplitRule;
+use alice_tokenizer::{END, Tokenizer};
+use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// A batch is full with so many bytes of text.
+const BATCH_BYTES: usize = 1 << 20;
+/// Or with so many documents.
+const BATCH_DOCUMENTS: usize = 4096;
+
+/// How far the inputs are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) file: usize,
+    pub(crate) place: Place,
+}
+
+/// Documents on their way, with what the state is once they are written.
+#[derive(Default)]
+struct Batch {
+    documents: Vec<(usize, String)>,
+    bytes: usize,
+    keys: Vec<u8>,
+    after: Position,
+    counts: Vec<SourceCounts>,
+    last: bool,
+}
+
+/// The same batch as tokens.
+struct Encoded {
+    /// Stream and number of tokens of each document.
+    documents: Vec<(usize, usize)>,
+    tokens: Vec<u16>,
+    batch: Batch,
+}
+
+/// Runs until all inputs are in the streams.
+pub(crate) fn run(
+    state: &mut State,
+    seen: Seen,
+    inputs: &[Input],
+    tokenizer: &Tokenizer,
+    rule: &SplitRule,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<(), CorpusError> {
+    std::thread::scope(|scope| {
+        let (mut to_encoders, mut from_encoders) = (Vec::new(), Vec::new());
+        for _ in 0..options.threads.get() {
+            let (to, inbox) = sync_channel(1);
+            let (outbox, from) = sync_channel(1);
+            scope.spawn(move || encode(tokenizer, &inbox, &outbox));
+            to_encoders.push(to);
+            from_encoders.push(from);
+        }
+        let mut feed = Feed {
+            inputs,
+            rule,
+            document_bytes_max: options.document_bytes_max,
+            seen,
+            counts: state.counts.clone(),
+            at: state.position,
+            batch: Batch::default(),
+            encoders: to_encoders,
+            next: 0,
+        };
+        scope.spawn(move || {
+            if let Err(error) = feed.read_all() {
+                feed.send(Err(error));
+            }
+        });
+        write(state, &from_encoders, inputs, options, progress)
+    })
+}
+
+/// The reading thread.
+struct Feed<'a> {
+    inputs: &'a [Input],
+    rule: &'a SplitRule,
+    document_bytes_max: usize,
+    seen: Seen,
+    counts: Vec<SourceCounts>,
+    at: Position,
+    batch: Batch,
+    encoders: Vec<SyncSender<Result<Batch, CorpusError>>>,
+    next: usize,
+}
+
+impl Feed<'_> {
+    fn read_all(&mut self) -> Result<(), CorpusError> {
+        while let Some(input) = self.inputs.get(self.at.file) {
+            let mut reader = Reader::open(input, self.at.place, self.document_bytes_max)?;
+            while let Some(document) = reader.next()? {
+                self.at.place = reader.place();
+                self.take(input.source, document);
+                let full = self.batch.bytes >= BATCH_BYTES || self.batch.documents.len() >= BATCH_DOCUMENTS;
+                if full && !self.send_batch(false) {
+                    return Ok(());
+                }
+            }
+            self.at = Position {
+                file: self.at.file + 1,
+                place: Place::default(),
+            };
+        }
+        self.send_batch(true);
+        Ok(())
+    }
+
+    /// Counts a document and packs it, if it is new.
+    fn take(&mut self, source: usize, document: Result<String, Unusable>) {
+        let Some(counts) = self.counts.get_mut(source) else {
+            return;
+        };
+        let text = match document {
+            Ok(text) => text,
+            Err(reason) => {
+                let out = &mut counts.left_out;
+                *match reason {
+                    Unusable::Empty => &mut out.empty,
+                    Unusable::TooLarge => &mut out.too_large,
+                    Unusable::WithNul => &mut out.with_nul,
+                    Unusable::NotUtf8 => &mut out.not_utf8,
+                } += 1;
+                return;
+            }
+        };
+        let digest = digest(&text);
+        if !self.seen.insert(&digest) {
+            counts.left_out.duplicate += 1;
+            return;
+        }
+        let stream = stream_of(part_of(self.rule, &digest));
+        if let Some((documents, bytes)) = counts.taken.get_mut(stream) {
+            *documents += 1;
+            *bytes += text.len() as u64;
+        }
+        self.batch.keys.extend_from_slice(&Seen::key(&digest));
+        self.batch.bytes += text.len();
+        self.batch.documents.push((stream, text));
+    }
+
+    fn send_batch(&mut self, last: bool) -> bool {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.after = self.at;
+        batch.counts.clone_from(&self.counts);
+        batch.last = last;
+        self.send(Ok(batch))
+    }
+
+    /// Sends to the encoder whose turn it is. False when nobody listens any more: writing failed or was stopped.
+    fn send(&mut self, batch: Result<Batch, CorpusError>) -> bool {
+        let turn = self.next;
+        self.next = (turn + 1) % self.encoders.len().max(1);
+        self.encoders.get(turn).is_some_and(|to| to.send(batch).is_ok())
+    }
+}
+
+/// An encoding thread.
+fn encode(
+    tokenizer: &Tokenizer,
+    inbox: &Receiver<Result<Batch, CorpusError>>,
+    outbox: &SyncSender<Result<Encoded, CorpusError>>,
+) {
+    let mut encoder = tokenizer.encoder();
+    let mut ids = Vec::new();
+    while let Ok(batch) = inbox.recv() {
+        let encoded = batch.map(|mut batch| {
+            let (mut documents, mut tokens) = (Vec::new(), Vec::with_capacity(batch.bytes / 3));
+            for (stream, text) in std::mem::take(&mut batch.documents) {
+                ids.clear();
+                encoder.encode(text.as_bytes(), &mut ids);
+                ids.push(END);
+                // The vocabulary was checked: every id has 16 bits.
+                tokens.extend(ids.iter().map(|id| *id as u16));
+                documents.push((stream, ids.len()));
+            }
+            // A long document must not hold its memory for good.
+            ids.shrink_to(BATCH_BYTES);
+            Encoded {
+                documents,
+                tokens,
+                batch,
+            }
+        });
+        if outbox.send(encoded).is_err() {
+            return;
+        }
+    }
+}
+
+/// Writes batches in their order, with a checkpoint now and then.
+fn write(
+    state: &mut State,
+    encoders: &[Receiver<Result<Encoded, CorpusError>>],
+    inputs: &[Input],
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<(), CorpusError> {
+    let mut since_checkpoint = 0;
+    for from in encoders.iter().cycle() {
+        // An encoder is gone before its last batch only if a thread has panicked, which the scope passes on.
+        let Ok(encoded) = from.recv() else { break };
+        let Encoded {
+            documents,
+            tokens,
+            batch,
+        } = encoded?;
+        let mut rest = tokens.as_slice();
+        for (stream, len) in documents {
+            let (these, after) = rest.split_at(len.min(rest.len()));
+            if let Some(writer) = state.streams.get_mut(stream) {
+                writer.push(these)?;
+            }
+            rest = after;
+        }
+        state.append_digests(&batch.keys)?;
+        (state.position, state.counts) = (batch.after, batch.counts);
+        if progress(&at(state, inputs)).is_break() {
+            return Err(CorpusError::Stopped);
+        }
+        if batch.last {
+            return Ok(());
+        }
+        since_checkpoint += batch.bytes as u64;
+        if since_checkpoint >= options.checkpoint_bytes {
+            state.save()?;
+            since_checkpoint = 0;
+        }
+    }
+    Err(CorpusError::Stopped)
+}
+
+fn at(state: &State, inputs: &[Input]) -> Progress {
+    let bytes = |inputs: &[Input]| inputs.iter().map(|input| input.bytes).sum::<u64>();
+    let behind = inputs.get(..state.position.file).unwrap_or_default();
+    let taken = state.counts.iter().flat_map(|source| &source.taken);
+    Progress {
+        read_bytes: bytes(behind) + state.position.place.bytes,
+        total_bytes: bytes(inputs),
+        documents: taken.map(|(documents, _)| documents).sum(),
+        left_out: state.counts.iter().map(|source| source.left_out.total()).sum(),
+    }
+}

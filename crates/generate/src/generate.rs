@@ -1,0 +1,150 @@
+//! Continuing a text.
+
+use crate::{Folder, GenerateError, Sampler, Sampling, TextStream};
+use alice_model::Decoder;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// What to generate.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The text to go on from, most often UTF-8.
+    pub prompt: &'a [u8],
+    /// Most tokens to add; at least one.
+    pub max_tokens: usize,
+    /// How they are chosen.
+    pub sampling: Sampling,
+    /// For choices by chance.
+    pub seed: u64,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model ended it.
+    End,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The text fills the model's context.
+    Context,
+    /// The caller asked.
+    Asked,
+}
+
+impl StopReason {
+    /// One word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::MaxTokens => "max_tokens",
+            Self::Context => "context",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that were added, the end token included.
+    pub tokens: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Logits after the prompt, `[vocab]`.
+    pub prompt_logits: Vec<f32>,
+    /// Time until the first token was chosen.
+    pub prefill: Duration,
+    /// Time from there to the last one.
+    pub decode: Duration,
+}
+
+impl Generated {
+    /// Tokens a second after the first one; none for a single token.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let more = self.tokens.len().checked_sub(1).filter(|n| *n > 0)?;
+        Some(more as f64 / self.decode.as_secs_f64().max(f64::MIN_POSITIVE))
+    }
+}
+
+/// Continues a text. `on_text` gets the text of each token, empty where a character is not complete yet, and may end
+/// it.
+///
+/// Errors: a prompt that is empty or longer than the context, options without meaning, logits that are no numbers.
+pub fn generate(
+    folder: &Folder,
+    decoder: &Decoder,
+    request: &Request<'_>,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, GenerateError> {
+    let context = decoder.config().context as usize;
+    if request.max_tokens == 0 {
+        return Err(GenerateError::Option {
+            option: "max-tokens",
+            found: "0".into(),
+            allowed: "at least 1 is possible",
+        });
+    }
+    let mut sampler = Sampler::new(request.sampling, request.seed, decoder.config().vocab as usize)?;
+    let prompt = folder.encode(request.prompt)?;
+    if prompt.len() > context {
+        return Err(GenerateError::PromptTooLong {
+            tokens: prompt.len(),
+            context,
+        });
+    }
+    let started = Instant::now();
+    // The last token is chosen from logits and need not be in the cache.
+    let room = prompt.len().saturating_add(request.max_tokens - 1).min(context);
+    let mut cache = decoder.cache(room)?;
+    let prompt_logits = decoder.forward(&prompt, &mut cache)?;
+    sampler.saw(&prompt);
+    let mut logits = None;
+    let mut prefill = None;
+    let (mut tokens, mut text, mut stream) = (Vec::new(), String::new(), TextStream::default());
+    let stop = loop {
+        let not_finite = || GenerateError::NotFinite {
+            tokens: prompt.len() + tokens.len(),
+        };
+        let chosen = sampler.choose(logits.as_deref().unwrap_or(&prompt_logits));
+        let token = chosen.ok_or_else(not_finite)?;
+        prefill.get_or_insert_with(|| started.elapsed());
+        tokens.push(token);
+        sampler.saw(&[token]);
+        if folder.end().contains(&token) {
+            break StopReason::End;
+        }
+        let shown = stream.push(&folder.tokenizer().token_bytes(token));
+        text.push_str(&shown);
+        if on_text(&shown).is_break() {
+            break StopReason::Asked;
+        }
+        if tokens.len() >= request.max_tokens {
+            break StopReason::MaxTokens;
+        }
+        if cache.len() >= context {
+            break StopReason::Context;
+        }
+        logits = Some(decoder.forward(&[token], &mut cache)?);
+    };
+    let prefill = prefill.unwrap_or_default();
+    let decode = started.elapsed().saturating_sub(prefill);
+    let rest = stream.finish();
+    text.push_str(&rest);
+    if stop != StopReason::Asked && !rest.is_empty() {
+        // Nobody is asked again: the text is over.
+        let _ = on_text(&rest);
+    }
+    Ok(Generated {
+        prompt_tokens: prompt.len(),
+        tokens,
+        text,
+        stop,
+        prompt_logits,
+        prefill,
+        decode,
+    })
+}

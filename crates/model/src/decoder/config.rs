@@ -1,0 +1,128 @@
+//! What a Llama is, beside its weights.
+
+use crate::ModelError;
+use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
+
+/// Largest sizes that are taken: far above every model, and small enough that no product of two overflows.
+const SIZE_MAX: i64 = 1 << 24;
+/// Most blocks.
+const LAYERS_MAX: i64 = 1 << 12;
+
+/// The shape of a Llama and its constants, with the meaning that `LlamaForCausalLM` of `transformers` gives them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderConfig {
+    /// Ids of the vocabulary.
+    pub vocab: i64,
+    /// Width between the blocks.
+    pub hidden: i64,
+    /// Blocks.
+    pub layers: i64,
+    /// Query heads.
+    pub heads: i64,
+    /// Key/value heads, which divide the query heads.
+    pub kv_heads: i64,
+    /// Width of a head, even; most often `hidden / heads`.
+    pub head_dim: i64,
+    /// Width of the feed-forward layer.
+    pub ffn: i64,
+    /// Longest text, tokens.
+    pub context: i64,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// ε of the norms.
+    pub rms_norm_eps: f64,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+}
+
+impl From<&RunSpec> for DecoderConfig {
+    fn from(spec: &RunSpec) -> Self {
+        let m = &spec.model;
+        Self {
+            vocab: m.vocab.into(),
+            hidden: m.hidden.into(),
+            layers: m.layers.into(),
+            heads: m.heads.into(),
+            kv_heads: m.kv_heads.into(),
+            head_dim: (m.hidden / m.heads.max(1)).into(),
+            ffn: m.ffn.into(),
+            context: m.context.into(),
+            rope_theta: m.rope_theta.into(),
+            rms_norm_eps: RMS_NORM_EPSILON,
+            tied: false,
+        }
+    }
+}
+
+impl DecoderConfig {
+    /// Refuses sizes that no model has and numbers that make no sense.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let bad = |problem: String| Err(ModelError::Config(problem));
+        for (name, value, most) in [
+            ("vocabulary", self.vocab, SIZE_MAX),
+            ("width", self.hidden, SIZE_MAX),
+            ("number of blocks", self.layers, LAYERS_MAX),
+            ("number of heads", self.heads, SIZE_MAX),
+            ("number of key/value heads", self.kv_heads, SIZE_MAX),
+            ("width of a head", self.head_dim, SIZE_MAX),
+            ("feed-forward width", self.ffn, SIZE_MAX),
+            ("context", self.context, SIZE_MAX),
+        ] {
+            if value < 1 || value > most {
+                return bad(format!("the {name} is {value}; 1 to {most} are possible"));
+            }
+        }
+        if self.heads % self.kv_heads != 0 {
+            let problem = format!("{} key/value heads do not divide {} heads", self.kv_heads, self.heads);
+            return bad(problem);
+        }
+        if self.head_dim % 2 != 0 {
+            let problem = format!("heads are {} wide; rotary embeddings need an even width", self.head_dim);
+            return bad(problem);
+        }
+        if !self.rope_theta.is_finite() || self.rope_theta < 1.0 {
+            return bad(format!("the rotary base is {}", self.rope_theta));
+        }
+        if !self.rms_norm_eps.is_finite() || self.rms_norm_eps < 0.0 {
+            return bad(format!("the norms' epsilon is {}", self.rms_norm_eps));
+        }
+        Ok(())
+    }
+
+    /// Every tensor, with the names of Hugging Face: embedding, blocks from the first to the last, final norm, head. The
+    /// head is left out where it is the embedding.
+    pub fn tensors(&self) -> Vec<TensorShape> {
+        let tensor = |name: String, shape: &[i64]| TensorShape {
+            name: format!("{name}.weight"),
+            shape: shape.iter().map(|n| *n as u64).collect(),
+        };
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (hidden, ffn) = (self.hidden, self.ffn);
+        let mut all = vec![tensor("model.embed_tokens".into(), &[self.vocab, hidden])];
+        for layer in 0..self.layers {
+            let parts: [(&str, &[i64]); 9] = [
+                ("input_layernorm", &[hidden]),
+                ("self_attn.q_proj", &[queries, hidden]),
+                ("self_attn.k_proj", &[keys, hidden]),
+                ("self_attn.v_proj", &[keys, hidden]),
+                ("self_attn.o_proj", &[hidden, queries]),
+                ("post_attention_layernorm", &[hidden]),
+                ("mlp.gate_proj", &[ffn, hidden]),
+                ("mlp.up_proj", &[ffn, hidden]),
+                ("mlp.down_proj", &[hidden, ffn]),
+            ];
+            let named = |(part, shape): (&str, &[i64])| tensor(format!("model.layers.{layer}.{part}"), shape);
+            all.extend(parts.map(named));
+        }
+        all.push(tensor("model.norm".into(), &[hidden]));
+        if !self.tied {
+            all.push(tensor("lm_head".into(), &[self.vocab, hidden]));
+        }
+        all
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().iter().map(TensorShape::len).sum()
+    }
+}
