@@ -6,7 +6,7 @@ use crate::{
     corpus::Corpus,
     corpus_build, export, init, key,
     network::read_spec,
-    run_tokenizer, server, upcycle, verify, vocabulary,
+    prices, run_tokenizer, server, upcycle, verify, vocabulary,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
