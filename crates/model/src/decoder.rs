@@ -1,5 +1,5 @@
-//! The transformer for generating text: the same Llama or Mixtral as [`crate::Llama`], without gradients, with a cache of keys and
-//! values, and with the weights of one input put together in one matrix (query, key and value; gate and up).
+//! The transformer for generating text: the same Llama or Mixtral as [`crate::Llama`], without gradients, with a cache of
+//! keys and values, and with the weights of one input put together in one matrix (query, key and value; gate and up).
 //!
 //! A text goes in once, whole ([`Decoder::forward`] on an empty [`KvCache`]), then token by token. Each call gives the
 //! logits that follow the last token it was given.
