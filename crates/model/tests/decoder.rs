@@ -67,8 +67,15 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn every_step_should_give_the_logits_of_the_model_that_trains() {
-    for kv_heads in [1, 2, 4] {
-        let spec = spec(kv_heads);
+    let mut experts = spec(2);
+    experts.model.architecture = "mixtral".into();
+    experts.model.moe = Some(alice_spec::MoeSpec {
+        experts: 5,
+        top_k: 2,
+        router_aux_loss: 0.01,
+    });
+    experts.validate().unwrap();
+    for spec in [spec(1), spec(2), spec(4), experts] {
         let mut llama = Llama::new(&spec, Device::Cpu).unwrap();
         llama.load(&weights(&spec)).unwrap();
         let short: Vec<u16> = text().iter().map(|t| *t as u16).collect();
@@ -82,7 +89,8 @@ fn every_step_should_give_the_logits_of_the_model_that_trains() {
                 let off = largest_difference(logits, &expected);
                 assert!(
                     off <= scale * 1e-5,
-                    "{kv_heads} key/value heads, first {first}, step {number}: {off}"
+                    "{:?}, first {first}, step {number}: {off}",
+                    spec.model
                 );
             }
         }

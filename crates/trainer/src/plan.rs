@@ -15,6 +15,9 @@
 //! * working: the larger of 12·T·V for logits, their logarithms and gradient, in f32, with the last norm, and of what one
 //!   block's way back takes, T·e·(2h + 4f) and the gradient of its largest matrix; or what the optimiser's step takes.
 //!
+//! With experts f is that of all experts that a token goes through, and each of them keeps 2h more for a token. Copies are counted
+//! for all experts of a block. That is arithmetic and not measured.
+//!
 //! The measured peak agrees within 10 % on the CPU (docs/measurements.md). On a GPU its driver and libraries need
 //! [`DEVICE_RESERVE`] more.
 
@@ -80,7 +83,10 @@ struct Shape {
     /// Tokens of a micro-batch.
     tokens: u64,
     hidden: u64,
+    /// Width of the feed-forward layer; with experts, of all that a token goes through.
     ffn: u64,
+    /// Experts that a token goes through; zero without.
+    routed: u64,
     vocab: u64,
     kv_shared: bool,
     parameters: u64,
@@ -162,7 +168,8 @@ impl Shape {
             e: options.precision.bytes(),
             tokens: u64::from(micro_batch) * u64::from(m.context),
             hidden: m.hidden.into(),
-            ffn: m.ffn.into(),
+            ffn: u64::from(m.ffn) * m.moe.as_ref().map_or(1, |moe| moe.top_k.into()),
+            routed: m.moe.as_ref().map_or(0, |moe| moe.top_k.into()),
             vocab: m.vocab.into(),
             kv_shared: m.kv_heads < m.heads,
             parameters: spec.parameters(),
@@ -197,6 +204,8 @@ impl Shape {
         } else {
             6 * self.hidden + 3 * self.ffn
         };
+        // Each expert's tokens are gathered, and its outputs wait for their weights.
+        let values = values + 2 * self.routed * self.hidden;
         self.tokens * (self.e * values + self.norms_f32(learns))
     }
 
