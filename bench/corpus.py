@@ -17,13 +17,13 @@ TEXTS = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache
 
 
 def run(*command):
-    """Output of a command and its peak memory in MiB (VmHWM)."""
+    """Output of a command, its processor time in seconds and its peak memory in MiB (VmHWM)."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(map(str, command))} failed")
-    return output, usage.ru_maxrss / 1024
+    return output, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main():
@@ -34,8 +34,8 @@ def main():
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         run(program, "tokenizer", "train", "--vocab", "4096", "--input", TEXTS, "--out", work / "tokenizer")
-        print("| input, MB | documents | duplicates | tokens | seconds | MB/s | peak memory, MiB |")
-        print("|---|---|---|---|---|---|---|")
+        print("| input, MB | documents | duplicates | tokens | seconds | MB/s | MB a CPU-second | peak memory, MiB |")
+        print("|---|---|---|---|---|---|---|---|")
         for n in copies:
             source, out, lines = work / "in.jsonl", work / f"out-{n}", 0
             with source.open("w") as file:
@@ -47,13 +47,13 @@ def main():
             size = source.stat().st_size / 1e6
             command = [program, "corpus", "build", "--source", source, "--license", "PDDL-1.0", "--json"]
             command += ["--tokenizer", work / "tokenizer", "--reserve-permille", "100", "--out", out]
-            output, peak = run(*command)
+            output, cpu, peak = run(*command)
             done = json.loads(output)
             same = done["left_out"]["duplicate"]
             tokens = done["training"]["tokens"] + done["yardstick"]["tokens"] + done["reserves"][0][1]["tokens"]
             print(
                 f"| {size:.1f} | {done['documents']} | {same} ({same / (same + done['documents']):.1%}) | {tokens} "
-                f"| {done['seconds']:.2f} | {size / done['seconds']:.1f} | {peak:.0f} |"
+                f"| {done['seconds']:.2f} | {size / done['seconds']:.1f} | {size / cpu:.1f} | {peak:.0f} |"
             )
 
 
