@@ -597,7 +597,7 @@ class Weights(unittest.TestCase):
 
     def test_d_generate_is_transformers(self):
         prompts = ["The State of the Union", "Fellow citizens of the Senate", "é🦙 \n\0 0123", "x" * 100, "\0"]
-        for name in ("bytes", "bpe"):
+        for name in MODELS:
             for dtype in ("f32", "bf16"):
                 folder = self.dir / f"{name}-{dtype}"
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

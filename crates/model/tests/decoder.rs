@@ -1,6 +1,6 @@
 //! The decoder beside the model that trains.
 
-use alice_model::{Decoder, DecoderConfig, Device, Llama, ModelError, Precision, init_theta};
+use alice_model::{Decoder, DecoderConfig, Device, Experts, Llama, ModelError, Precision, init_theta};
 use alice_spec::RunSpec;
 use std::collections::HashMap;
 use tch::Tensor;
@@ -67,8 +67,15 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 #[test]
 fn every_step_should_give_the_logits_of_the_model_that_trains() {
-    for kv_heads in [1, 2, 4] {
-        let spec = spec(kv_heads);
+    let mut experts = spec(2);
+    experts.model.architecture = "mixtral".into();
+    experts.model.moe = Some(alice_spec::MoeSpec {
+        experts: 5,
+        top_k: 2,
+        router_aux_loss: 0.01,
+    });
+    experts.validate().unwrap();
+    for spec in [spec(1), spec(2), spec(4), experts] {
         let mut llama = Llama::new(&spec, Device::Cpu).unwrap();
         llama.load(&weights(&spec)).unwrap();
         let short: Vec<u16> = text().iter().map(|t| *t as u16).collect();
@@ -82,7 +89,8 @@ fn every_step_should_give_the_logits_of_the_model_that_trains() {
                 let off = largest_difference(logits, &expected);
                 assert!(
                     off <= scale * 1e-5,
-                    "{kv_heads} key/value heads, first {first}, step {number}: {off}"
+                    "{:?}, first {first}, step {number}: {off}",
+                    spec.model
                 );
             }
         }
@@ -164,6 +172,13 @@ fn impossible_configurations_and_shapes_should_be_refused() {
     };
     for (message, what) in [
         (change(&|c| c.layers = 1 << 40), "number of blocks"),
+        (
+            change(&|c| {
+                c.layers = 4096;
+                c.experts = Some(Experts { count: 4096, top_k: 2 });
+            }),
+            "4096 experts in each of 4096 blocks",
+        ),
         (change(&|c| c.kv_heads = 3), "do not divide"),
         (change(&|c| c.head_dim = 7), "even width"),
         (change(&|c| c.context = 0), "context is 0"),
