@@ -1,6 +1,6 @@
 //! The decoder beside the model that trains.
 
-use alice_model::{Decoder, DecoderConfig, Device, Llama, ModelError, Precision, init_theta};
+use alice_model::{Decoder, DecoderConfig, Device, Experts, Llama, ModelError, Precision, init_theta};
 use alice_spec::RunSpec;
 use std::collections::HashMap;
 use tch::Tensor;
@@ -172,6 +172,13 @@ fn impossible_configurations_and_shapes_should_be_refused() {
     };
     for (message, what) in [
         (change(&|c| c.layers = 1 << 40), "number of blocks"),
+        (
+            change(&|c| {
+                c.layers = 4096;
+                c.experts = Some(Experts { count: 4096, top_k: 2 });
+            }),
+            "4096 experts in each of 4096 blocks",
+        ),
         (change(&|c| c.kv_heads = 3), "do not divide"),
         (change(&|c| c.head_dim = 7), "even width"),
         (change(&|c| c.context = 0), "context is 0"),

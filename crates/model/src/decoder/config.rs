@@ -9,6 +9,8 @@ const SIZE_MAX: i64 = 1 << 24;
 const EXPERTS_MAX: i64 = 1 << 12;
 /// Most blocks.
 const LAYERS_MAX: i64 = 1 << 12;
+/// Most experts in all blocks together: each has three tensors, which are listed before anything is read.
+const EXPERTS_ALL_MAX: i64 = 1 << 16;
 
 /// The shape of a Llama and its constants, with the meaning that `LlamaForCausalLM` of `transformers` gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,6 +97,14 @@ impl DecoderConfig {
             return bad(format!(
                 "{top_k} of {count} experts for each token; 1 to {EXPERTS_MAX} experts are possible, and no more of them for \
                  a token"
+            ));
+        }
+        if let Some(Experts { count, .. }) = self.experts
+            && count * self.layers > EXPERTS_ALL_MAX
+        {
+            return bad(format!(
+                "{count} experts in each of {} blocks; {EXPERTS_ALL_MAX} are possible",
+                self.layers
             ));
         }
         if self.heads % self.kv_heads != 0 {
