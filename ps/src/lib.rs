@@ -21,6 +21,7 @@ pub mod init;
 pub mod key;
 pub mod network;
 pub mod oracle;
+pub mod prices;
 pub mod publish;
 pub mod run_tokenizer;
 pub mod scoring;

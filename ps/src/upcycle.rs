@@ -11,6 +11,7 @@ use alice_store::{
     root_of,
     theta::{for_each_le_block, write_values},
 };
+use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,7 @@ fn from_folder(dir: &Path, run: &RunSpec) -> Result<Dense, PsError> {
             run.name
         )));
     }
+    spec.data.tokenizer = tokenizer_of(dir)?;
     // The shapes do not say how the rows of a projection are cut into heads, nor the base of the rotary embedding.
     compare_config(dir, run)?;
     Ok(Dense {
@@ -173,6 +175,16 @@ fn first_difference<'a>(
     }
     let more = found.next();
     more.map(|tensor| (say(None), say(Some(tensor))))
+}
+
+/// `data.tokenizer` of the run that the folder is of.
+fn tokenizer_of(dir: &Path) -> Result<String, PsError> {
+    let path = dir.join(TOKENIZER_MODEL_FILE);
+    if Tokenizer::read_model(&path)?.is_bytes() {
+        return Ok(alice_spec::BYTES.into());
+    }
+    let bytes = std::fs::read(&path).map_err(|e| PsError::file("read", &path, &e))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
 /// `config.json` is one of the checked files.

@@ -7,12 +7,12 @@ use alice_export::{About, Dtype, HfOptions, ThetaSlice, export_hf};
 use alice_model::{Device, TorchOracle, init_theta};
 use alice_ps::{
     PsError,
-    init::{create_state, create_state_from},
+    init::{create_state, create_state_from, open_state},
     upcycle::{self, UpcycleArgs},
 };
 use alice_score::{Candidate, LossOracle, score_round};
 use alice_spec::{RunSpec, StartSpec};
-use alice_store::{model_root, theta::write_theta};
+use alice_store::{BlobStore, Join, Snapshot, model_root, theta::write_theta};
 use alice_tokenizer::Tokenizer;
 use alice_trainer::{Task, TaskResult, train};
 use alice_update::{Header, Layout, Sparse, Update, aggregate, decode, encode};
@@ -311,6 +311,26 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
     assert!(made.created);
     assert_eq!(made.model_root, run.start_root().unwrap());
     assert!(!create(None).await.unwrap().created, "the state is there");
+
+    // Who joins fetches it like any snapshot.
+    let (net, files, db) = open_state(&data, text.clone(), run.clone()).await.unwrap();
+    let published = db.model_manifest().await.unwrap().unwrap().snapshot;
+    assert_eq!((published.step, published.model_root.0), (0, made.model_root));
+    let described = Snapshot {
+        model_root: published.model_root.0,
+        bytes: published.bytes,
+        chunk_bytes: published.chunk_bytes,
+        chunks: published.chunks.iter().map(|hash| hash.0).collect(),
+    };
+    let joined = dir.path().join("joined.f32");
+    let (mut join, blobs) = (
+        Join::open(&joined, &net.tensors, &described).unwrap(),
+        BlobStore::open(&files.blobs()).unwrap(),
+    );
+    while let Some(hash) = join.next_chunk() {
+        join.push(&blobs.get(&hash).await.unwrap()).unwrap();
+    }
+    assert_eq!(join.finish(&mut |_, _| ()).unwrap().root(), made.model_root);
 
     // A run that names none takes none.
     let mut drawn = run.clone();

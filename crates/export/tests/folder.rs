@@ -1,8 +1,8 @@
 //! Folders and GGUF files as users get them: written, checked, damaged, checked again.
 
 use alice_export::{
-    About, Dtype, ExportError, GgufOptions, GgufType, HfOptions, Proof, ThetaSlice, VerifyOptions, export_gguf,
-    export_hf, verify,
+    About, Dtype, ExportError, FolderWeights, GgufOptions, GgufType, HfOptions, Proof, ThetaSlice, VerifyOptions,
+    Weights, export_gguf, export_hf, verify,
 };
 use alice_spec::RunSpec;
 use alice_tokenizer::Tokenizer;
@@ -141,4 +141,107 @@ fn exports_should_be_the_same_bytes_and_never_replace_anything() {
     // Weights that do not have the root that the file would claim leave no file.
     assert!(gguf("wrong.gguf", GgufType::Bf16, [7; 32]).is_err());
     assert!(!dir.path().join("wrong.gguf").exists());
+}
+
+#[test]
+fn a_folder_should_give_its_weights_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spec, theta) = model();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let target = dir.path().join(format!("{dtype:?}"));
+        export(&target, dtype).unwrap();
+        let alice = verify(&target, VerifyOptions::default(), &mut |_| ()).unwrap().alice;
+        let mut weights = FolderWeights::open(&target, &alice).unwrap();
+        let mut found = Vec::new();
+        for (number, tensor) in spec.tensors().iter().enumerate() {
+            let mut each = |values: &[f32]| {
+                found.extend_from_slice(values);
+                Ok(())
+            };
+            weights.read(number, tensor, &mut each).unwrap();
+        }
+        let expected = theta.iter().map(|v| match dtype {
+            Dtype::F32 => *v,
+            Dtype::Bf16 => f32::from_bits(u32::from(alice_export::float::bf16_bits(*v)) << 16),
+        });
+        assert!(found.iter().copied().eq(expected), "{dtype:?}");
+        let mut unknown = spec.tensors().swap_remove(1);
+        unknown.shape = vec![1];
+        assert!(matches!(
+            weights.read(1, &unknown, &mut |_| Ok(())),
+            Err(ExportError::TensorSize { .. })
+        ));
+        let mut other = alice.clone();
+        other.dtype = match dtype {
+            Dtype::F32 => Dtype::Bf16,
+            Dtype::Bf16 => Dtype::F32,
+        };
+        assert!(matches!(
+            FolderWeights::open(&target, &other),
+            Err(ExportError::Malformed { .. })
+        ));
+    }
+}
+
+#[test]
+fn experts_should_be_exported_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev-moe.toml")).unwrap();
+    (spec.model.layers, spec.model.hidden, spec.model.ffn) = (2, 32, 64);
+    let theta: Vec<f32> = (0..spec.parameters() as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1u32 << 24) as f32 - 0.5)
+        .collect();
+    let root = alice_store::model_root(&spec.tensors(), &theta);
+    let weights = || ThetaSlice::new(&spec.tensors(), &theta).unwrap();
+    let options = HfOptions {
+        dtype: Dtype::Bf16,
+        shard_bytes: 20_000,
+        about: About::new(3),
+        model_root: Some(root),
+    };
+    let (target, tokenizer) = (dir.path().join("hf"), Tokenizer::bytes());
+    export_hf(&target, &spec, &tokenizer, &mut weights(), &options, &mut |_| ()).unwrap();
+    let config = std::fs::read_to_string(target.join("config.json")).unwrap();
+    for key in [
+        "MixtralForCausalLM",
+        "\"num_local_experts\": 4",
+        "\"num_experts_per_tok\": 2",
+    ] {
+        assert!(config.contains(key), "{key}");
+    }
+    let card = std::fs::read_to_string(target.join("README.md")).unwrap();
+    assert!(
+        card.contains("4 experts of width 64 in each block, 2 for each token"),
+        "{card}"
+    );
+    let mut again = weights();
+    let checks = VerifyOptions {
+        spec: Some(&spec),
+        weights: Some(&mut again),
+        ..VerifyOptions::default()
+    };
+    let report = verify(&target, checks, &mut |_| ()).unwrap();
+    assert_eq!(
+        (report.proof, report.alice.architecture.as_str()),
+        (Proof::Rounding, "mixtral")
+    );
+
+    // The root is that of the canonical order, although the file has another one.
+    let gguf = dir.path().join("a.gguf");
+    let options = GgufOptions {
+        kind: GgufType::F32,
+        about: About::new(3),
+        model_root: root,
+    };
+    export_gguf(&gguf, &spec, &tokenizer, &mut weights(), &options, &mut |_| ()).unwrap();
+    let bytes = std::fs::read(&gguf).unwrap();
+    let has = |text: &str| bytes.windows(text.len()).any(|w| w == text.as_bytes());
+    for name in [
+        "llama.expert_count",
+        "blk.1.ffn_gate_exps.weight",
+        "blk.1.ffn_gate_inp.weight",
+    ] {
+        assert!(has(name), "{name}");
+    }
+    assert!(!has("experts.0"));
 }

@@ -1,7 +1,7 @@
 //! `config.json` and `generation_config.json` of Hugging Face folders.
 
 use crate::GenerateError;
-use alice_model::DecoderConfig;
+use alice_model::{DecoderConfig, Experts};
 use alice_tokenizer::{BEGIN, TOKENIZER_CONFIG_FILE};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -14,8 +14,9 @@ use std::path::Path;
 pub const CONFIG_FILE: &str = "config.json";
 /// How its authors generate with it.
 pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
-/// The architecture that is computed here, by its name in `transformers`.
-const ARCHITECTURE: &str = "LlamaForCausalLM";
+/// The architectures that are computed here, by their names in `transformers`.
+const DENSE: &str = "LlamaForCausalLM";
+const SPARSE: &str = "MixtralForCausalLM";
 /// Largest configuration that is read, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -41,6 +42,10 @@ struct Raw {
     mlp_bias: bool,
     #[serde(default)]
     tie_word_embeddings: bool,
+    /// The next three are Mixtral's, with the defaults of `MixtralConfig`.
+    num_local_experts: Option<i64>,
+    num_experts_per_tok: Option<i64>,
+    sliding_window: Option<i64>,
     quantization_config: Option<Value>,
     eos_token_id: Option<Ids>,
 }
@@ -91,9 +96,9 @@ impl Config {
         let missing = || GenerateError::NoModel(dir.to_path_buf());
         let value: Value = read_json(&path)?.ok_or_else(missing)?;
         // The architecture first: another one's fields have other names.
-        check_architecture(&path, &value)?;
+        let sparse = check_architecture(&path, &value)?;
         let raw: Raw = serde_json::from_value(value).map_err(|e| GenerateError::malformed(&path, e.to_string()))?;
-        let model = model(&path, &raw)?;
+        let model = model(&path, &raw, sparse)?;
         let generation: Generation = read_json(&dir.join(GENERATION_CONFIG_FILE))?.unwrap_or_default();
         let end = generation.eos_token_id.clone().or(raw.eos_token_id);
         Ok(Self {
@@ -105,7 +110,8 @@ impl Config {
     }
 }
 
-fn check_architecture(path: &Path, value: &Value) -> Result<(), GenerateError> {
+/// Whether the model has experts; an error for what is not computed here.
+fn check_architecture(path: &Path, value: &Value) -> Result<bool, GenerateError> {
     #[derive(Deserialize)]
     struct Head {
         architectures: Option<Vec<String>>,
@@ -113,22 +119,25 @@ fn check_architecture(path: &Path, value: &Value) -> Result<(), GenerateError> {
     }
     let head: Head =
         serde_json::from_value(value.clone()).map_err(|e| GenerateError::malformed(path, e.to_string()))?;
-    let known = match (&head.architectures, &head.model_type) {
-        (Some(names), _) => names.iter().any(|name| name == ARCHITECTURE),
-        (None, kind) => kind.as_deref() == Some("llama"),
+    let is = |architecture: &str, model_type: &str| match (&head.architectures, &head.model_type) {
+        (Some(names), _) => names.iter().any(|name| name == architecture),
+        (None, kind) => kind.as_deref() == Some(model_type),
     };
-    if known {
-        return Ok(());
+    if is(DENSE, "llama") {
+        return Ok(false);
+    }
+    if is(SPARSE, "mixtral") {
+        return Ok(true);
     }
     let names = head.architectures.unwrap_or_default().join(", ");
     let kind = head.model_type.unwrap_or_else(|| "none".into());
     Err(GenerateError::Unsupported {
         path: path.to_path_buf(),
-        what: format!("the architecture '{names}' (model_type '{kind}'), not {ARCHITECTURE}"),
+        what: format!("the architecture '{names}' (model_type '{kind}'), not {DENSE} or {SPARSE}"),
     })
 }
 
-fn model(path: &Path, raw: &Raw) -> Result<DecoderConfig, GenerateError> {
+fn model(path: &Path, raw: &Raw, sparse: bool) -> Result<DecoderConfig, GenerateError> {
     let unsupported = |what: String| {
         Err(GenerateError::Unsupported {
             path: path.to_path_buf(),
@@ -143,6 +152,12 @@ fn model(path: &Path, raw: &Raw) -> Result<DecoderConfig, GenerateError> {
     }
     if raw.quantization_config.is_some() {
         return unsupported("quantised weights (quantization_config)".into());
+    }
+    if let Some(window) = raw
+        .sliding_window
+        .filter(|window| *window < raw.max_position_embeddings)
+    {
+        return unsupported(format!("attention to the last {window} tokens only (sliding_window)"));
     }
     let mut rope_theta = raw.rope_theta;
     for rope in [&raw.rope_scaling, &raw.rope_parameters].into_iter().flatten() {
@@ -166,9 +181,13 @@ fn model(path: &Path, raw: &Raw) -> Result<DecoderConfig, GenerateError> {
         kv_heads: raw.num_key_value_heads.unwrap_or(heads),
         head_dim: raw.head_dim.unwrap_or(raw.hidden_size.checked_div(heads).unwrap_or(0)),
         ffn: raw.intermediate_size,
+        experts: sparse.then(|| Experts {
+            count: raw.num_local_experts.unwrap_or(8),
+            top_k: raw.num_experts_per_tok.unwrap_or(2),
+        }),
         context: raw.max_position_embeddings,
-        rope_theta: rope_theta.unwrap_or(10_000.0),
-        rms_norm_eps: raw.rms_norm_eps.unwrap_or(1e-6),
+        rope_theta: rope_theta.unwrap_or(if sparse { 1e6 } else { 1e4 }),
+        rms_norm_eps: raw.rms_norm_eps.unwrap_or(if sparse { 1e-5 } else { 1e-6 }),
         tied: raw.tie_word_embeddings,
     };
     config

@@ -1,4 +1,4 @@
-//! Text from weights: reads a Hugging Face folder with a Llama ([`Folder`]), and continues a text with it
+//! Text from weights: reads a Hugging Face folder with a Llama or a Mixtral ([`Folder`]), and continues a text with it
 //! ([`generate`]), choosing tokens greedily or by chance ([`Sampling`]) and handing out text that never ends inside a
 //! character ([`TextStream`]).
 //!
@@ -13,9 +13,6 @@ mod generate;
 mod sample;
 mod shards;
 mod text;
-
-#[cfg(test)]
-mod tests;
 
 pub use config::{CONFIG_FILE, GENERATION_CONFIG_FILE};
 pub use error::GenerateError;

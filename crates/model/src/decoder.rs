@@ -1,5 +1,5 @@
-//! The transformer for generating text: the same Llama as [`crate::Llama`], without gradients, with a cache of keys and
-//! values, and with the weights of one input put together in one matrix (query, key and value; gate and up).
+//! The transformer for generating text: the same Llama or Mixtral as [`crate::Llama`], without gradients, with a cache of
+//! keys and values, and with the weights of one input put together in one matrix (query, key and value; gate and up).
 //!
 //! A text goes in once, whole ([`Decoder::forward`] on an empty [`KvCache`]), then token by token. Each call gives the
 //! logits that follow the last token it was given.
@@ -11,13 +11,13 @@ mod matrix;
 mod mlp;
 
 pub use cache::KvCache;
-pub use config::DecoderConfig;
+pub use config::{DecoderConfig, Experts};
 
 use crate::{ModelError, Precision};
 use alice_spec::TensorShape;
 use attention::Attention;
 use matrix::Matrix;
-use mlp::Mlp;
+use mlp::{FeedForward, Mlp};
 use tch::{Device, Kind, TchError, Tensor};
 
 /// Weights for generating, on one device.
@@ -38,7 +38,7 @@ struct Block {
     input_layernorm: Tensor,
     attention: Attention,
     post_attention_layernorm: Tensor,
-    mlp: Mlp,
+    feed_forward: FeedForward,
 }
 
 impl Decoder {
@@ -68,7 +68,7 @@ impl Decoder {
                 input_layernorm: loader.vector()?,
                 attention: Attention::new(&config, loader.matrix(3)?, loader.matrix(1)?),
                 post_attention_layernorm: loader.vector()?,
-                mlp: Mlp::new(loader.matrix(2)?, loader.matrix(1)?),
+                feed_forward: loader.feed_forward(config.experts)?,
             });
         }
         let norm = loader.vector()?;
@@ -135,7 +135,7 @@ impl Decoder {
             let normed = rms_norm(&x, &block.input_layernorm, eps)?;
             let _ = x.f_add_(&block.attention.forward(&normed, layer, cache)?)?;
             let normed = rms_norm(&x, &block.post_attention_layernorm, eps)?;
-            let _ = x.f_add_(&block.mlp.forward(&normed)?)?;
+            let _ = x.f_add_(&block.feed_forward.forward(&normed)?)?;
         }
         let last = x.f_narrow(0, n - 1, 1)?;
         self.lm_head
@@ -182,6 +182,21 @@ impl<E: From<ModelError>> Loader<'_, E> {
         Ok(moved().map_err(ModelError::from)?)
     }
 
+    fn mlp(&mut self) -> Result<Mlp, E> {
+        Ok(Mlp::new(self.matrix(2)?, self.matrix(1)?))
+    }
+
+    fn feed_forward(&mut self, experts: Option<Experts>) -> Result<FeedForward, E> {
+        let Some(Experts { count, top_k }) = experts else {
+            return Ok(FeedForward::Dense(self.mlp()?));
+        };
+        Ok(FeedForward::Sparse(mlp::Experts {
+            gate: self.matrix(1)?,
+            experts: (0..count).map(|_| self.mlp()).collect::<Result<_, E>>()?,
+            top_k,
+        }))
+    }
+
     /// The next `count` matrices, one below the other.
     fn matrix(&mut self, count: usize) -> Result<Matrix, E> {
         let shapes = self.all.as_slice().get(..count).unwrap_or_default();
@@ -206,6 +221,3 @@ impl<E: From<ModelError>> Loader<'_, E> {
 fn copy(mut place: Tensor, values: &Tensor) -> Result<(), TchError> {
     place.f_copy_(values)
 }
-
-#[cfg(test)]
-mod tests;

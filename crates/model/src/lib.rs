@@ -18,7 +18,7 @@ mod llama;
 mod oracle;
 pub mod upcycle;
 
-pub use decoder::{Decoder, DecoderConfig, KvCache};
+pub use decoder::{Decoder, DecoderConfig, Experts, KvCache};
 pub use device::{DeviceChoice, DeviceError, DeviceInfo, devices, set_threads, threads};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};

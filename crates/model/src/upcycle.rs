@@ -16,6 +16,14 @@ pub enum UpcycleError {
     /// The source has experts already.
     #[error("the source model has experts already; give a dense one")]
     NotDense,
+    /// Tokens that differ.
+    #[error("the dense model's tokens are those of '{dense}', the run's those of '{run}'; they must be the same")]
+    Tokenizer {
+        /// `data.tokenizer` of the dense model.
+        dense: String,
+        /// `data.tokenizer` of the run.
+        run: String,
+    },
     /// Shapes that differ.
     #[error("{field} is {dense} in the dense model and {run} in the run; {hint}")]
     Shape {
@@ -39,6 +47,12 @@ pub fn check(dense: &RunSpec, run: &RunSpec) -> Result<(), UpcycleError> {
     }
     if d.moe.is_some() {
         return Err(UpcycleError::NotDense);
+    }
+    if dense.data.tokenizer != run.data.tokenizer {
+        return Err(UpcycleError::Tokenizer {
+            dense: dense.data.tokenizer.clone(),
+            run: run.data.tokenizer.clone(),
+        });
     }
     const EQUAL: &str = "they must be equal: use another run specification, or another model";
     let fields = [
@@ -310,6 +324,9 @@ mod tests {
             let message = made(&run, &[1; 32]).unwrap_err().to_string();
             assert!(message.starts_with(expected), "{message}");
         }
+        let mut other = sparse(48, 2);
+        other.data.tokenizer = "0".repeat(64);
+        assert!(matches!(check(&dense(), &other), Err(UpcycleError::Tokenizer { .. })));
         assert_eq!(check(&dense(), &dense()), Err(UpcycleError::NoExperts("dev".into())));
         assert_eq!(check(&sparse(48, 2), &sparse(48, 2)), Err(UpcycleError::NotDense));
     }

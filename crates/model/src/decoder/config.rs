@@ -5,6 +5,8 @@ use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
 
 /// Largest sizes that are taken: far above every model, and small enough that no product of two overflows.
 const SIZE_MAX: i64 = 1 << 24;
+/// Most experts in a block.
+const EXPERTS_MAX: i64 = 1 << 12;
 /// Most blocks.
 const LAYERS_MAX: i64 = 1 << 12;
 
@@ -23,8 +25,10 @@ pub struct DecoderConfig {
     pub kv_heads: i64,
     /// Width of a head, even; most often `hidden / heads`.
     pub head_dim: i64,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, or of each expert.
     pub ffn: i64,
+    /// Experts; none in a dense model.
+    pub experts: Option<Experts>,
     /// Longest text, tokens.
     pub context: i64,
     /// Base of the rotary angles.
@@ -33,6 +37,15 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Whether the head is the embedding.
     pub tied: bool,
+}
+
+/// Mixture of experts, with the meaning that `MixtralForCausalLM` gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Feed-forward layers in a block.
+    pub count: i64,
+    /// Experts that a token goes through.
+    pub top_k: i64,
 }
 
 impl From<&RunSpec> for DecoderConfig {
@@ -46,6 +59,10 @@ impl From<&RunSpec> for DecoderConfig {
             kv_heads: m.kv_heads.into(),
             head_dim: (m.hidden / m.heads.max(1)).into(),
             ffn: m.ffn.into(),
+            experts: m.moe.as_ref().map(|moe| Experts {
+                count: moe.experts.into(),
+                top_k: moe.top_k.into(),
+            }),
             context: m.context.into(),
             rope_theta: m.rope_theta.into(),
             rms_norm_eps: RMS_NORM_EPSILON,
@@ -72,6 +89,14 @@ impl DecoderConfig {
                 return bad(format!("the {name} is {value}; 1 to {most} are possible"));
             }
         }
+        if let Some(Experts { count, top_k }) = self.experts
+            && (!(1..=EXPERTS_MAX).contains(&count) || !(1..=count).contains(&top_k))
+        {
+            return bad(format!(
+                "{top_k} of {count} experts for each token; 1 to {EXPERTS_MAX} experts are possible, and no more of them for \
+                 a token"
+            ));
+        }
         if self.heads % self.kv_heads != 0 {
             let problem = format!("{} key/value heads do not divide {} heads", self.kv_heads, self.heads);
             return bad(problem);
@@ -90,7 +115,8 @@ impl DecoderConfig {
     }
 
     /// Every tensor, with the names of Hugging Face: embedding, blocks from the first to the last, final norm, head. The
-    /// head is left out where it is the embedding.
+    /// head is left out where it is the embedding. A block's experts stand in it, each with its gate, up and down
+    /// projection.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let tensor = |name: String, shape: &[i64]| TensorShape {
             name: format!("{name}.weight"),
@@ -100,19 +126,28 @@ impl DecoderConfig {
         let (hidden, ffn) = (self.hidden, self.ffn);
         let mut all = vec![tensor("model.embed_tokens".into(), &[self.vocab, hidden])];
         for layer in 0..self.layers {
-            let parts: [(&str, &[i64]); 9] = [
+            let parts: [(&str, &[i64]); 6] = [
                 ("input_layernorm", &[hidden]),
                 ("self_attn.q_proj", &[queries, hidden]),
                 ("self_attn.k_proj", &[keys, hidden]),
                 ("self_attn.v_proj", &[keys, hidden]),
                 ("self_attn.o_proj", &[hidden, queries]),
                 ("post_attention_layernorm", &[hidden]),
-                ("mlp.gate_proj", &[ffn, hidden]),
-                ("mlp.up_proj", &[ffn, hidden]),
-                ("mlp.down_proj", &[hidden, ffn]),
             ];
-            let named = |(part, shape): (&str, &[i64])| tensor(format!("model.layers.{layer}.{part}"), shape);
-            all.extend(parts.map(named));
+            let mut push = |part: &str, shape: &[i64]| all.push(tensor(format!("model.layers.{layer}.{part}"), shape));
+            parts.into_iter().for_each(|(part, shape)| push(part, shape));
+            let Some(experts) = self.experts else {
+                push("mlp.gate_proj", &[ffn, hidden]);
+                push("mlp.up_proj", &[ffn, hidden]);
+                push("mlp.down_proj", &[hidden, ffn]);
+                continue;
+            };
+            push("block_sparse_moe.gate", &[experts.count, hidden]);
+            for expert in 0..experts.count {
+                push(&format!("block_sparse_moe.experts.{expert}.w1"), &[ffn, hidden]);
+                push(&format!("block_sparse_moe.experts.{expert}.w3"), &[ffn, hidden]);
+                push(&format!("block_sparse_moe.experts.{expert}.w2"), &[hidden, ffn]);
+            }
         }
         all.push(tensor("model.norm".into(), &[hidden]));
         if !self.tied {

@@ -1,6 +1,6 @@
 //! Folders on disk, good and bad. The weights are random, the tokenizer is the byte tokenizer.
 
-use crate::*;
+use alice_generate::*;
 use alice_model::{Decoder, Device, Precision};
 use alice_tokenizer::{TOKENIZER_CONFIG_FILE, TOKENIZER_MODEL_FILE, Tokenizer};
 use rand_chacha::ChaCha20Rng;
@@ -402,6 +402,7 @@ fn what_is_not_computed_here_should_be_refused_by_name() {
         ("mlp_bias", json!(true), "biases"),
         ("hidden_act", json!("gelu"), "the activation 'gelu'"),
         ("quantization_config", json!({"bits": 4}), "quantised weights"),
+        ("sliding_window", json!(1), "attention to the last 1 tokens only"),
         ("rope_scaling", json!({"factor": 2.0}), "scaled rotary embeddings"),
         (
             "rope_scaling",
