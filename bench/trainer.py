@@ -1,10 +1,11 @@
 """The trainer beside PyTorch: the same model, first weights, text, batches, optimiser and threads, in turns.
 
-    cargo build --release -p alice-lab && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2]
+    scripts/build.sh --fast && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2]
 
 Needs torch 2.13.0; where this Python has none, that of tests/weights.py ($ALICE_CACHE/weights-venv) is used. PyTorch runs
 the model eager and, where a C++ compiler and Python's headers are there, compiled (torch.compile, its defaults). Each
 round runs every program once, in a process of its own; speeds are medians over all steps but the first two of each run.
+On a machine that others use too, compare tokens for each CPU-second with one thread.
 """
 
 import argparse
@@ -94,9 +95,9 @@ def torch_child(args):
     )
     if args.program == "compile":
         loss_of = torch.compile(loss_of)
-    losses, seconds = [], []
+    losses, seconds, cpu = [], [], []
     for batch in tokens:
-        before = time.perf_counter()
+        before, cpu_before = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
         loss = loss_of(batch)
         loss.backward()
@@ -104,12 +105,16 @@ def torch_child(args):
         optimizer.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - before)
-    print(json.dumps({"losses": losses, "seconds": seconds, "torch": torch.__version__}))
+        cpu.append(time.process_time() - cpu_before)
+    print(json.dumps({"losses": losses, "seconds": seconds, "cpu": cpu, "torch": torch.__version__}))
 
 
 def ours(args, theta, tokens):
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    command = [target / "release/trainer", "speed", "--model", args.model, "--theta", theta, "--tokens", tokens]
+    # Both profiles run the same libtorch, which is where the time goes.
+    built = [target / profile / "trainer" for profile in ("release", "debug")]
+    program = next((path for path in built if path.exists()), None) or sys.exit("error: build the trainer first (see above)")
+    command = [program, "speed", "--model", args.model, "--theta", theta, "--tokens", tokens]
     return [*command, "--steps", args.steps, "--batch", args.batch, "--threads", args.threads]
 
 
@@ -178,15 +183,18 @@ def measure(args):
                 results.setdefault(program, []).append(result)
     tokens_a_step = args.batch * MODELS[args.model][5]
     print(f"model {args.model}, {args.threads} threads, {args.rounds} rounds of {args.steps} steps of {tokens_a_step} tokens\n")
-    print("| program | tokens/s (median step) | alice / it | last loss | largest difference of losses |")
-    print("|---|---|---|---|---|")
-    speed = {
-        program: tokens_a_step / statistics.median(s for run in runs for s in run["seconds"][WARM_UP:])
-        for program, runs in results.items()
-    }
+    print("| program | tokens/s (median step) | alice / it | tokens/CPU-s | alice / it | last loss | largest difference of losses |")
+    print("|---|---|---|---|---|---|---|")
+
+    def speeds(key):
+        medians = {p: statistics.median(s for run in runs for s in run[key][WARM_UP:]) for p, runs in results.items()}
+        return {program: tokens_a_step / median for program, median in medians.items()}
+
+    wall, cpu = speeds("seconds"), speeds("cpu")
     for program, runs in results.items():
         apart = max(abs(a - b) for run in runs for a, b in zip(run["losses"], results["alice"][0]["losses"]))
-        print(f"| {program} | {speed[program]:.0f} | {speed['alice'] / speed[program]:.2f} | {runs[0]['losses'][-1]:.6f} | {apart:.1e} |")
+        ratios = [f"{s[program]:.0f} | {s['alice'] / s[program]:.2f}" for s in (wall, cpu)]
+        print(f"| {program} | {' | '.join(ratios)} | {runs[0]['losses'][-1]:.6f} | {apart:.1e} |")
 
 
 def main():

@@ -5,7 +5,7 @@ use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_trainer::{
     Moments, Options, Precision,
-    plan::{self, DEVICE_RESERVE, Need},
+    plan::{self, CPU_SHARE, DEVICE_RESERVE, Need},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -111,12 +111,11 @@ impl Fit {
     /// Plans tasks of a fragment (none: of any of the run's).
     pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
         let memory = self.memory.or_else(|| free_memory(device));
-        let reserve = if device == Device::Cpu {
-            host_bytes(spec, fragment)
-        } else {
-            DEVICE_RESERVE
-        };
-        let usable = memory.map(|bytes| bytes.saturating_sub(reserve));
+        let usable = memory.map(|bytes| match device {
+            // Device and host are the same memory.
+            Device::Cpu => bytes.saturating_sub(host_bytes(spec, fragment)) / CPU_SHARE.1 * CPU_SHARE.0,
+            _ => bytes.saturating_sub(DEVICE_RESERVE),
+        });
         let rows = self.candidates(device).map(|options| {
             let micro_batch = usable.map_or(
                 Some(options.micro_batch.unwrap_or(spec.inner.batch_sequences)),

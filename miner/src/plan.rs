@@ -202,7 +202,7 @@ mod tests {
     fn the_plan_should_succeed_where_something_fits() {
         execute(&args("genesis-7b", "auto", "24GiB")).unwrap();
         execute(&args("genesis-7b", "7", "24GiB")).unwrap();
-        execute(&args("dev", "full", "1GiB")).unwrap();
+        execute(&args("dev", "full", "2GiB")).unwrap();
         let error = execute(&args("genesis-7b", "full", "24GiB")).unwrap_err();
         assert!(matches!(error, MinerError::DoesNotFit(_)));
         assert_eq!(error.exit_code(), crate::error::EXIT_FAILURE);

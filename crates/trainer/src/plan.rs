@@ -30,8 +30,8 @@ use serde::Serialize;
 /// Kept free on a GPU for its context, libraries and the allocator's gaps, bytes. An estimate: nothing has run on a GPU.
 pub const DEVICE_RESERVE: u64 = 1 << 30;
 
-/// Share of the CPU's memory that tensors may take, as a fraction: glibc's allocator was seen to hold up to 65 % more than
-/// they need, a third more for the most part.
+/// Share of the CPU's memory that tensors may take, as a fraction: glibc's allocator was seen to hold 23 to 65 % more than
+/// they need.
 pub const CPU_SHARE: (u64, u64) = (3, 5);
 
 /// Bytes on the device at the peak of a task.

@@ -86,11 +86,4 @@ fn a_batch_that_does_not_fit_should_be_halved_until_it_does() {
         (halved[1] - whole[1]).abs() < 1e-4,
         "the loss is the same: {halved:?} {whole:?}"
     );
-    // One sequence at a time does not fit either.
-    let tight = one[2] - (whole[2] - one[2]) / 32.0;
-    let error = run(32, Some(tight as u64));
-    assert!(
-        error.contains("too little memory") && error.contains("--checkpoint on"),
-        "{error}"
-    );
 }

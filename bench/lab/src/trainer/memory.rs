@@ -1,5 +1,6 @@
 //! Peak memory of a task on the CPU, measured in a process of its own: the largest resident size while it runs, less what
-//! is there after libtorch has run a small task of the same kind.
+//! is there after libtorch has run a small task of the same kind. glibc gives freed memory back at once in that process, so
+//! that what is measured is what tensors need; `--keep-freed` leaves it at its default.
 
 use crate::case::{OptionArgs, spec};
 use alice_model::{Device, init_theta};
@@ -31,6 +32,9 @@ pub struct Args {
     /// CPU threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// glibc keeps freed memory as it does by default.
+    #[arg(long)]
+    keep_freed: bool,
     /// JSON, one measurement a line.
     #[arg(long)]
     json: bool,
@@ -83,7 +87,11 @@ fn combinations(args: &Args) -> Vec<OptionArgs> {
 }
 
 fn print_one(args: &Args, model: &str, fragments: u32, options: &OptionArgs) -> Result<()> {
-    let output = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    if !args.keep_freed {
+        command.env("MALLOC_MMAP_THRESHOLD_", "65536");
+    }
+    let output = command
         .args(["memory", "--child", "--model", model])
         .args([
             "--fragments",

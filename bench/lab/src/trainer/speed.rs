@@ -67,17 +67,25 @@ pub fn run(args: &Args) -> Result<()> {
         sequences: &sequences,
     };
     let (mut losses, mut seconds, mut before) = (Vec::new(), Vec::new(), Instant::now());
+    let (mut cpu, mut cpu_before) = (Vec::new(), cpu_seconds());
     alice_trainer::train(&task, Device::Cpu, args.options.options(None), &mut |progress| {
         losses.push(progress.loss);
         seconds.push(before.elapsed().as_secs_f64());
-        before = Instant::now();
+        cpu.push(cpu_seconds() - cpu_before);
+        (before, cpu_before) = (Instant::now(), cpu_seconds());
         ControlFlow::Continue(())
     })?;
     println!(
         "{}",
-        json!({ "losses": losses, "seconds": seconds, "inner": spec.inner })
+        json!({ "losses": losses, "seconds": seconds, "cpu": cpu, "inner": spec.inner })
     );
     Ok(())
+}
+
+/// Processor time of the whole process so far, all threads.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 fn words<const N: usize>(path: &Path) -> Result<Vec<[u8; N]>> {
