@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Experts in a block, at most.
-const EXPERTS_MAX: u32 = 1024;
+const EXPERTS_MAX: u32 = 256;
 /// Fragments of a model with experts, at most: each has a residual of its own at every miner.
 const FRAGMENTS_MAX: u32 = 4096;
 
