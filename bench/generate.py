@@ -7,14 +7,16 @@
 
 `--make DIR` writes folders with random weights: the shapes of the runs `dev` and `small`, and one of 353 million weights,
 in f32 and bf16. Both programs take turns; each figure is the median of the rounds, for the tokens after the first one (so
-without loading and without the prompt). Greedy, one text. Numbers: as the folder stores them in `transformers`, what
-`--precision auto` chooses in ours.
+without loading and without the prompt): tokens a second, and tokens for each second of processor time, which other load on
+the machine disturbs less. Greedy, one text. Numbers: as the folder stores them in `transformers`, what `--precision auto`
+chooses in ours.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,27 +59,37 @@ def make(target):
 
 
 def ours(miner, folder, threads, tokens):
-    command = [miner, "generate", "--model", folder, "--prompt", PROMPT, "--temperature", "0", "--max-tokens", str(tokens),
-               "--threads", str(threads), "--device", "cpu", "--json"]  # fmt: skip
-    done = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return done["tokens_per_second"], done
+    """Tokens a second and a processor second; the answer."""
+
+    def answer(count):
+        command = [miner, "generate", "--model", folder, "--prompt", PROMPT, "--temperature", "0", "--max-tokens", str(count),
+                   "--threads", str(threads), "--device", "cpu", "--json"]  # fmt: skip
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # The first token alone: loading and the prompt.
+    _, first = answer(1)
+    done, everything = answer(tokens)
+    more = len(done["tokens"]) - 1
+    return done["tokens_per_second"], more / max(everything - first, 1e-9), done
 
 
 def theirs(model, ids, tokens):
-    """Time of all tokens less the time of the first one, which includes the prompt."""
+    """Tokens a second and a processor second, of all tokens less the first one, which includes the prompt."""
 
     def seconds(count):
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         with torch.inference_mode():
-            out = model.generate(
+            model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, temperature=None, top_p=None,
                 max_new_tokens=count, min_new_tokens=count, pad_token_id=0,
             )  # fmt: skip
-        return time.perf_counter() - started, out[0, ids.shape[1] :].tolist()
+        return time.perf_counter() - started, time.process_time() - processor
 
-    first, _ = seconds(1)
-    everything, out = seconds(tokens)
-    return (tokens - 1) / (everything - first), out
+    first, everything = seconds(1), seconds(tokens)
+    return [(tokens - 1) / (e - f) for e, f in zip(everything, first)]
 
 
 def main():
@@ -92,21 +104,25 @@ def main():
     if options.make:
         make(options.make)
     if options.folders:
-        print(f"| folder | threads | numbers, ours | ours, tokens/s | transformers {transformers.__version__} | ratio |")
-        print("|---|---|---|---|---|---|")
+        print(f"| folder | threads | numbers, ours | tokens/s, ours | transformers {transformers.__version__} | ratio "
+              "| tokens a processor second, ours | transformers | ratio |")  # fmt: skip
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for folder in options.folders:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         for threads in options.threads:
             torch.set_num_threads(threads)
-            mine, other = [], []
+            rounds = []
             for _ in range(options.rounds):
-                speed, done = ours(options.miner, folder, threads, options.tokens)
-                mine.append(speed)
-                # The same prompt: byte tokens, or whatever our tokenizer makes of it, is only its length here.
+                *mine, done = ours(options.miner, folder, threads, options.tokens)
+                # A prompt of the same length: what it says makes no difference to the time.
                 ids = torch.full((1, done["prompt_tokens"]), 100)
-                other.append(theirs(model, ids, options.tokens)[0])
-            a, b = statistics.median(mine), statistics.median(other)
-            print(f"| {folder.name} | {threads} | {done['precision']} | {a:.1f} | {b:.1f} | {a / b:.2f} |", flush=True)
+                rounds.append((*mine, *theirs(model, ids, options.tokens)))
+            wall, processor, other_wall, other_processor = map(statistics.median, zip(*rounds))
+            print(
+                f"| {folder.name} | {threads} | {done['precision']} | {wall:.1f} | {other_wall:.1f} | {wall / other_wall:.2f} "
+                f"| {processor:.1f} | {other_processor:.1f} | {processor / other_processor:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -275,8 +275,8 @@ fn threads_and_stops_should_change_no_byte() {
 
     // Stopped after 1, 2, 3… batches since the last start, until it is complete.
     let stopped = dir.path().join("stopped");
-    let (mut starts, mut resumed) = (0, false);
-    loop {
+    let mut starts = 0;
+    let resumed = loop {
         starts += 1;
         let (mut left, threads) = (1 + starts / 2, 1 + starts % 3);
         let result = build(&list, &tokenizer, &stopped, &options(threads, 2 << 20), &mut |_| {
@@ -289,13 +289,10 @@ fn threads_and_stops_should_change_no_byte() {
         });
         match result {
             Err(CorpusError::Stopped) => assert!(!stopped.join(CORPUS_FILE).exists()),
-            other => {
-                resumed = other.unwrap().resumed;
-                break;
-            }
+            other => break other.unwrap().resumed,
         }
         assert!(starts < 50, "it does not get on");
-    }
+    };
     assert!(starts > 4 && resumed, "{starts}");
     assert!(files(&stopped) == expected, "stopped {starts} times");
 }
@@ -499,7 +496,7 @@ fn an_interrupted_build_should_only_go_on_with_the_same_inputs() {
     for name in ["checkpoint", "digests"] {
         let path = build_folder(&out).join(name);
         let good = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+        std::fs::write(&path, &good[..8]).unwrap();
         let error = same(&list, &tokenizer).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("to start over"), "{error}");
         std::fs::write(&path, good).unwrap();

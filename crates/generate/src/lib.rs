@@ -14,9 +14,6 @@ mod sample;
 mod shards;
 mod text;
 
-#[cfg(test)]
-mod tests;
-
 pub use config::{CONFIG_FILE, GENERATION_CONFIG_FILE};
 pub use error::GenerateError;
 pub use folder::Folder;

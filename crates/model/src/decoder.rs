@@ -221,6 +221,3 @@ impl<E: From<ModelError>> Loader<'_, E> {
 fn copy(mut place: Tensor, values: &Tensor) -> Result<(), TchError> {
     place.f_copy_(values)
 }
-
-#[cfg(test)]
-mod tests;

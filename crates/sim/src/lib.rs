@@ -13,7 +13,7 @@ mod problem;
 mod report;
 
 pub use miner::Strategy;
-pub use network::{Epoch, Network, SimError};
+pub use network::{EXACT, Epoch, Network, SimError};
 pub use problem::Problem;
 pub use report::{Report, Row};
 
@@ -31,5 +31,6 @@ pub fn spec(fragments: u32) -> RunSpec {
     spec.task.fragments = fragments;
     spec.update.chunk = 1024;
     spec.update.k_max = 64;
+    spec.round.tasks_max = 256;
     spec
 }

@@ -18,6 +18,9 @@ struct Args {
     /// Fragments of the model: 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
     fragments: u32,
+    /// Bits of the published aggregate: 2, 4, 8, or 32 for f32 as it is.
+    #[arg(long, default_value_t = 8, value_parser = bits)]
+    publish_bits: u8,
     /// Of the problem and of all chance.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -29,6 +32,13 @@ fn machines(text: &str) -> Result<(Strategy, usize), String> {
         .parse()
         .map_err(|_| format!("'{number}' is not a number of machines"))?;
     Ok((name.parse()?, number))
+}
+
+fn bits(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(bits @ (2 | 4 | 8 | alice_sim::EXACT)) => Ok(bits),
+        _ => Err(format!("'{text}' is none of 2, 4, 8, 32")),
+    }
 }
 
 fn main() -> ExitCode {
@@ -47,7 +57,9 @@ fn run(args: &Args) -> Result<(), SimError> {
         .iter()
         .flat_map(|(strategy, number)| std::iter::repeat_n(*strategy, (*number).min(1000)))
         .collect();
-    let mut network = Network::new(spec(args.fragments), &machines, args.seed)?;
+    let mut spec = spec(args.fragments);
+    spec.update.publish_bits = args.publish_bits;
+    let mut network = Network::new(spec, &machines, args.seed)?;
     network.run(args.epochs)?;
     let report = network.report();
     println!("{report}");
@@ -61,6 +73,10 @@ fn run(args: &Args) -> Result<(), SimError> {
     if let Some(last) = report.epochs.last() {
         let root: String = last.root.iter().map(|byte| format!("{byte:02x}")).collect();
         println!("last loss {:.4} nats, model root {root}", last.loss);
+        println!(
+            "published aggregates of {} bytes on average",
+            network.published_bytes() / report.epochs.len().max(1) as u64
+        );
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ const RESERVE: u64 = 1 << 20;
 const FINALITY_LAG: u32 = 2;
 /// Epochs after which a round cannot be attested any more.
 const LATE_WINDOW: u32 = 24;
+/// `update.publish_bits` that stands for the aggregate as it is, in f32. No run may have it.
+pub const EXACT: u8 = 32;
 /// Noise of what a sequence says.
 const NOISE: f32 = 1.0;
 
@@ -108,6 +110,7 @@ pub struct Network {
     scores: BTreeMap<u32, BTreeMap<u32, u64>>,
     epochs: Vec<Epoch>,
     tallies: Vec<Tally>,
+    published_bytes: u64,
 }
 
 impl Network {
@@ -149,6 +152,7 @@ impl Network {
             scores: BTreeMap::new(),
             epochs: Vec::new(),
             tallies: machines.iter().map(|_| Tally::default()).collect(),
+            published_bytes: 0,
             spec,
             problem,
             tensors,
@@ -186,6 +190,11 @@ impl Network {
     /// What happened so far.
     pub fn report(&self) -> Report {
         Report::new(&self.machines, &self.tallies, &self.chain, &self.epochs)
+    }
+
+    /// Bytes of all published aggregates.
+    pub fn published_bytes(&self) -> u64 {
+        self.published_bytes
     }
 
     /// True loss of the first model.
@@ -481,9 +490,15 @@ impl Network {
         let ids: Vec<Hash> = accepted.iter().map(|a| a.0).collect();
         let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.1, a.2, a.3)).collect();
         let mean = aggregate::mean_of_fragments(&self.fragments, &updates);
-        let seed = aggregate::rounding_seed(&self.root, &ids);
-        let published = aggregate::publish(&self.whole, self.spec.update.publish_bits, &mean, seed);
-        let d = aggregate::decode_published(&self.whole, &published)?;
+        let d = match self.spec.update.publish_bits {
+            EXACT => mean,
+            bits => {
+                let seed = aggregate::rounding_seed(&self.root, &ids);
+                let published = aggregate::publish(&self.whole, bits, &mean, seed);
+                self.published_bytes += published.len() as u64;
+                aggregate::decode_published(&self.whole, &published)?
+            }
+        };
         let (alpha, z) = (self.spec.outer.alpha as f32, self.spec.score.z);
         let guard = guarded_step(&mut self.problem, &self.theta, &d, alpha, z, guard_split)?;
         self.theta = guard.theta_next;

@@ -90,7 +90,23 @@ fn the_same_history_should_have_the_same_bits_and_a_restart_should_change_nothin
 }
 
 #[test]
+fn rounding_the_published_aggregate_should_cost_little() {
+    let loss = |bits: u8| {
+        let mut spec = spec(1);
+        spec.update.publish_bits = bits;
+        let mut network = Network::new(spec, &[Strategy::Honest; 24], 1).unwrap();
+        network.run(8).unwrap();
+        network.report().epochs.last().unwrap().loss - 3.0
+    };
+    let exact = loss(alice_sim::EXACT);
+    for bits in [8, 4] {
+        let of_bits = loss(bits);
+        assert!((of_bits / exact - 1.0).abs() < 0.1, "{bits} bits: {of_bits} {exact}");
+    }
+}
+
+#[test]
 fn more_keys_than_tasks_should_be_an_error() {
-    let error = Network::new(spec(1), &[Strategy::FourKeys; 17], 1).unwrap_err();
-    assert!(error.to_string().contains("64 tasks"), "{error}");
+    let error = Network::new(spec(1), &[Strategy::FourKeys; 65], 1).unwrap_err();
+    assert!(error.to_string().contains("256 tasks"), "{error}");
 }

@@ -340,7 +340,7 @@ fn models_of_other_kinds_should_be_refused() {
 /// The target in `fuzz/` does the same with a fuzzer's patience.
 #[test]
 fn damaged_models_should_be_refused_or_be_models() {
-    let good = learn(&corpus(), &TrainOptions::new(300)).unwrap().model_bytes();
+    let good = learn(&corpus(), &TrainOptions::new(350)).unwrap().model_bytes();
     let mut state = 1u64;
     let mut random = move |below: usize| {
         state = state

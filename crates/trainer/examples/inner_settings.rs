@@ -55,9 +55,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 .iter()
                 .map(|i| training.sequence(*i))
                 .collect::<Result<Vec<_>, _>>()?;
-            let result = alice_trainer::train(&spec, Device::Cpu, &theta, &sequences, &mut |_| {
-                ControlFlow::Continue(())
-            })?;
+            let work = alice_trainer::Task {
+                spec: &spec,
+                fragment: 0,
+                theta: &theta,
+                sequences: &sequences,
+            };
+            let go_on = &mut |_| ControlFlow::Continue(());
+            let result = alice_trainer::train(&work, Device::Cpu, Default::default(), go_on)?;
             theta.iter_mut().zip(&result.d).for_each(|(t, d)| *t -= d);
             let losses = oracle.losses(&theta, &held_out)?;
             println!(

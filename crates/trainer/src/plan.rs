@@ -15,11 +15,12 @@
 //! * working: the larger of 12·T·V for logits, their logarithms and gradient, in f32, with the last norm, and of what one
 //!   block's way back takes, T·e·(2h + 4f) and the gradient of its largest matrix; or what the optimiser's step takes.
 //!
-//! With experts f is that of all experts that a token goes through, and each of them keeps 2h more for a token. Copies are counted
-//! for all experts of a block. That is arithmetic and not measured.
+//! With experts, f counts once for each expert that a token goes through, and the gathered inputs and weighted outputs of each
+//! come to it, 3h: an estimate, not measured.
 //!
-//! The measured peak agrees within 10 % on the CPU (docs/measurements.md). On a GPU its driver and libraries need
-//! [`DEVICE_RESERVE`] more.
+//! That is what tensors need. The measured peak agrees within 10 % on the CPU where the C library gives freed memory back at
+//! once (docs/measurements.md); by default glibc keeps part of it for speed, see [`CPU_SHARE`]. On a GPU its driver and
+//! libraries need [`DEVICE_RESERVE`] more.
 
 use crate::{Moments, Options, adamw, moments};
 use alice_model::{Device, Precision};
@@ -28,6 +29,10 @@ use serde::Serialize;
 
 /// Kept free on a GPU for its context, libraries and the allocator's gaps, bytes. An estimate: nothing has run on a GPU.
 pub const DEVICE_RESERVE: u64 = 1 << 30;
+
+/// Share of the CPU's memory that tensors may take, as a fraction: glibc's allocator was seen to hold up to 65 % more than
+/// they need, a third more for the most part.
+pub const CPU_SHARE: (u64, u64) = (3, 5);
 
 /// Bytes on the device at the peak of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -83,10 +88,10 @@ struct Shape {
     /// Tokens of a micro-batch.
     tokens: u64,
     hidden: u64,
-    /// Width of the feed-forward layer; with experts, of all that a token goes through.
+    /// Width of all feed-forward layers that a token goes through.
     ffn: u64,
-    /// Experts that a token goes through; zero without.
-    routed: u64,
+    /// Experts that a token goes through; 0 without experts.
+    experts: u64,
     vocab: u64,
     kv_shared: bool,
     parameters: u64,
@@ -168,8 +173,8 @@ impl Shape {
             e: options.precision.bytes(),
             tokens: u64::from(micro_batch) * u64::from(m.context),
             hidden: m.hidden.into(),
-            ffn: u64::from(m.ffn) * m.moe.as_ref().map_or(1, |moe| moe.top_k.into()),
-            routed: m.moe.as_ref().map_or(0, |moe| moe.top_k.into()),
+            ffn: u64::from(m.ffn) * u64::from(m.moe.as_ref().map_or(1, |moe| moe.top_k)),
+            experts: m.moe.as_ref().map_or(0, |moe| moe.top_k.into()),
             vocab: m.vocab.into(),
             kv_shared: m.kv_heads < m.heads,
             parameters: spec.parameters(),
@@ -204,9 +209,8 @@ impl Shape {
         } else {
             6 * self.hidden + 3 * self.ffn
         };
-        // Each expert's tokens are gathered, and its outputs wait for their weights.
-        let values = values + 2 * self.routed * self.hidden;
-        self.tokens * (self.e * values + self.norms_f32(learns))
+        let experts = 3 * self.hidden * self.experts;
+        self.tokens * (self.e * (values + experts) + self.norms_f32(learns))
     }
 
     /// What is made and let go on a block's way back.

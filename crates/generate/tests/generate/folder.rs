@@ -1,6 +1,6 @@
 //! Folders on disk, good and bad. The weights are random, the tokenizer is the byte tokenizer.
 
-use crate::*;
+use alice_generate::*;
 use alice_model::{Decoder, Device, Precision};
 use alice_tokenizer::{TOKENIZER_CONFIG_FILE, TOKENIZER_MODEL_FILE, Tokenizer};
 use rand_chacha::ChaCha20Rng;

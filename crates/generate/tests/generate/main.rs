@@ -1,0 +1,5 @@
+//! Folders, choices and text, as programs use them.
+
+mod folder;
+mod sample;
+mod text;
