@@ -70,7 +70,7 @@ impl RunSpec {
     /// embedding with the first fragment, the final norm and the head with the last. In a model with experts this is so
     /// for the first fragments, and the others are groups of experts. Empty if p ≥ P.
     pub fn fragment_tensors(&self, p: u32) -> Range<usize> {
-        let (count, all) = (self.task.fragments, self.tensors().len());
+        let (count, all) = (self.task.fragments, self.tensor_count());
         match &self.model.moe {
             _ if p >= count => all..all,
             Some(_) if count > 1 => self.expert_fragment_tensors(p),
@@ -81,22 +81,30 @@ impl RunSpec {
 
     /// Part p < `count` of everything that is no expert, cut between blocks.
     pub(crate) fn block_range(&self, p: u32, count: u32) -> Range<usize> {
-        let mut all = self.tensors();
-        all.retain(|t| !t.name.contains(".experts."));
-        let first_of = |layer: u64| {
-            let prefix = format!("model.layers.{layer}.");
-            all.iter()
-                .position(|t| t.name.starts_with(&prefix))
-                .unwrap_or(all.len())
-        };
-        let layer = |p: u32| u64::from(p) * u64::from(self.model.layers) / u64::from(count);
-        let start = if p == 0 { 0 } else { first_of(layer(p)) };
-        let end = if p + 1 == count {
-            all.len()
-        } else {
-            first_of(layer(p + 1))
+        let layers = u64::from(self.model.layers);
+        // The embedding stands before the blocks.
+        let first_of = |p: u32| 1 + self.block_tensors() * (u64::from(p) * layers / u64::from(count)) as usize;
+        let start = if p == 0 { 0 } else { first_of(p) };
+        let end = match p + 1 == count {
+            true => self.shared_tensors(),
+            false => first_of(p + 1),
         };
         start..end
+    }
+
+    /// Tensors of a block that are no expert's.
+    fn block_tensors(&self) -> usize {
+        if self.model.moe.is_some() { 7 } else { 9 }
+    }
+
+    /// Tensors that are no expert's: embedding, blocks, final norm and head.
+    pub(crate) fn shared_tensors(&self) -> usize {
+        3 + self.block_tensors() * self.model.layers as usize
+    }
+
+    /// Length of [`RunSpec::tensors`], without making them.
+    fn tensor_count(&self) -> usize {
+        self.shared_tensors() + 3 * self.expert_units() as usize
     }
 
     /// Fragment that the task of a slice trains: (epoch + slice) mod P. It follows from what is public, so nobody chooses

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Experts in a block, at most.
-const EXPERTS_MAX: u32 = 1024;
+const EXPERTS_MAX: u32 = 256;
 /// Fragments of a model with experts, at most: each has a residual of its own at every miner.
 const FRAGMENTS_MAX: u32 = 4096;
 
@@ -120,16 +120,26 @@ impl RunSpec {
     }
 
     /// (expert, block) pairs; zero in a dense model.
-    fn expert_units(&self) -> u64 {
+    pub(crate) fn expert_units(&self) -> u64 {
         let experts = self.model.moe.as_ref().map_or(0, |moe| moe.experts);
         u64::from(experts) * u64::from(self.model.layers)
+    }
+
+    /// Parameters of a model with experts that are no expert's.
+    fn shared_parameters(&self) -> u64 {
+        let m = &self.model;
+        let [vocab, hidden, layers] = [m.vocab, m.hidden, m.layers].map(u64::from);
+        let kv = hidden / u64::from(m.heads) * u64::from(m.kv_heads);
+        let experts = m.moe.as_ref().map_or(0, |moe| u64::from(moe.experts));
+        // Embedding, head and last norm; projections, norms and router of each block.
+        (2 * vocab + 1) * hidden + layers * hidden * (2 * hidden + 2 * kv + 2 + experts)
     }
 
     /// Of `count` fragments so many hold what is not an expert: its share of all parameters, rounded, at least one and at
     /// most one a block. So all fragments are of about the same size.
     fn shared_fragments(&self, count: u32) -> u32 {
-        let total = u128::from(self.parameters());
-        let shared = total - u128::from(self.expert_units()) * u128::from(self.expert_parameters());
+        let shared = u128::from(self.shared_parameters());
+        let total = shared + u128::from(self.expert_units()) * u128::from(self.expert_parameters());
         let rounded = (2 * u128::from(count) * shared + total) / (2 * total).max(1);
         let max = count.saturating_sub(1).min(self.model.layers).max(1);
         (u32::try_from(rounded).unwrap_or(u32::MAX)).clamp(1, max)
@@ -144,8 +154,7 @@ impl RunSpec {
             return self.block_range(p, shared);
         }
         let (q, of_experts) = (u64::from(p - shared), u64::from(self.task.fragments - shared));
-        let units = self.expert_units();
-        let first = self.tensors().len() - 3 * units as usize;
+        let (units, first) = (self.expert_units(), self.shared_tensors());
         let unit = |q: u64| first + 3 * (q * units / of_experts) as usize;
         unit(q)..unit(q + 1)
     }
@@ -194,6 +203,8 @@ mod tests {
             .collect();
         assert_eq!(found, expected);
         let experts: u64 = tensors[first..].iter().map(|t| t.len()).sum();
+        assert_eq!(spec.shared_tensors(), first);
+        assert_eq!(spec.shared_parameters(), spec.parameters() - experts);
         assert_eq!(spec.active_parameters(), spec.parameters() - experts / 2);
         let mut dense = spec;
         (dense.model.moe, dense.model.architecture) = (None, "llama".into());

@@ -219,34 +219,24 @@ mod tests {
         let halves: Vec<Tensor> = twice.iter().map(|t| t * 0.5).collect();
         assert!(size(&difference(&once, &halves)) < 1e-4 * size(&once));
 
-        // Against the loss itself: a small step along the router's gradient changes it as promised.
-        let loss = |theta: &[f32]| {
-            let mut model = Llama::new(&with, Device::Cpu).unwrap();
-            model.load(theta).unwrap();
-            let text = (0..3u16).map(|s| (0..24).map(|t| (s * 83 + t * 31) % 259).collect());
-            let tokens = model.batch(&text.collect::<Vec<_>>()).unwrap();
-            let (_, routes) = tch::no_grad(|| model.stream_routed(&tokens)).unwrap();
-            model.balance.unwrap().loss(&routes).unwrap().double_value(&[])
-        };
-        // Half (the objective's share) of the weight 0.5, for the router of the last block alone: nothing follows it.
-        let names: Vec<String> = with.tensors().into_iter().map(|t| t.name).collect();
-        let at = names
-            .iter()
-            .position(|n| n == "model.layers.2.block_sparse_moe.gate.weight")
-            .unwrap();
-        let start: u64 = with.tensors()[..at].iter().map(|t| t.len()).sum();
-        let gradient = Vec::<f32>::try_from(once[at].reshape([-1])).unwrap();
-        let before = theta();
-        let step = 1e-2 / gradient.iter().map(|g| g * g).sum::<f32>().sqrt();
-        let moved = |sign: f32| {
-            let mut theta = before.clone();
-            for (i, g) in gradient.iter().enumerate() {
-                theta[start as usize + i] += sign * step * g;
+        // The loss by itself: half (the objective's share) of the weight 0.5 of its gradients is what was added.
+        let learning = with.fragment_tensors(0);
+        let mut model = Llama::with_learning(&with, Device::Cpu, learning, Precision::F32).unwrap();
+        model.load(&theta()).unwrap();
+        let text = (0..3u16).map(|s| (0..24).map(|t| (s * 83 + t * 31) % 259).collect());
+        let tokens = model.batch(&text.collect::<Vec<_>>()).unwrap();
+        let (_, routes) = model.stream_routed(&tokens).unwrap();
+        (model.balance.unwrap().loss(&routes).unwrap() * 0.25).backward();
+        // Not all: what follows the last router does not reach its loss.
+        let mut reached = 0;
+        for (parameter, once) in model.learning().iter().zip(&once) {
+            let gradient = parameter.grad();
+            if gradient.defined() {
+                reached += 1;
+                let apart = size(&[&gradient - once]);
+                assert!(apart < 1e-3 * size(&[gradient]) + 1e-5, "{apart}");
             }
-            loss(&theta)
-        };
-        let slope = (moved(1.0) - moved(-1.0)) / 2.0 / f64::from(step);
-        let expected = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>() / 0.25;
-        assert!((slope / expected - 1.0).abs() < 0.05, "{slope} and {expected}");
+        }
+        assert!(reached > once.len() - 5, "{reached} of {}", once.len());
     }
 }
