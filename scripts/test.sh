@@ -55,6 +55,9 @@ if [ $fast = 0 ]; then
 	network=$(mktemp -d)
 	python3 tests/e2e.py --dir "$network" || die "the end-to-end test failed; logs and state are in $network"
 	rm -rf "$network"
+
+	say "exported weights in other people's programs"
+	python3 tests/weights.py --built
 fi
 
 for tool in cargo-deny mdbook; do

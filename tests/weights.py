@@ -2,6 +2,7 @@
 
     tests/weights.py            everything
     tests/weights.py --speed    measures tokenizer and export as well
+    tests/weights.py --built    with the programs that scripts/test.sh has built, as CI does
 
 Makes a Python environment in $ALICE_CACHE/weights-venv at first (1.7 GB; pinned in tests/weights/requirements.txt),
 builds the examples of alice-tokenizer and alice-export (release) and the programs as scripts/test.sh does, and compares
@@ -101,6 +102,13 @@ MODELS = ("bytes", "bpe", "moe")
 
 def programs():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    if "--built" in sys.argv:
+        debug = target / "debug"
+        found = debug / "examples/tokenizer", debug / "examples/export", debug / "alice-miner"
+        for program in found:
+            if not program.exists():
+                sys.exit(f"error: {program} is not built; run scripts/build.sh --tests, or leave --built out")
+        return found
     build = ["cargo", "build", "--quiet", "--release", "--locked"]
     # One call each: two packages at once would unify their features.
     run(*build, "-p", "alice-tokenizer", "--example", "tokenizer", cwd=ROOT)
@@ -672,4 +680,4 @@ class Weights(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main(argv=[a for a in sys.argv if a != "--speed"], verbosity=1)
+    unittest.main(argv=[a for a in sys.argv if a not in ("--speed", "--built")], verbosity=1)
