@@ -17,7 +17,7 @@ usage() {
 usage: scripts/setup.sh [--no-node] [--tests]
 
   --no-node   leave out what only the chain node needs (the wasm toolchain)
-  --tests     also install what the test suite needs (node.js packages for the polkadot.js check)
+  --tests     also install what the test suite needs (node.js packages for the polkadot.js check, python3-venv)
 USAGE
 }
 with_node=1 with_tests=0
@@ -203,7 +203,7 @@ fetch_corpus() {
 }
 [ -d "$ALICE_CACHE/corpus-sotu" ] || fetch_corpus
 
-# --- 5. polkadot.js -----------------------------------------------------------------------------------------------
+# --- 5. what tests compare with: polkadot.js, and Python environments for other people's programs -----------------------
 if [ $with_tests = 1 ]; then
 	node_is_recent() {
 		command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' 2>/dev/null
@@ -212,6 +212,11 @@ if [ $with_tests = 1 ]; then
 		[ "$(uname -s)" = Linux ] || die "node.js 18 or newer is needed for the polkadot.js check: brew install node"
 		apt_install nodejs npm
 		node_is_recent || die "node.js 18 or newer is needed for the polkadot.js check, and this system's packages have $(node --version 2>&1 || true): install one from https://nodejs.org"
+	fi
+	# tests/weights.py makes an environment of its own; Debian's Python cannot without this package.
+	if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+		[ "$(uname -s)" = Linux ] || die "python3 cannot make environments (ensurepip is missing): install Python from https://python.org"
+		apt_install python3-venv
 	fi
 	# Tests check formatting and lints as well.
 	cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy ||
