@@ -6,7 +6,7 @@
     $VENV/bin/python bench/generate.py --miner target/release/alice-miner /tmp/alice-bench/*
 
 `--make DIR` writes folders with random weights: the shapes of the runs `dev` and `small`, and one of 353 million weights,
-in f32 and bf16. Both programs take turns; each figure is the median of the rounds, for the tokens after the first one (so
+in f32 and bf16. With `--tokenizer DIR` the last one only, with the tokenizer files (of 8,192 pieces) found there. Both programs take turns; each figure is the median of the rounds, for the tokens after the first one (so
 without loading and without the prompt): tokens a second, and tokens for each second of processor time, which other load on
 the machine disturbs less. Greedy, one text. Numbers: as the folder stores them in `transformers`, what `--precision auto`
 chooses in ours.
@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,13 +39,16 @@ SHAPES = {
 PROMPT = "The State of the Union"
 
 
-def make(target):
+def make(target, tokenizer):
     programs = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     build = ("cargo", "build", "--quiet", "--release", "--locked", "-p", "alice-tokenizer", "--example", "tokenizer")
-    subprocess.run(build, check=True, cwd=ROOT)
+    if not tokenizer:
+        subprocess.run(build, check=True, cwd=ROOT)
     texts = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache/alice")) / "corpus-sotu"
     torch.manual_seed(1)
     for name, (vocab, hidden, layers, heads, kv_heads, ffn, context) in SHAPES.items():
+        if tokenizer and vocab != 8192:
+            continue
         config = transformers.LlamaConfig(
             vocab_size=vocab, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=kv_heads, intermediate_size=ffn, max_position_embeddings=context, rms_norm_eps=1e-5,
@@ -53,6 +57,10 @@ def make(target):
         for dtype in (torch.float32, torch.bfloat16):
             out = target / f"{name}-{'f32' if dtype == torch.float32 else 'bf16'}"
             model.to(dtype).save_pretrained(out)
+            if tokenizer:
+                for file in tokenizer.glob("tokenizer*"):
+                    shutil.copy(file, out)
+                continue
             command = ("bytes", out) if vocab == 259 else ("train", str(vocab), out, texts)
             subprocess.run([programs / "release/examples/tokenizer", *command], check=True, stdout=subprocess.DEVNULL)
             print(f"{out}: {sum(p.numel() for p in model.parameters()):,} weights")
@@ -95,6 +103,7 @@ def theirs(model, ids, tokens):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--tokenizer", type=pathlib.Path, metavar="DIR")
     parser.add_argument("--miner", default="target/release/alice-miner")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tokens", type=int, default=96)
@@ -102,7 +111,7 @@ def main():
     parser.add_argument("folders", type=pathlib.Path, nargs="*")
     options = parser.parse_args()
     if options.make:
-        make(options.make)
+        make(options.make, options.tokenizer)
     if options.folders:
         print(f"| folder | threads | numbers, ours | tokens/s, ours | transformers {transformers.__version__} | ratio "
               "| tokens a processor second, ours | transformers | ratio |")  # fmt: skip

@@ -1,11 +1,12 @@
 """The trainer beside PyTorch: the same model, first weights, text, batches, optimiser and threads, in turns.
 
-    scripts/build.sh --fast && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2]
+    scripts/build.sh --fast && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2] [--device cuda] [--bf16]
 
 Needs torch 2.13.0; where this Python has none, that of tests/weights.py ($ALICE_CACHE/weights-venv) is used. PyTorch runs
 the model eager and, where a C++ compiler and Python's headers are there, compiled (torch.compile, its defaults). Each
 round runs every program once, in a process of its own; speeds are medians over all steps but the first two of each run.
-On a machine that others use too, compare tokens for each CPU-second with one thread.
+On a machine that others use too, compare tokens for each CPU-second with one thread. With --bf16 ours computes in bf16, and
+PyTorch under torch.autocast.
 """
 
 import argparse
@@ -26,6 +27,7 @@ MODELS = {  # hidden, layers, heads, ffn, vocab, context: as in bench/lab/src/tr
     "small": (384, 12, 6, 1024, 259, 512),
     "10m": (256, 10, 4, 704, 4096, 256),
     "50m": (512, 12, 8, 1408, 8192, 256),
+    "1b": (2048, 22, 16, 5632, 32000, 256),
 }
 NAMES = ["input_layernorm", "q_proj", "k_proj", "v_proj", "o_proj", "post_attention_layernorm", "gate_proj", "up_proj", "down_proj"]
 
@@ -51,14 +53,14 @@ def torch_child(args):
     parameters, at = [], 0
     for shape in shapes(args.model):
         size = numpy.prod(shape)
-        parameters.append(torch.nn.Parameter(values[at : at + size].view(shape).clone()))
+        parameters.append(torch.nn.Parameter(values[at : at + size].view(shape).to(args.device, copy=True)))
         at += size
-    tokens = torch.from_numpy(numpy.fromfile(args.tokens, dtype="<u2").astype("int64")).view(-1, args.batch, context)
+    tokens = torch.from_numpy(numpy.fromfile(args.tokens, dtype="<u2").astype("int64")).view(-1, args.batch, context).to(args.device)
     dim = hidden // heads
     frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies.float())
     angles = torch.cat([angles, angles], -1)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos().to(args.device), angles.sin().to(args.device)
 
     def norm(x, weight):
         return F.rms_norm(x, (hidden,), weight, 1e-5)
@@ -99,7 +101,8 @@ def torch_child(args):
     for batch in tokens:
         before, cpu_before = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
-        loss = loss_of(batch)
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.bf16):
+            loss = loss_of(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, inner["clip_norm"])
         optimizer.step()
@@ -115,12 +118,19 @@ def ours(args, theta, tokens):
     built = [target / profile / "trainer" for profile in ("release", "debug")]
     program = next((path for path in built if path.exists()), None) or sys.exit("error: build the trainer first (see above)")
     command = [program, "speed", "--model", args.model, "--theta", theta, "--tokens", tokens]
-    return [*command, "--steps", args.steps, "--batch", args.batch, "--threads", args.threads]
+    command += ["--steps", args.steps, "--batch", args.batch, "--threads", args.threads, "--device", args.device]
+    return command + ["--bf16"] * args.bf16
 
 
 def theirs(args, program, theta, tokens, inner):
     command = [args.python, __file__, "--program", program, "--model", args.model, "--theta", theta, "--tokens", tokens]
-    return [*command, "--batch", args.batch, "--threads", args.threads, "--inner", json.dumps(inner)]
+    command += ["--batch", args.batch, "--threads", args.threads, "--device", args.device, "--inner", json.dumps(inner)]
+    return command + ["--bf16"] * args.bf16
+
+
+def inputs(args, theta, tokens):
+    command = [args.python, __file__, "--program", "inputs", "--model", args.model, "--theta", theta, "--tokens", tokens]
+    return [*command, "--steps", args.steps, "--batch", args.batch]
 
 
 def run(command):
@@ -142,31 +152,28 @@ def python_with_torch():
     sys.exit("error: no Python with torch and numpy; run tests/weights.py once, or: pip install torch==2.13.0 numpy")
 
 
-def write_inputs(args, folder):
+def inputs_child(args):
     """First weights (normal, 0.02; norms one) and real text, or pseudo-random tokens for larger vocabularies."""
-    import random
+    import numpy
 
-    random.seed(1)
-    theta, tokens = folder / "theta.f32", folder / "tokens.u16"
-    from array import array
-
-    with theta.open("wb") as file:
+    generator = numpy.random.default_rng(1)
+    with open(args.theta, "wb") as file:
         for shape in shapes(args.model):
-            size = shape[0] * (shape[1] if len(shape) == 2 else 1)
-            array("f", [1.0] * size if len(shape) == 1 else [random.gauss(0, 0.02) for _ in range(size)]).tofile(file)
+            values = numpy.ones(shape, "<f4") if len(shape) == 1 else generator.standard_normal(shape, "f4") * numpy.float32(0.02)
+            values.astype("<f4").tofile(file)
     vocab, context = MODELS[args.model][4:]
-    count = args.steps * args.batch * context
-    text = (ROOT / "LICENSE").read_bytes()
-    ids = [(text[i % len(text)] + 3) if vocab == 259 else (text[i % len(text)] * 31 + text[(i + 1) % len(text)]) % vocab for i in range(count)]
-    array("H", ids).tofile(tokens.open("wb"))
-    return theta, tokens
+    text = numpy.frombuffer((ROOT / "LICENSE").read_bytes(), "u1").astype("i8")
+    at = numpy.arange(args.steps * args.batch * context)
+    first, second = text[at % len(text)], text[(at + 1) % len(text)]
+    (first + 3 if vocab == 259 else (first * 31 + second) % vocab).astype("<u2").tofile(args.tokens)
 
 
 def measure(args):
     args.python = python_with_torch()
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        theta, tokens = write_inputs(args, pathlib.Path(folder))
+        theta, tokens = (pathlib.Path(folder) / name for name in ("theta.f32", "tokens.u16"))
+        subprocess.run([str(c) for c in inputs(args, theta, tokens)], check=True)
         inner, programs = None, ["alice", "eager"] + (["compile"] if args.compile else [])
         for _ in range(args.rounds):
             for program in list(programs):
@@ -182,7 +189,8 @@ def measure(args):
                 inner = result.get("inner", inner)
                 results.setdefault(program, []).append(result)
     tokens_a_step = args.batch * MODELS[args.model][5]
-    print(f"model {args.model}, {args.threads} threads, {args.rounds} rounds of {args.steps} steps of {tokens_a_step} tokens\n")
+    where = f"{args.threads} threads" if args.device == "cpu" else args.device
+    print(f"model {args.model}{', bf16' * args.bf16}, {where}, {args.rounds} rounds of {args.steps} steps of {tokens_a_step} tokens\n")
     print("| program | tokens/s (median step) | alice / it | tokens/CPU-s | alice / it | last loss | largest difference of losses |")
     print("|---|---|---|---|---|---|---|")
 
@@ -204,11 +212,13 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--bf16", action="store_true", help="products in bf16")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     for hidden in ("--program", "--theta", "--tokens", "--inner"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch_child(args) if args.program else measure(args)
+    {None: measure, "inputs": inputs_child}.get(args.program, torch_child)(args)
 
 
 if __name__ == "__main__":

@@ -356,7 +356,7 @@ class Localnet:
         config = d / "ps" / "ps.toml"
         config.write_text(
             f'listen = "127.0.0.1:{self.ps_port}"\ndata_dir = "{d / "ps"}"\nchain_url = "{self.ws_url}"\n'
-            f'run_spec = "{self.spec_file}"\ncorpus_dir = "{corpus}"\nkey_file = "{d / "keys" / "ps.seed"}"\n'
+            f'run_spec = "{self.spec_file}"\ncorpus_dir = "{corpus}"\nkey_file = "{d / "keys" / "ps.seed"}"\ndevice = "{o.device}"\n'
         )
         output(BIN / "alice-ps", "init", "--config", config)
         self.processes.start("ps", BIN / "alice-ps", "run", "--config", config)
@@ -367,7 +367,7 @@ class Localnet:
             public, address = new_key(d / "keys" / f"payout-{i}.seed")
             self.miners.append({"account": public, "address": address})
             self.processes.start(
-                f"miner-{i}", BIN / "alice-miner", "run", "--device", "cpu", "--threads", 1, "--ps", self.ps_url,
+                f"miner-{i}", BIN / "alice-miner", "run", "--device", o.device, "--threads", 1, "--ps", self.ps_url,
                 "--payout", address, "--data-dir", d / "miners" / str(i), "--chain", self.ws_url,
             )  # fmt: skip
         note(f"{o.miners} miners run; an epoch is {priced['epoch_blocks']} blocks")
@@ -511,8 +511,9 @@ def parser():
         epilog="example: scripts/localnet.sh --epochs 5 --miners 4 --keep",
     )
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="stop when N epochs are settled (default 3)")
-    parser.add_argument("--miners", type=int, default=3, metavar="M", help="miners on the CPU (default 3)")
+    parser.add_argument("--miners", type=int, default=3, metavar="M", help="miners (default 3)")
     parser.add_argument("--validators", type=int, default=2, metavar="V", help="validators, 1 to 6 (default 2)")
+    parser.add_argument("--device", default="cpu", metavar="D", help="device of the miners and the parameter server (default cpu)")
     parser.add_argument("--run", default="dev", metavar="NAME", help="run specification in chain-spec/runs (default dev)")
     parser.add_argument("--dir", default=str(ROOT / ".localnet"), help="where state, logs and summary.json go (default ./.localnet)")
     parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)

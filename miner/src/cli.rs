@@ -181,6 +181,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "FORMAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub residual: Option<String>,
+    /// on or off: whether the optimiser goes on where the fragment's last task stopped; its moments take disk space [default: on]
+    #[arg(long, value_name = "WHEN", value_parser = ["on", "off"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_moments: Option<String>,
     /// Run that is mined; only needed when the network moved on to another
     #[arg(long, value_name = "HASH")]
     #[serde(skip_serializing_if = "Option::is_none")]

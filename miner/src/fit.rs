@@ -5,7 +5,7 @@ use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_trainer::{
     Moments, Options, Precision,
-    plan::{self, CPU_SHARE, DEVICE_RESERVE, Need},
+    plan::{self, CPU_SHARE, Need},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -114,7 +114,7 @@ impl Fit {
         let usable = memory.map(|bytes| match device {
             // Device and host are the same memory.
             Device::Cpu => bytes.saturating_sub(host_bytes(spec, fragment)) / CPU_SHARE.1 * CPU_SHARE.0,
-            _ => bytes.saturating_sub(DEVICE_RESERVE),
+            _ => plan::usable_on_gpu(bytes),
         });
         let rows = self.candidates(device).map(|options| {
             let micro_batch = usable.map_or(
@@ -180,7 +180,9 @@ impl Plan {
             (Some(row), _) => format!("{}: {} of memory ({room})", words(&row.options), gib(row.need.total())),
             (None, Some(row)) => {
                 let total = row.need.total();
-                let device = COMMON_GIB.iter().find(|size| **size << 30 >= total + DEVICE_RESERVE);
+                let device = COMMON_GIB
+                    .iter()
+                    .find(|size| plan::usable_on_gpu(**size << 30) >= total);
                 let device = device.map_or("no common device".into(), |size| format!("a device of {size} GiB"));
                 format!(
                     "nothing fits: the least, {}, needs {} ({room}); {device} would do",
@@ -270,16 +272,7 @@ fn free_memory(device: Device) -> Option<u64> {
             let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
             Some(line.split_whitespace().next()?.parse::<u64>().ok()? << 10)
         }
-        Device::Cuda(index) => {
-            let output = std::process::Command::new("nvidia-smi")
-                .args(["--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i"])
-                .arg(index.to_string())
-                .output()
-                .ok()?;
-            let mib: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
-            mib.checked_mul(1 << 20)
-        }
-        _ => None,
+        _ => alice_model::memory(device).map(|memory| memory.free),
     }
 }
 

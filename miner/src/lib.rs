@@ -17,6 +17,7 @@ pub mod generate;
 pub mod journal;
 pub mod key;
 pub mod miner;
+pub mod moments;
 pub mod pages;
 pub mod payout;
 pub mod plan;

@@ -5,6 +5,7 @@ use crate::{
     MinerError,
     journal::{Outgoing, Step, next_step},
     key::MiningKey,
+    moments,
     pages::Pays,
     payout::{ChainLink, PayDesk, PayFollower},
     receipts::{Receipts, Record, Refusal, Standing},
@@ -19,7 +20,7 @@ use crate::{
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
-use alice_trainer::Options;
+use alice_trainer::{MomentsFrom, Options};
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
 
@@ -366,6 +367,7 @@ impl Miner {
                 ..plan.options
             },
             sequences,
+            moments: (self.settings.keep_moments).then(|| moments::file(&run.dir, task.fragment)),
         };
         let mut desk = PayDesk {
             genesis: run.genesis,
@@ -396,6 +398,7 @@ impl Miner {
             json!({
                 "epoch": task.epoch, "loss_first": result.loss_first, "loss_last": result.loss_last,
                 "tokens": result.tokens, "seconds": result.seconds, "micro_batch": result.micro_batch,
+                "moments_steps": match result.moments { MomentsFrom::Carried { steps } => steps, _ => 0 },
             }),
         );
         let miner = self.key.key.public();

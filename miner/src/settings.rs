@@ -25,6 +25,7 @@ struct Merged {
     threads: Option<u16>,
     tasks_per_epoch: Option<u32>,
     residual: Option<String>,
+    keep_moments: Option<String>,
     precision: Option<String>,
     moments: Option<String>,
     checkpoint: Option<String>,
@@ -52,6 +53,8 @@ pub struct Settings {
     pub tasks_per_epoch: u32,
     /// How residuals are stored.
     pub residual: Precision,
+    /// Whether the optimiser's moments are kept from task to task.
+    pub keep_moments: bool,
     /// How tasks are made to fit the device.
     pub fit: Fit,
     /// Run that the user insists on.
@@ -101,6 +104,7 @@ impl Settings {
             threads: merged.threads,
             tasks_per_epoch,
             residual: precision(merged.residual.as_deref())?,
+            keep_moments: on_or_off("keep_moments", merged.keep_moments.as_deref())?,
             fit: Fit::new(&FitArgs {
                 precision: merged.precision,
                 moments: merged.moments,
@@ -124,6 +128,14 @@ fn precision(text: Option<&str>) -> Result<Precision, MinerError> {
         Some(other) => Err(MinerError::Setting(format!(
             "residual is '{other}'; it may be f32 or bf16"
         ))),
+    }
+}
+
+fn on_or_off(name: &str, text: Option<&str>) -> Result<bool, MinerError> {
+    match text {
+        None | Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(other) => Err(MinerError::Setting(format!("{name} is '{other}'; it may be on or off"))),
     }
 }
 
@@ -240,6 +252,10 @@ mod tests {
             (
                 format!("ps = 'http://a:1'\npayout = '{}'\nresidual = 'f16'", address()),
                 "f32 or bf16",
+            ),
+            (
+                format!("ps = 'http://a:1'\npayout = '{}'\nkeep_moments = 'no'", address()),
+                "on or off",
             ),
             (
                 format!("ps = 'http://a:1'\npayout = '{}'\nmoments = '4bit'", address()),

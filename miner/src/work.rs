@@ -3,6 +3,7 @@
 use crate::{
     MinerError,
     journal::{Journal, Outgoing},
+    moments,
     payout::PayDesk,
     report::Reporter,
     residual::Residuals,
@@ -12,11 +13,12 @@ use alice_api::{Hex32, Lease, sign::submission_id};
 use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
-use alice_trainer::{Options, Progress, Task, TaskResult};
+use alice_trainer::{Carry, Options, Progress, Task, TaskResult};
 use alice_update::Header;
 use serde_json::json;
 use std::{
     ops::ControlFlow,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -50,6 +52,8 @@ pub struct Job {
     pub options: Options,
     /// The task's text.
     pub sequences: Vec<Vec<u16>>,
+    /// File of the fragment's moments; none: each task starts from nothing.
+    pub moments: Option<PathBuf>,
 }
 
 /// Trains for a lease on a thread of its own, and follows earlier work's pay meanwhile. Ends early when the user wants to
@@ -81,7 +85,13 @@ pub async fn train(
                 theta: job.theta.theta(),
                 sequences: &job.sequences,
             };
-            alice_trainer::train(&task, job.device, job.options, &mut on_progress)
+            let mut train = |carry: Carry<'_>| {
+                alice_trainer::train_carrying(&task, job.device, job.options, carry, &mut on_progress)
+            };
+            match &job.moments {
+                Some(path) => moments::carrying(path, train),
+                None => train(Carry::default()),
+            }
         }
     });
     tokio::pin!(task);

@@ -15,8 +15,8 @@ pub struct Arm {
     pub rounds: u32,
     /// Peak inner learning rate: warm-up over the first twentieth of all steps, then a cosine to a tenth.
     pub learning_rate: f64,
-    /// Whether a worker's AdamW moments live on from round to round. The network's tasks start from nothing, with a
-    /// warm-up of three steps.
+    /// Whether a worker's AdamW moments of a fragment live on from task to task, as the miner's do unless it is told
+    /// otherwise. If not, each task has a warm-up of three steps.
     pub keep_moments: bool,
     /// The network's step.
     pub outer: Outer,

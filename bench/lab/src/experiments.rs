@@ -12,8 +12,15 @@ pub struct Experiment {
     pub arms: Vec<(String, Arm)>,
 }
 
-/// Sequences of one step over all workers, the same in every arm.
-const GLOBAL_BATCH: u32 = 8;
+/// How long the runs of an experiment are, the same for every arm.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    /// Steps of the network.
+    pub rounds: u32,
+    /// Sequences of one step over all workers; a multiple of eight, the most workers that an arm has.
+    pub batch: u32,
+}
+
 /// Entries in a chunk of 4,096 at a density of 1.56 %.
 const K_DENSE: u32 = 64;
 
@@ -31,12 +38,12 @@ const NESTEROV: Outer = Outer {
 };
 
 /// Dense DiLoCo with M workers.
-fn diloco(workers: u32, rounds: u32) -> Arm {
+fn diloco(workers: u32, scale: Scale) -> Arm {
     Arm {
         workers,
-        batch_sequences: GLOBAL_BATCH / workers,
+        batch_sequences: scale.batch / workers,
         steps: 30,
-        rounds,
+        rounds: scale.rounds,
         learning_rate: 4e-3,
         keep_moments: true,
         outer: NESTEROV,
@@ -48,19 +55,19 @@ fn diloco(workers: u32, rounds: u32) -> Arm {
 }
 
 /// AdamW with the gradients of all workers averaged in every step: one worker with the whole batch, no outer step.
-fn data_parallel(rounds: u32) -> Arm {
+fn data_parallel(scale: Scale) -> Arm {
     Arm {
         outer: PLAIN,
-        ..diloco(1, rounds)
+        ..diloco(1, scale)
     }
 }
 
 /// Ours: eight workers, 1.56 % density, two bits, error feedback.
-pub fn ours(rounds: u32) -> Arm {
+pub fn ours(scale: Scale) -> Arm {
     Arm {
         outer: PLAIN,
         codec: Some(OURS),
-        ..diloco(8, rounds)
+        ..diloco(8, scale)
     }
 }
 
@@ -72,42 +79,42 @@ const OURS: Codec = Codec {
     publish_bits: Some(8),
 };
 
-fn coded(rounds: u32, codec: Codec) -> Arm {
+fn coded(scale: Scale, codec: Codec) -> Arm {
     Arm {
         codec: Some(codec),
-        ..ours(rounds)
+        ..ours(scale)
     }
 }
 
-/// All experiments over so many rounds.
-pub fn all(rounds: u32) -> Vec<Experiment> {
-    let dp = || ("AdamW, data parallel".to_string(), data_parallel(rounds));
-    let base = || ("ours: 1.56 %, 2 bits, β 0.95".to_string(), ours(rounds));
+/// All experiments at a scale.
+pub fn all(scale: Scale) -> Vec<Experiment> {
+    let dp = || ("AdamW, data parallel".to_string(), data_parallel(scale));
+    let base = || ("ours: 1.56 %, 2 bits, β 0.95".to_string(), ours(scale));
     let mut list = Vec::new();
     let mut add = |name, question, arms| list.push(Experiment { name, question, arms });
 
     let mut arms = vec![dp()];
-    arms.extend([1, 2, 4, 8].map(|m| (format!("dense DiLoCo, M = {m}"), diloco(m, rounds))));
+    arms.extend([1, 2, 4, 8].map(|m| (format!("dense DiLoCo, M = {m}"), diloco(m, scale))));
     add("e1", "What do local steps cost, at equal tokens?", arms);
 
     add(
         "e3",
         "Do 1.56 % of the coordinates in two bits do as well as dense DiLoCo?",
         vec![
-            ("dense DiLoCo, M = 8".into(), diloco(8, rounds)),
+            ("dense DiLoCo, M = 8".into(), diloco(8, scale)),
             base(),
             (
                 "ours, moments from nothing in each task".into(),
                 Arm {
                     keep_moments: false,
-                    ..ours(rounds)
+                    ..ours(scale)
                 },
             ),
             (
                 "dense, plain step".into(),
                 Arm {
                     codec: None,
-                    ..ours(rounds)
+                    ..ours(scale)
                 },
             ),
         ],
@@ -121,7 +128,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
                 decay: Some(decay),
                 ..OURS
             };
-            arms.push((format!("{percent} %, β {decay}"), coded(rounds, codec)));
+            arms.push((format!("{percent} %, β {decay}"), coded(scale, codec)));
         }
     }
     add("e4", "Which residual decay for which density?", arms);
@@ -134,15 +141,15 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
                 decay,
                 ..OURS
             };
-            arms.push((format!("{value_bits} bits{text}"), coded(rounds, codec)));
+            arms.push((format!("{value_bits} bits{text}"), coded(scale, codec)));
         }
     }
     add("e5", "How many bits of a value, and is error feedback needed?", arms);
 
-    let with = |outer| Arm { outer, ..ours(rounds) };
+    let with = |outer| Arm { outer, ..ours(scale) };
     add(
         "e6",
-        "Mean over all or over senders; plain or Nesterov?",
+        "Mean over all or over senders; plain or Nesterov; how long a step?",
         vec![
             base(),
             (
@@ -160,6 +167,8 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
                     ..NESTEROV
                 }),
             ),
+            ("over all, α 2".into(), with(Outer { alpha: 2.0, ..PLAIN })),
+            ("over all, α 4".into(), with(Outer { alpha: 4.0, ..PLAIN })),
         ],
     );
 
@@ -167,7 +176,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
     let tight = |k_max, decay, fragments, budget: u64| Arm {
         fragments,
         ..coded(
-            rounds,
+            scale,
             Codec {
                 k_max,
                 decay: Some(decay),
@@ -186,6 +195,27 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
                 "4 fragments, 2,100 bytes, β 0.98".into(),
                 tight(K_DENSE, 0.98, 4, 2_100),
             ),
+            (
+                "4 fragments, 2,100 bytes, moments from nothing in each task".into(),
+                Arm {
+                    keep_moments: false,
+                    ..tight(K_DENSE, 0.98, 4, 2_100)
+                },
+            ),
+        ],
+    );
+
+    let fragments = |fragments, k_max| Arm {
+        fragments,
+        ..coded(scale, Codec { k_max, ..OURS })
+    };
+    add(
+        "e11",
+        "All parameters, or fragments with as many more of the coordinates, at equal bytes and equal tokens?",
+        vec![
+            base(),
+            ("2 fragments, 3.12 %".into(), fragments(2, 2 * K_DENSE)),
+            ("4 fragments, 6.25 %".into(), fragments(4, 4 * K_DENSE)),
         ],
     );
 
@@ -193,7 +223,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
     arms.extend([0.1, 0.3, 0.5].map(|churn| {
         (
             format!("{} % of the workers miss a round", churn * 100.0),
-            Arm { churn, ..ours(rounds) },
+            Arm { churn, ..ours(scale) },
         )
     }));
     add("e9", "What does churn cost?", arms);
@@ -207,7 +237,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
                 "base_lag 1".into(),
                 Arm {
                     base_lag: 1,
-                    ..ours(rounds)
+                    ..ours(scale)
                 },
             ),
         ],
@@ -216,7 +246,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
     let mut arms = vec![(
         "f32, as it is".to_string(),
         coded(
-            rounds,
+            scale,
             Codec {
                 publish_bits: None,
                 ..OURS
@@ -228,7 +258,7 @@ pub fn all(rounds: u32) -> Vec<Experiment> {
             publish_bits: Some(bits),
             ..OURS
         };
-        (format!("{bits} bits"), coded(rounds, codec))
+        (format!("{bits} bits"), coded(scale, codec))
     }));
     add("deltas", "How many bits of the published aggregate?", arms);
     list
@@ -240,7 +270,7 @@ mod tests {
 
     #[test]
     fn arms_of_an_experiment_should_see_equal_tokens() {
-        for experiment in all(10) {
+        for experiment in all(Scale { rounds: 10, batch: 8 }) {
             let tokens: Vec<u64> = experiment.arms.iter().map(|(_, arm)| arm.tokens(128)).collect();
             assert!(
                 tokens.windows(2).all(|w| w[0] == w[1]),

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 #[derive(Parser)]
 #[command(after_help = "Example: lab e1 e3 --text ~/.cache/alice/corpus-sotu --rounds 24 --seeds 3")]
 struct Args {
-    /// e1, e3, e4, e5, e6, e7, e8, e9, e10, deltas, or all.
+    /// e1, e3, e4, e5, e6, e7, e8, e9, e10, e11, deltas, or all.
     #[arg(required = true)]
     experiments: Vec<String>,
     /// Folder of .txt files.
@@ -34,6 +34,16 @@ struct Args {
     /// Runs at the same time, one thread each.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
+    /// Sequences of a step over all workers.
+    #[arg(long, default_value_t = 8, value_parser = multiple_of_eight)]
+    batch: u32,
+    /// cpu, cuda, cuda:N or metal; e8 runs on the CPU.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// I/N: only every N-th of the runs that are missing, from the I-th on (from 0), for N processes side by side, each
+    /// with its own --out; put their runs.jsonl together afterwards.
+    #[arg(long, value_parser = share, default_value = "0/1")]
+    share: (usize, usize),
     /// Held-out sequences.
     #[arg(long, default_value_t = 256)]
     held_out: u64,
@@ -45,9 +55,28 @@ struct Args {
     report: bool,
 }
 
+/// The most workers of an arm share the batch evenly.
+fn multiple_of_eight(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|n: &u32| *n > 0 && n.is_multiple_of(8));
+    number.ok_or_else(|| "must be a multiple of 8".into())
+}
+
+fn share(text: &str) -> Result<(usize, usize), String> {
+    let parts = text
+        .split_once('/')
+        .and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parts
+        .filter(|(i, n)| i < n)
+        .ok_or_else(|| "must be I/N with I below N, for example 0/8".into())
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
-    let mut experiments = experiments::all(args.rounds);
+    let scale = experiments::Scale {
+        rounds: args.rounds,
+        batch: args.batch,
+    };
+    let mut experiments = experiments::all(scale);
     let all = args.experiments.iter().any(|name| name == "all");
     let judge = all || args.experiments.iter().any(|name| name == "e8");
     if !all {
@@ -63,7 +92,8 @@ fn main() -> Result<()> {
         experiments.retain(|e| args.experiments.iter().any(|name| name == e.name));
     }
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
-    let bench = Bench::open(&args.text, &args.out.join("corpus"), args.held_out)?;
+    let mut bench = Bench::open(&args.text, &args.out.join("corpus"), args.held_out)?;
+    bench.device = args.device.parse::<alice_model::DeviceChoice>()?.resolve()?;
     // What a result depends on besides the arm and the seed.
     let model = format!("{}/{}", hex::encode(bench.spec.run_hash()), bench.held_out.len());
     let results = args.out.join("runs.jsonl");
@@ -81,6 +111,8 @@ fn main() -> Result<()> {
                 }
             }
         }
+        let (first, of) = args.share;
+        let queue: VecDeque<_> = queue.into_iter().skip(first).step_by(of).collect();
         let total = queue.len();
         let tokens: u64 = queue
             .iter()

@@ -45,6 +45,8 @@ pub struct Bench {
     work: PathBuf,
     /// Held-out sequences.
     pub held_out: Vec<Vec<u16>>,
+    /// Where the model runs.
+    pub device: Device,
 }
 
 /// A worker between rounds.
@@ -64,7 +66,7 @@ enum Sent {
 pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     let started = std::time::Instant::now();
     let spec = &bench.spec;
-    let mut model = Llama::new(spec, Device::Cpu)?;
+    let mut model = Llama::new(spec, bench.device)?;
     let mut theta = init_theta(spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
     let mut theta_before = theta.clone();
     let whole = Layout::from_spec(spec);
@@ -353,6 +355,7 @@ impl Bench {
             reserve: built.reserve,
             work: work.to_path_buf(),
             held_out,
+            device: Device::Cpu,
         })
     }
 
@@ -393,7 +396,7 @@ pub mod tests {
     fn every_kind_of_arm_should_learn_and_repeat_itself() {
         let dir = tempfile::tempdir().unwrap();
         let bench = bench(dir.path());
-        for experiment in experiments::all(2) {
+        for experiment in experiments::all(experiments::Scale { rounds: 2, batch: 8 }) {
             let (label, arm) = experiment.arms.last().unwrap();
             let arm = Arm {
                 steps: 4,

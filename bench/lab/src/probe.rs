@@ -2,7 +2,7 @@
 //! sequences; what it is worth is measured on others, as what the step loses without it.
 
 use crate::arm::Arm;
-use crate::experiments;
+use crate::experiments::{self, Scale};
 use crate::network::{self, Bench};
 use alice_data::{TokenSource, permutation};
 use alice_model::{Device, Llama, TorchOracle, init_theta};
@@ -85,7 +85,7 @@ pub fn experiment(bench: &Bench, out: &Path, rounds: u32, seeds: u64, report: bo
     };
     let arms = [("equal tasks", false), ("tasks of 4, 8, 15 and 30 steps", true)];
     let key = |uneven: bool, seed: u64| {
-        let arm = experiments::ours(rounds);
+        let arm = experiments::ours(Scale { rounds, batch: 8 });
         let model = hex::encode(bench.spec.run_hash());
         format!("{}/{uneven}", arm.key(&model, seed))
     };
@@ -130,7 +130,7 @@ pub fn experiment(bench: &Bench, out: &Path, rounds: u32, seeds: u64, report: bo
 /// A run of our arm in which every third round is judged. With `uneven`, workers do a different share of their task.
 fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
     let spec = &bench.spec;
-    let arm = experiments::ours(rounds);
+    let arm = experiments::ours(Scale { rounds, batch: 8 });
     let codec = arm.codec.context("our arm is compressed")?;
     let layout = Layout::from_spec(spec);
     let everything = 0..spec.tensors().len();

@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn tables_should_show_what_is_missing_and_plots_what_is_there() {
-        let experiment = crate::experiments::all(4).remove(0);
+        let experiment = crate::experiments::all(crate::experiments::Scale { rounds: 4, batch: 8 }).remove(0);
         let mut done = BTreeMap::new();
         for seed in [1, 2] {
             let curve = vec![(1, 3.0), (2, 2.5 + seed as f64 / 10.0)];

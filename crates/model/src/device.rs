@@ -3,8 +3,8 @@
 //! Programs link the CPU part of libtorch only. For CUDA, `libtorch_cuda.so` of a full install of the same version is
 //! loaded when a CUDA device is first asked for, so one binary serves both kinds of machine.
 //!
-//! **The CUDA and Metal paths have never run on a GPU**: they were written on machines without one. What was tried is
-//! the search for the library and every error that a machine without a GPU can give.
+//! CUDA has run on one GPU, with an older libtorch (docs/measurements.md says what was checked there). **Metal has never
+//! run**: what was tried is every error that a machine without a GPU can give.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -147,7 +147,7 @@ pub fn devices() -> Vec<DeviceInfo> {
     list.extend((0..gpus).map(|index| DeviceInfo {
         choice: DeviceChoice::Cuda(index),
         problem: cuda(index).err(),
-        detail: "NVIDIA GPU".into(),
+        detail: cuda_detail(index),
     }));
     list.push(DeviceInfo {
         choice: DeviceChoice::Metal,
@@ -155,6 +155,73 @@ pub fn devices() -> Vec<DeviceInfo> {
         detail: "Apple GPU".into(),
     });
     list
+}
+
+/// Memory of a device, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What nobody has taken.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// Memory of an NVIDIA GPU that [`DeviceChoice::resolve`] has given; none for other devices. What libtorch's allocator
+/// keeps for this process counts as taken.
+///
+/// Asked of the CUDA runtime: `nvidia-smi` numbers GPUs in another order, and knows nothing of `CUDA_VISIBLE_DEVICES`.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+pub fn memory(device: Device) -> Option<DeviceMemory> {
+    type Get = unsafe extern "C" fn(*mut usize, *mut usize) -> libc::c_int;
+    type SetDevice = unsafe extern "C" fn(libc::c_int) -> libc::c_int;
+    type GetDevice = unsafe extern "C" fn(*mut libc::c_int) -> libc::c_int;
+    let Device::Cuda(index) = device else { return None };
+    let index = libc::c_int::try_from(index).ok()?;
+    cuda(usize::try_from(index).ok()?).ok()?;
+    let symbol = |name: &std::ffi::CStr| {
+        // SAFETY: `name` is NUL-terminated; the default handle searches what is loaded.
+        let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        (!address.is_null()).then_some(address)
+    };
+    let (get, set_device, get_device) = (
+        symbol(c"cudaMemGetInfo")?,
+        symbol(c"cudaSetDevice")?,
+        symbol(c"cudaGetDevice")?,
+    );
+    let (mut free, mut total, mut before) = (0usize, 0usize, 0);
+    // SAFETY: these are functions of the CUDA runtime with these signatures, the same in all its versions ("CUDA Runtime
+    // API", Memory and Device Management). They write to the integers behind the pointers, which outlive the calls. The
+    // thread's current device is set back.
+    let status = unsafe {
+        let get = std::mem::transmute::<*mut libc::c_void, Get>(get);
+        let set_device = std::mem::transmute::<*mut libc::c_void, SetDevice>(set_device);
+        let get_device = std::mem::transmute::<*mut libc::c_void, GetDevice>(get_device);
+        if get_device(&raw mut before) != 0 || set_device(index) != 0 {
+            return None;
+        }
+        let status = get(&raw mut free, &raw mut total);
+        set_device(before);
+        status
+    };
+    (status == 0).then_some(DeviceMemory {
+        free: free as u64,
+        total: total as u64,
+    })
+}
+
+/// Memory of an NVIDIA GPU; none where libraries cannot be searched.
+#[cfg(not(unix))]
+pub fn memory(_: Device) -> Option<DeviceMemory> {
+    None
+}
+
+fn cuda_detail(index: usize) -> String {
+    const GIB: f64 = (1u64 << 30) as f64;
+    memory(Device::Cuda(index)).map_or("NVIDIA GPU".into(), |memory| {
+        let (free, total) = (memory.free as f64 / GIB, memory.total as f64 / GIB);
+        format!("NVIDIA GPU, {free:.1} of {total:.1} GiB free")
+    })
 }
 
 /// Sets how many threads an operation on the CPU uses. For repeatable losses across machines keep to 1, 2, 4, 8 …:

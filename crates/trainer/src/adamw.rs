@@ -16,7 +16,7 @@ pub struct AdamW<'a> {
     spec: &'a InnerSpec,
     parameters: Vec<Tensor>,
     moments: Vec<State>,
-    steps: i32,
+    steps: u32,
 }
 
 /// First and second moment of a tensor, flat.
@@ -80,6 +80,23 @@ impl<'a> AdamW<'a> {
         })
     }
 
+    /// Steps so far, those before a restart included.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    pub(crate) fn set_steps(&mut self, steps: u32) {
+        self.steps = steps;
+    }
+
+    /// What is kept between two steps, in a fixed order: changing a tensor changes the optimiser.
+    pub(crate) fn state(&self) -> impl Iterator<Item = &Tensor> {
+        self.moments.iter().flat_map(|state| match state {
+            State::F32(first, second) => vec![first, second],
+            State::Bits8(first, second) => first.stored().into_iter().chain(second.stored()).collect(),
+        })
+    }
+
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         self.parameters.iter_mut().for_each(Tensor::zero_grad);
@@ -107,7 +124,7 @@ impl<'a> AdamW<'a> {
 
     /// One step with this learning rate. Vectors (the norms' weights) do not decay.
     pub fn step(&mut self, learning_rate: f64) -> Result<(), TchError> {
-        self.steps += 1;
+        self.steps = self.steps.saturating_add(1);
         let rule = Rule::new(self.spec, self.steps, learning_rate);
         tch::no_grad(|| {
             for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
@@ -156,7 +173,9 @@ struct Rule {
 }
 
 impl Rule {
-    fn new(spec: &InnerSpec, step: i32, learning_rate: f64) -> Self {
+    fn new(spec: &InnerSpec, step: u32, learning_rate: f64) -> Self {
+        // Far beyond the steps after which nothing is left to correct.
+        let step = i32::try_from(step).unwrap_or(i32::MAX);
         Self {
             beta1: spec.beta1,
             beta2: spec.beta2,

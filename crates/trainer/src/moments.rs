@@ -49,6 +49,11 @@ impl Quantized {
         })
     }
 
+    /// The tensors that hold the values.
+    pub fn stored(&self) -> [&Tensor; 2] {
+        [&self.codes, &self.scales]
+    }
+
     /// `len` values from `start`, a multiple of 256, on.
     pub fn read(&self, start: i64, len: i64) -> Result<Tensor, TchError> {
         let (first, blocks) = (start / BLOCK, (len + BLOCK - 1) / BLOCK);

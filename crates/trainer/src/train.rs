@@ -1,8 +1,14 @@
 //! The loop of a task.
 
-use crate::{adamw::AdamW, micro::in_micro_batches, moments::Moments};
+use crate::{
+    adamw::AdamW,
+    carry::{self, Carry, CarryError},
+    micro::in_micro_batches,
+    moments::Moments,
+};
 use alice_model::{Device, Llama, ModelError, Precision};
 use alice_spec::{InnerSpec, RunSpec};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::time::Instant;
 use tch::{Kind, TchError, Tensor};
@@ -126,6 +132,24 @@ pub struct TaskResult {
     pub seconds: f64,
     /// Micro-batch that fitted the device: a good start for the next task.
     pub micro_batch: u32,
+    /// Where the optimiser's moments came from.
+    pub moments: MomentsFrom,
+    /// Why they could not be written for the next task, where that was wanted. The update does not depend on it.
+    pub moments_lost: Option<String>,
+}
+
+/// Where the moments at a task's first step came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MomentsFrom {
+    /// Zero: none were given.
+    Nothing,
+    /// The task before; its optimiser had made so many steps in all.
+    Carried {
+        /// Steps before this task.
+        steps: u32,
+    },
+    /// Zero, because what was given could not be used.
+    Refused(String),
 }
 
 /// Runs a task: `steps` batches of `batch_sequences`. Only the fragment learns: gradients are clipped to the norm of its
@@ -136,21 +160,36 @@ pub fn train(
     options: Options,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<TaskResult, TrainError> {
+    train_carrying(task, device, options, Carry::default(), progress)
+}
+
+/// The same, where the optimiser goes on from the moments of an earlier task, and leaves its own for the next one. With
+/// moments from a task before there is no warm-up: it is there because the first estimates of moments are poor.
+pub fn train_carrying(
+    task: &Task,
+    device: Device,
+    options: Options,
+    carry: Carry<'_>,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TaskResult, TrainError> {
     check(task)?;
-    run(task, device, options, progress).map_err(|error| advise(error, options))
+    run(task, device, options, carry, progress).map_err(|error| advise(error, options))
 }
 
 fn run(
     task: &Task,
     device: Device,
     options: Options,
+    carry: Carry<'_>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<TaskResult, TrainError> {
     let spec = task.spec;
     let learning = spec.fragment_tensors(task.fragment);
     let mut model = Llama::with_learning(spec, device, learning, options.precision)?;
     model.load(task.theta)?;
-    let mut optimizer = AdamW::with_moments(&spec.inner, model.learning(), options.moments)?;
+    let label = carry::label(spec, task.fragment);
+    let (mut optimizer, moments) = optimizer(&spec.inner, &model, options.moments, &label, carry.from)?;
+    let warm_up = !matches!(moments, MomentsFrom::Carried { .. });
     let mut micro_batch = options.micro_batch.unwrap_or(spec.inner.batch_sequences) as usize;
     let batch_sequences = spec.inner.batch_sequences as usize;
     let (mut loss_first, mut loss_last, mut tokens) = (f64::NAN, f64::NAN, 0u64);
@@ -165,7 +204,10 @@ fn run(
         )?;
         finite(loss, step, "loss")?;
         finite(optimizer.clip()?, step, "gradient")?;
-        optimizer.step(learning_rate(&spec.inner, step))?;
+        optimizer.step(match warm_up {
+            true => learning_rate(&spec.inner, step),
+            false => spec.inner.learning_rate,
+        })?;
         tokens += batch.len() as u64 * u64::from(spec.model.context);
         if step == 1 {
             loss_first = loss;
@@ -183,6 +225,7 @@ fn run(
         }
     }
     let seconds = started.elapsed().as_secs_f64();
+    let written = carry.to.map_or(Ok(()), |to| carry::write(&optimizer, &label, to));
     // Before the update is made: it is the size of one of them.
     drop(optimizer);
     Ok(TaskResult {
@@ -192,7 +235,36 @@ fn run(
         tokens,
         seconds,
         micro_batch: micro_batch as u32,
+        moments,
+        moments_lost: written.err().map(|error| error.to_string()),
     })
+}
+
+/// An optimiser of what learns, with the moments from `from` where they can be used.
+fn optimizer<'a>(
+    inner: &'a InnerSpec,
+    model: &Llama,
+    moments: Moments,
+    label: &[u8; 32],
+    from: Option<&mut dyn Read>,
+) -> Result<(AdamW<'a>, MomentsFrom), TrainError> {
+    let new = || AdamW::with_moments(inner, model.learning(), moments);
+    let Some(from) = from else {
+        return Ok((new()?, MomentsFrom::Nothing));
+    };
+    let mut optimizer = new()?;
+    match carry::read(&mut optimizer, label, from) {
+        Ok(()) => {
+            let steps = optimizer.steps();
+            Ok((optimizer, MomentsFrom::Carried { steps }))
+        }
+        Err(CarryError::Torch(error)) => Err(error.into()),
+        Err(error) => {
+            // What was read of them is not to be used: a new optimiser, after the old one has let go of its memory.
+            drop(optimizer);
+            Ok((new()?, MomentsFrom::Refused(error.to_string())))
+        }
+    }
 }
 
 /// The task is one of its run.
@@ -444,6 +516,63 @@ mod tests {
         spec.task.fragments = 3;
         spec.inner.steps = 2;
         spec
+    }
+
+    #[test]
+    fn moments_should_be_carried_from_task_to_task() {
+        let spec = two_steps();
+        let theta = init_theta(&spec, &[1; 32]);
+        let (training, _) = text(&spec);
+        let run = |fragment, from: Option<&[u8]>| {
+            let task = Task {
+                spec: &spec,
+                fragment,
+                theta: &theta,
+                sequences: &training,
+            };
+            let (mut from, mut to) = (from, Vec::new());
+            let carry = Carry {
+                from: from.as_mut().map(|from| from as &mut dyn Read),
+                to: Some(&mut to),
+            };
+            let go = &mut keep_going;
+            (
+                train_carrying(&task, Device::Cpu, Options::default(), carry, go).unwrap(),
+                to,
+            )
+        };
+        let (first, moments) = run(1, None);
+        assert_eq!((&first.moments, &first.moments_lost), (&MomentsFrom::Nothing, &None));
+        let (second, later) = run(1, Some(&moments));
+        assert_eq!(second.moments, MomentsFrom::Carried { steps: 2 });
+        assert_ne!(first.d, second.d);
+        assert_eq!(run(1, Some(&later)).0.moments, MomentsFrom::Carried { steps: 4 });
+        // What cannot be used costs the moments, not the task.
+        for (fragment, bytes) in [(0, &moments[..]), (1, &moments[..500])] {
+            let (result, _) = run(fragment, Some(bytes));
+            assert!(
+                matches!(result.moments, MomentsFrom::Refused(_)),
+                "{:?}",
+                result.moments
+            );
+            assert_eq!(result.d, run(fragment, None).0.d);
+        }
+        // No room for what is left.
+        let task = Task {
+            spec: &spec,
+            fragment: 1,
+            theta: &theta,
+            sequences: &training,
+        };
+        let mut small = [0u8; 100];
+        let carry = Carry {
+            from: None,
+            to: Some(&mut &mut small[..]),
+        };
+        let go = &mut keep_going;
+        let result = train_carrying(&task, Device::Cpu, Options::default(), carry, go).unwrap();
+        assert!(result.moments_lost.is_some());
+        assert_eq!(result.d, first.d);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Models to measure with, and the options of the trainer as flags.
 
+use alice_model::{Device, DeviceChoice};
 use alice_spec::RunSpec;
-use alice_trainer::{Moments, Options, Precision};
+use alice_trainer::{Moments, Options, Precision, Task, TaskResult};
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 /// Options of the trainer.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -46,7 +47,79 @@ impl OptionArgs {
     }
 }
 
-/// A built-in run, `10m`, `50m` or a file.
+/// A device by its name, after checking that it works.
+pub fn device(name: &str) -> Result<Device> {
+    Ok(name.parse::<DeviceChoice>()?.resolve()?)
+}
+
+/// Weights to measure with: spread evenly with a standard deviation of 0.02, norms one. Not the run's first state, whose
+/// normal draws take minutes for billions of weights.
+pub fn weights(spec: &RunSpec) -> Vec<f32> {
+    let mut theta = vec![1f32; spec.parameters() as usize];
+    let (mut rest, mut at) = (theta.as_mut_slice(), 0u64);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    for tensor in spec.tensors() {
+        let (values, after) = rest.split_at_mut(tensor.len() as usize);
+        if tensor.shape.len() > 1 {
+            std::thread::scope(|scope| {
+                let part = values.len().div_ceil(threads).max(1);
+                for (start, values) in (at..).step_by(part).zip(values.chunks_mut(part)) {
+                    scope.spawn(move || (start..).zip(values).for_each(|(i, value)| *value = spread(i)));
+                }
+            });
+        }
+        (rest, at) = (after, at + tensor.len());
+    }
+    theta
+}
+
+/// A number of [−0.02·√3, 0.02·√3) that looks random.
+fn spread(i: u64) -> f32 {
+    ((mixed(i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.034_641
+}
+
+/// The finaliser of splitmix64 (Steele, Lea and Flood 2014).
+fn mixed(i: u64) -> u64 {
+    let mut x = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// A task's text: every sequence counts upwards from a token of its own, so that there is something to learn.
+pub fn text(spec: &RunSpec) -> Vec<Vec<u16>> {
+    let vocab = u64::from(spec.model.vocab);
+    (0..spec.task_sequences())
+        .map(|s| {
+            (0..u64::from(spec.model.context))
+                .map(|t| ((mixed(s) % vocab + t * (1 + s % 3)) % vocab) as u16)
+                .collect()
+        })
+        .collect()
+}
+
+/// Trains one task from these weights.
+pub fn train(
+    spec: &RunSpec,
+    fragment: u32,
+    theta: &[f32],
+    device: Device,
+    options: Options,
+    each: &mut dyn FnMut(alice_trainer::Progress),
+) -> Result<TaskResult> {
+    let task = Task {
+        spec,
+        fragment,
+        theta,
+        sequences: &text(spec),
+    };
+    Ok(alice_trainer::train(&task, device, options, &mut |progress| {
+        each(progress);
+        ControlFlow::Continue(())
+    })?)
+}
+
+/// A built-in run, `10m`, `50m`, `1b` or a file.
 pub fn spec(name: &str) -> Result<RunSpec> {
     let sized = |hidden, layers, heads, ffn, vocab| -> Result<RunSpec> {
         let mut spec = RunSpec::parse(alice_spec::preset("small").context("the run small is built in")?)?;
@@ -60,6 +133,7 @@ pub fn spec(name: &str) -> Result<RunSpec> {
     match name {
         "10m" => sized(256, 10, 4, 704, 4096),
         "50m" => sized(512, 12, 8, 1408, 8192),
+        "1b" => sized(2048, 22, 16, 5632, 32000),
         _ => match alice_spec::preset(name) {
             Some(text) => Ok(RunSpec::parse(text)?),
             None => {

@@ -1,6 +1,8 @@
-//! The trainer measured: memory beside its plan, and speed (`bench/trainer.py` sets it beside PyTorch).
+//! The trainer measured: a device beside the CPU, memory beside its plan, and speed (`bench/trainer.py` sets it beside
+//! PyTorch).
 #![forbid(unsafe_code)]
 
+mod agree;
 mod case;
 mod memory;
 mod speed;
@@ -8,7 +10,7 @@ mod speed;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Memory and speed of the trainer.
+/// Agreement, memory and speed of the trainer.
 #[derive(Parser)]
 struct Args {
     #[command(subcommand)]
@@ -17,6 +19,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Trains the same tasks on a device and on the CPU, and fails where the results are too far apart
+    Agree(agree::Args),
     /// Measures the peak memory of tasks, each in a process of its own, beside the plan
     Memory(memory::Args),
     /// Trains a task from files and prints speed and losses as JSON
@@ -25,6 +29,7 @@ enum Command {
 
 fn main() -> Result<()> {
     match Args::parse().command {
+        Command::Agree(args) => agree::run(&args),
         Command::Memory(args) => memory::run(&args),
         Command::Speed(args) => speed::run(&args),
     }

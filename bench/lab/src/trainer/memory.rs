@@ -1,14 +1,16 @@
-//! Peak memory of a task on the CPU, measured in a process of its own: the largest resident size while it runs, less what
-//! is there after libtorch has run a small task of the same kind. glibc gives freed memory back at once in that process, so
-//! that what is measured is what tensors need; `--keep-freed` leaves it at its default.
+//! Peak memory of a task, measured in a process of its own, less what is there after libtorch has run a small task of the
+//! same kind.
+//!
+//! On the CPU it is the largest resident size. glibc gives freed memory back at once in that process, so that what is
+//! measured is what tensors need; `--keep-freed` leaves it at its default. On an NVIDIA GPU it is what libtorch's allocator
+//! has taken from the device by the end: it gives nothing back unless the device is full, so this is what a card must have,
+//! gaps between its blocks included. Other programs must not use the card meanwhile.
 
-use crate::case::{OptionArgs, spec};
-use alice_model::{Device, init_theta};
-use alice_spec::RunSpec;
-use alice_trainer::{Task, plan};
+use crate::case::{OptionArgs, device, spec, train, weights};
+use alice_model::Device;
+use alice_trainer::plan;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::ops::ControlFlow;
 use std::process::Command;
 
 /// Steps: the second is the first with all gradients in place.
@@ -17,7 +19,7 @@ const MIB: f64 = (1u64 << 20) as f64;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Models: 10m, 50m, a built-in run or a file.
+    /// Models: 10m, 50m, 1b, a built-in run or a file.
     #[arg(long, value_delimiter = ',', default_values_t = ["10m".to_owned(), "50m".to_owned()])]
     model: Vec<String>,
     /// Fragments that the model is cut into, one of which is trained; 1: full tasks.
@@ -29,6 +31,9 @@ pub struct Args {
     /// Sequences that go through the model at once.
     #[arg(long, default_value_t = 4)]
     micro_batch: u32,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// CPU threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -104,6 +109,8 @@ fn print_one(args: &Args, model: &str, fragments: u32, options: &OptionArgs) -> 
             &args.micro_batch.to_string(),
             "--threads",
             &args.threads.to_string(),
+            "--device",
+            &args.device,
         ])
         .args(options.flags())
         .output()?;
@@ -149,47 +156,48 @@ fn child(args: &Args) -> Result<()> {
     spec.validate()?;
     let fragment = if *fragments == 1 { 0 } else { args.fragment };
     let options = args.options.options(Some(args.micro_batch));
+    let device = device(&args.device)?;
     alice_model::set_threads(args.threads);
     let mut small = spec.clone();
     (small.model.hidden, small.model.ffn, small.model.vocab) = (64, 128, 259);
     (small.model.heads, small.model.kv_heads, small.model.context) = (2, 2, 32);
-    let theta = init_theta(&spec, &[1; 32]);
-    train(&small, fragment, &init_theta(&small, &[1; 32]), options)?;
-    let base = resident()?;
-    train(&spec, fragment, &theta, options)?;
-    let measured = memory_line("VmHWM:")?.saturating_sub(base);
+    let theta = weights(&spec);
+    train(&small, fragment, &weights(&small), device, options, &mut |_| ())?;
+    let base = resident(device)?;
+    let mut speed = 0f64;
+    let result = train(&spec, fragment, &theta, device, options, &mut |p| {
+        speed = p.tokens_per_second
+    })?;
+    ensure!(Some(result.micro_batch) == options.micro_batch, "memory was short");
+    let peak = match device {
+        Device::Cpu => memory_line("VmHWM:")?,
+        _ => taken(device)?,
+    };
     let need = plan::need(&spec, fragment, options);
     let line = json!({
         "model": model, "fragments": fragments, "fragment": fragment,
         "parameters": spec.parameters(), "learning": spec.fragment_parameters(fragment),
-        "planned": need.total(), "measured": measured, "base": base, "need": need,
+        "planned": need.total(), "measured": peak.saturating_sub(base), "base": base, "need": need,
+        "tokens_per_second": speed,
     });
     println!("{line}");
     Ok(())
 }
 
-fn train(spec: &RunSpec, fragment: u32, theta: &[f32], options: alice_trainer::Options) -> Result<()> {
-    let context = u64::from(spec.model.context);
-    let token = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % u64::from(spec.model.vocab);
-    let sequences: Vec<Vec<u16>> = (0..spec.task_sequences())
-        .map(|s| (0..context).map(|t| token(s * context + t) as u16).collect())
-        .collect();
-    let task = Task {
-        spec,
-        fragment,
-        theta,
-        sequences: &sequences,
-    };
-    let result = alice_trainer::train(&task, Device::Cpu, options, &mut |_| ControlFlow::Continue(()))?;
-    ensure!(Some(result.micro_batch) == options.micro_batch, "memory was short");
-    Ok(())
-}
-
-/// Memory resident now; the largest size seen is set back to it where the kernel allows that.
-fn resident() -> Result<u64> {
+/// Memory taken now. On the CPU the largest size seen is set back to it where the kernel allows that.
+fn resident(device: Device) -> Result<u64> {
+    if device != Device::Cpu {
+        return taken(device);
+    }
     // "5" resets VmHWM (proc_pid_clear_refs(5)).
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     memory_line("VmRSS:")
+}
+
+/// What is taken of a GPU, by this process and, where there are any, by others.
+fn taken(device: Device) -> Result<u64> {
+    let memory = alice_model::memory(device).context("the device does not say how much memory is free")?;
+    Ok(memory.total.saturating_sub(memory.free))
 }
 
 fn memory_line(name: &str) -> Result<u64> {

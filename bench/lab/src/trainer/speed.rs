@@ -1,7 +1,6 @@
 //! Speed of a task whose weights and text come from files, so that another program can train the same.
 
-use crate::case::{OptionArgs, spec};
-use alice_model::Device;
+use crate::case::{OptionArgs, device, spec};
 use alice_trainer::Task;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -11,7 +10,7 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A built-in run, 10m, 50m or a file.
+    /// A built-in run, 10m, 50m, 1b or a file.
     #[arg(long)]
     model: String,
     /// Weights, f32 little-endian in canonical order.
@@ -26,6 +25,9 @@ pub struct Args {
     /// Sequences in a step.
     #[arg(long, default_value_t = 4)]
     batch: u32,
+    /// cpu, cuda, cuda:N or metal.
+    #[arg(long, default_value = "cpu")]
+    device: String,
     /// CPU threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
@@ -68,13 +70,18 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let (mut losses, mut seconds, mut before) = (Vec::new(), Vec::new(), Instant::now());
     let (mut cpu, mut cpu_before) = (Vec::new(), cpu_seconds());
-    alice_trainer::train(&task, Device::Cpu, args.options.options(None), &mut |progress| {
-        losses.push(progress.loss);
-        seconds.push(before.elapsed().as_secs_f64());
-        cpu.push(cpu_seconds() - cpu_before);
-        (before, cpu_before) = (Instant::now(), cpu_seconds());
-        ControlFlow::Continue(())
-    })?;
+    alice_trainer::train(
+        &task,
+        device(&args.device)?,
+        args.options.options(None),
+        &mut |progress| {
+            losses.push(progress.loss);
+            seconds.push(before.elapsed().as_secs_f64());
+            cpu.push(cpu_seconds() - cpu_before);
+            (before, cpu_before) = (Instant::now(), cpu_seconds());
+            ControlFlow::Continue(())
+        },
+    )?;
     println!(
         "{}",
         json!({ "losses": losses, "seconds": seconds, "cpu": cpu, "inner": spec.inner })

@@ -1,6 +1,6 @@
 //! Matrices of weights, in f32 or bf16.
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// `[out, in]`.
 #[derive(Debug)]
@@ -35,9 +35,9 @@ impl Matrix {
         }
         let x = x.f_to_kind(self.kind)?;
         match x.size()[..] {
-            // libtorch's product of a bf16 matrix and a vector reads memory up to twice as fast as its general product
-            // with one row.
-            [1, _] => self.weight.f_mv(&x.f_view([-1])?)?.f_unsqueeze(0),
+            // On the CPU libtorch's product of a bf16 matrix and a vector reads memory up to twice as fast as its general
+            // product with one row.
+            [1, _] if x.device() == Device::Cpu => self.weight.f_mv(&x.f_view([-1])?)?.f_unsqueeze(0),
             _ => x.f_linear::<Tensor>(&self.weight, None),
         }
     }

@@ -72,7 +72,7 @@ fn a_fragment_should_need_less_than_everything() {
 #[test]
 fn genesis_should_fit_24_gib_as_fragments_only() {
     let mut spec = spec("genesis-7b");
-    let bytes = 24 * GIB - DEVICE_RESERVE;
+    let bytes = usable_on_gpu(24 * GIB);
     let fits = |spec: &RunSpec| -> Vec<Options> {
         let all = [Precision::F32, Precision::Bf16].into_iter().flat_map(combinations);
         all.filter(|o| micro_batch(spec, None, *o, bytes).is_some()).collect()

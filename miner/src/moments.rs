@@ -1,0 +1,146 @@
+//! The optimiser's moments between two tasks of a fragment, one file for each fragment. A convenience: without it, or with
+//! a damaged one, a task starts from nothing and learns a little less.
+
+use crate::files;
+use alice_trainer::{Carry, MomentsFrom, TaskResult, TrainError};
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+};
+
+/// Bytes between the file and the trainer.
+const BUFFER: usize = 1 << 20;
+
+/// Where a fragment's moments are kept in a run's directory.
+pub fn file(dir: &Path, fragment: u32) -> PathBuf {
+    dir.join(format!("moments-{fragment}.bin"))
+}
+
+/// Runs `train` with the moments of `path` and keeps there what it leaves. No failure of a file keeps it from training.
+pub fn carrying(
+    path: &Path,
+    train: impl FnOnce(Carry<'_>) -> Result<TaskResult, TrainError>,
+) -> Result<TaskResult, TrainError> {
+    let part = path.with_extension("part");
+    let warn = |what: &str, error: &dyn std::fmt::Display| {
+        tracing::warn!(%error, path = %path.display(), "{what}");
+    };
+    let mut from = match File::open(path) {
+        Ok(file) => Some(BufReader::with_capacity(BUFFER, file)),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                warn("the optimiser's moments cannot be read and start from nothing", &error);
+            }
+            None
+        }
+    };
+    let mut to = match File::create(&part) {
+        Ok(file) => Some(BufWriter::with_capacity(BUFFER, file)),
+        Err(error) => {
+            warn("the optimiser's moments cannot be kept for the next task", &error);
+            None
+        }
+    };
+    let result = train(Carry {
+        from: from.as_mut().map(|from| from as &mut dyn Read),
+        to: to.as_mut().map(|to| to as &mut dyn Write),
+    });
+    if let Ok(result) = &result {
+        if let MomentsFrom::Refused(problem) = &result.moments {
+            warn("the optimiser's moments start from nothing", problem);
+        }
+        if let Some(problem) = &result.moments_lost {
+            warn("the optimiser's moments cannot be kept for the next task", problem);
+        }
+    }
+    let complete = result.as_ref().is_ok_and(|result| result.moments_lost.is_none());
+    if let Some(to) = to {
+        let kept = complete.then(|| keep(to, &part, path));
+        if let Some(Err(error)) = &kept {
+            warn("the optimiser's moments cannot be kept for the next task", error);
+        }
+        if !matches!(kept, Some(Ok(()))) {
+            // What an older task has left stays; half a file does not.
+            let _ = std::fs::remove_file(&part);
+        }
+    }
+    result
+}
+
+fn keep(to: BufWriter<File>, part: &Path, path: &Path) -> Result<(), String> {
+    let file = to.into_inner().map_err(|e| e.to_string())?;
+    file.sync_all().map_err(|e| e.to_string())?;
+    files::rename(part, path).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ops::ControlFlow;
+
+    /// A task of two steps from `path`; it ends after `steps`.
+    fn task(path: &Path, steps: u32) -> Result<TaskResult, TrainError> {
+        let mut spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
+        (spec.model.hidden, spec.model.heads, spec.model.kv_heads) = (16, 2, 2);
+        (spec.model.layers, spec.model.ffn, spec.model.context) = (1, 32, 16);
+        (spec.inner.steps, spec.inner.batch_sequences) = (2, 2);
+        let theta = alice_model::init_theta(&spec, &[1; 32]);
+        let sequences: Vec<Vec<u16>> = (0..4).map(|s| (0..16).map(|t| s * 16 + t).collect()).collect();
+        let task = alice_trainer::Task {
+            spec: &spec,
+            fragment: 0,
+            theta: &theta,
+            sequences: &sequences,
+        };
+        let device = alice_model::Device::Cpu;
+        let mut go = |p: alice_trainer::Progress| match p.step < steps {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        carrying(path, |carry| {
+            alice_trainer::train_carrying(&task, device, Default::default(), carry, &mut go)
+        })
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn moments_should_go_from_task_to_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), 0);
+        assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Nothing);
+        assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 2 });
+        // A task that is stopped leaves what was there.
+        let before = std::fs::read(&path).unwrap();
+        assert!(task(&path, 1).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 4 });
+        assert_eq!(names(dir.path()), ["moments-0.bin"]);
+    }
+
+    #[test]
+    fn a_damaged_file_or_no_place_for_one_should_cost_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), 0);
+        let fresh = task(&path, 9).unwrap().d;
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let result = task(&path, 9).unwrap();
+        assert!(
+            matches!(result.moments, MomentsFrom::Refused(_)),
+            "{:?}",
+            result.moments
+        );
+        assert_eq!(result.d, fresh);
+        assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 2 });
+
+        let result = task(&dir.path().join("nowhere/moments-0.bin"), 9).unwrap();
+        assert_eq!((result.moments, result.d), (MomentsFrom::Nothing, fresh));
+    }
+}
