@@ -304,7 +304,7 @@ impl Auditor<'_> {
         };
         let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
         let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, &a.update, a.factor)).collect();
-        let mean = aggregate::mean_of_fragments(&self.net.fragments, &updates);
+        let mean = aggregate::mean_of_fragments(&self.net.fragments, &updates, self.net.spec.outer.entry_weight);
         let seed = aggregate::rounding_seed(&self.root, &ids);
         let bytes = aggregate::publish(&self.net.layout, self.net.spec.update.publish_bits, &mean, seed);
         same(

@@ -84,7 +84,7 @@ pub fn transition(
     accepted.sort_unstable_by_key(|a| a.id);
     let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
     let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, a.update, a.factor)).collect();
-    let mean = aggregate::mean_of_fragments(base.fragments, &updates);
+    let mean = aggregate::mean_of_fragments(base.fragments, &updates, base.spec.outer.entry_weight);
     let seed = aggregate::rounding_seed(&base.root, &ids);
     let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
     // The step is made with what others can read, not with what was there before rounding.

@@ -156,7 +156,7 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
         updates.push((fragment, run.sent(fragment, &result.d), 1.0f32));
     }
     let sent: Vec<(u32, &Update, f32)> = updates.iter().map(|(p, update, f)| (*p, update, *f)).collect();
-    let mean: Sparse = aggregate::mean_of_fragments(&layouts, &sent);
+    let mean: Sparse = aggregate::mean_of_fragments(&layouts, &sent, 1);
     for (index, value) in mean.indices.iter().zip(&mean.values) {
         theta[*index as usize] -= value;
     }

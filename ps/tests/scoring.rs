@@ -301,7 +301,7 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         .map(|(_, p, update, factor)| (*p, update, *factor))
         .collect();
     let ids: Vec<_> = updates.iter().map(|(id, ..)| *id).collect();
-    let mean = aggregate::mean_of_fragments(&fragments, &all);
+    let mean = aggregate::mean_of_fragments(&fragments, &all, spec.outer.entry_weight);
     let seed = aggregate::rounding_seed(&manifest.base_root.0, &ids);
     let published = aggregate::publish(&layout, spec.update.publish_bits, &mean, seed);
     let delta = manifest.aggregate.clone().unwrap();

@@ -39,6 +39,10 @@ pub struct Outer {
     pub momentum: f64,
     /// Divide a coordinate's sum by the number of workers that sent it, not by the number of all.
     pub by_senders: bool,
+    /// c ≥ 1: divide by the larger of the number of senders and of R / c, so that one worker's entry weighs at most c / R.
+    /// Between the mean over all (c = 1) and the mean over senders (c = R).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry_weight: Option<u32>,
 }
 
 /// Compression of a pseudo-gradient.

@@ -29,12 +29,14 @@ const PLAIN: Outer = Outer {
     alpha: 1.0,
     momentum: 0.0,
     by_senders: false,
+    entry_weight: None,
 };
 /// DiLoCo's outer optimiser.
 const NESTEROV: Outer = Outer {
     alpha: 0.7,
     momentum: 0.9,
     by_senders: false,
+    entry_weight: None,
 };
 
 /// Dense DiLoCo with M workers.
@@ -165,6 +167,20 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
                 with(Outer {
                     by_senders: true,
                     ..NESTEROV
+                }),
+            ),
+            (
+                "over senders, at most 2 / R for an entry".into(),
+                with(Outer {
+                    entry_weight: Some(2),
+                    ..PLAIN
+                }),
+            ),
+            (
+                "over senders, at most 4 / R for an entry".into(),
+                with(Outer {
+                    entry_weight: Some(4),
+                    ..PLAIN
                 }),
             ),
             ("over all, α 2".into(), with(Outer { alpha: 2.0, ..PLAIN })),

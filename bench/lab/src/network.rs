@@ -1,7 +1,7 @@
 //! A whole network in one process: every worker's local steps with the real model, the real codec and error feedback,
 //! the real aggregate and step. All updates are accepted; scoring is not part of these experiments.
 
-use crate::arm::{Arm, Codec};
+use crate::arm::{Arm, Codec, Outer};
 use alice_data::{Manifest, TokenSource, permutation};
 use alice_model::{Device, Llama, init_theta};
 use alice_primitives::tagged_hash;
@@ -131,7 +131,7 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
         }
         theta_before.clone_from(&theta);
         for (layout, sent) in layouts.iter().zip(&by_group) {
-            let Some(mean) = mean(layout, sent, arm.outer.by_senders) else {
+            let Some(mean) = mean(layout, sent, arm.outer) else {
                 continue;
             };
             let bits = arm.codec.and_then(|codec| codec.publish_bits);
@@ -259,7 +259,7 @@ pub fn send(
 }
 
 /// Mean of what was sent; none if nothing was.
-fn mean(layout: &Layout, sent: &[Sent], by_senders: bool) -> Option<Sparse> {
+fn mean(layout: &Layout, sent: &[Sent], outer: Outer) -> Option<Sparse> {
     if sent.is_empty() {
         return None;
     }
@@ -271,18 +271,11 @@ fn mean(layout: &Layout, sent: &[Sent], by_senders: bool) -> Option<Sparse> {
         })
         .collect();
     if coded.len() == sent.len() {
-        let mut mean = aggregate::mean(layout, &coded);
-        if by_senders {
-            let mut senders = vec![0u32; layout.total()];
-            coded
-                .iter()
-                .flat_map(|(u, _)| &u.indices)
-                .for_each(|&i| senders[i as usize] += 1);
-            for (index, value) in mean.indices.iter().zip(&mut mean.values) {
-                *value *= coded.len() as f32 / senders[*index as usize].max(1) as f32;
-            }
-        }
-        return Some(mean);
+        let weight = match outer {
+            Outer { by_senders: true, .. } => coded.len() as u32,
+            _ => outer.entry_weight.unwrap_or(1),
+        };
+        return Some(aggregate::mean(layout, &coded, weight));
     }
     let covered = layout.covered();
     let mut sums = vec![0f64; covered.len()];
@@ -340,6 +333,8 @@ impl Bench {
     pub fn open(text: &std::path::Path, work: &std::path::Path, held_out: u64) -> Result<Self> {
         let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml"))?;
         spec.update.chunk = 4096;
+        // Arms say it themselves; results that are kept belong to the run without it.
+        spec.outer.entry_weight = 1;
         let built =
             alice_data::build(text, work).with_context(|| format!("building a corpus of {}", text.display()))?;
         let corpus = TokenSource::open(built.corpus, work, spec.model.context)?;

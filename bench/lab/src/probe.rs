@@ -192,7 +192,11 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
         median.sort_by(f64::total_cmp);
         previous = median.get((median.len() - 1) / 2).map(|norm| *norm as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
-        aggregate::apply(&mut theta, &aggregate::mean(&layout, &weighted), arm.outer.alpha as f32);
+        aggregate::apply(
+            &mut theta,
+            &aggregate::mean(&layout, &weighted, 1),
+            arm.outer.alpha as f32,
+        );
     }
     let rounds = f64::from(judged_rounds.max(1));
     let judged = sums
@@ -332,7 +336,7 @@ impl Round<'_> {
         let weighted: Vec<(&Update, f32)> = self.updates.iter().zip(self.factors.iter().copied()).collect();
         let mut moved = self.theta.to_vec();
         let alpha = self.spec.outer.alpha as f32;
-        aggregate::apply(&mut moved, &aggregate::mean(self.layout, &weighted), alpha);
+        aggregate::apply(&mut moved, &aggregate::mean(self.layout, &weighted, 1), alpha);
         let before = oracle.losses(self.theta, sequences)?;
         let with = oracle.losses(&moved, sequences)?;
         let half = sequences.len() / 2;

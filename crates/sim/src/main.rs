@@ -2,6 +2,7 @@
 
 use alice_sim::{Network, SimError, Strategy, spec};
 use clap::Parser;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// A network of scripted miners on a problem whose truth is known.
@@ -21,6 +22,9 @@ struct Args {
     /// Bits of the published aggregate: 2, 4, 8, or 32 for f32 as it is.
     #[arg(long, default_value_t = 8, value_parser = bits)]
     publish_bits: u8,
+    /// c: an entry of one update weighs at most c / R in the mean of R [default: that of run dev]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    entry_weight: Option<u32>,
     /// Of the problem and of all chance.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -59,24 +63,35 @@ fn run(args: &Args) -> Result<(), SimError> {
         .collect();
     let mut spec = spec(args.fragments);
     spec.update.publish_bits = args.publish_bits;
+    spec.outer.entry_weight = args.entry_weight.unwrap_or(spec.outer.entry_weight);
     let mut network = Network::new(spec, &machines, args.seed)?;
     network.run(args.epochs)?;
-    let report = network.report();
-    println!("{report}");
-    println!("first loss {:.4} nats", network.first_loss());
+    // A reader that has seen enough may close the pipe.
+    let _ = std::io::stdout().write_all(text(&network).as_bytes());
+    Ok(())
+}
+
+fn text(network: &Network) -> String {
+    let (report, mut text) = (network.report(), String::new());
+    let mut line = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
+    line(report.to_string());
+    line(format!("first loss {:.4} nats", network.first_loss()));
     for epoch in report.epochs.iter().step_by((report.epochs.len() / 10).max(1)) {
-        println!(
+        line(format!(
             "epoch {}: loss {:.4}, {} of {} updates accepted, α {}",
             epoch.epoch, epoch.loss, epoch.accepted, epoch.submitted, epoch.alpha
-        );
+        ));
     }
     if let Some(last) = report.epochs.last() {
         let root: String = last.root.iter().map(|byte| format!("{byte:02x}")).collect();
-        println!("last loss {:.4} nats, model root {root}", last.loss);
-        println!(
+        line(format!("last loss {:.4} nats, model root {root}", last.loss));
+        line(format!(
             "published aggregates of {} bytes on average",
             network.published_bytes() / report.epochs.len().max(1) as u64
-        );
+        ));
     }
-    Ok(())
+    text
 }

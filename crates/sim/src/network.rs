@@ -489,7 +489,7 @@ impl Network {
         }
         let ids: Vec<Hash> = accepted.iter().map(|a| a.0).collect();
         let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.1, a.2, a.3)).collect();
-        let mean = aggregate::mean_of_fragments(&self.fragments, &updates);
+        let mean = aggregate::mean_of_fragments(&self.fragments, &updates, self.spec.outer.entry_weight);
         let d = match self.spec.update.publish_bits {
             EXACT => mean,
             bits => {

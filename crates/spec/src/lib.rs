@@ -183,6 +183,19 @@ pub struct OuterSpec {
     pub alpha: f64,
     /// A snapshot is published every so many model steps.
     pub snapshot_every: u32,
+    /// c of protocol §6.2: of R updates, one's entry weighs at most c / R in the mean, however few send its coordinate. 1 (also
+    /// where it is not given): the mean over all.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub entry_weight: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+const fn is_one(value: &u32) -> bool {
+    *value == 1
 }
 
 /// Scoring (protocol §5).
@@ -335,6 +348,7 @@ impl RunSpec {
         )?;
         positive(self.outer.alpha, 10.0, "outer.alpha")?;
         range(self.outer.snapshot_every.into(), 1, 10_000, "outer.snapshot_every")?;
+        range(self.outer.entry_weight.into(), 1, 64, "outer.entry_weight")?;
         let s = &self.score;
         range(s.sequences.into(), 2, 1 << 20, "score.sequences")?;
         range(s.guard_sequences.into(), 2, 1 << 20, "score.guard_sequences")?;
@@ -457,6 +471,9 @@ impl RunSpec {
         if let Some(root) = self.start_root() {
             ("start", root).encode_to(&mut bytes);
         }
+        if self.outer.entry_weight != 1 {
+            ("entry_weight", self.outer.entry_weight).encode_to(&mut bytes);
+        }
         tagged_hash(tags::RUN, &[&bytes])
     }
 
@@ -539,18 +556,27 @@ mod tests {
         let mut other = spec.clone();
         other.outer.alpha = 0.5;
         assert_ne!(spec.run_hash(), other.run_hash());
+        // What is left out is the mean over all, and the hash of runs that say nothing is what it always was.
+        let with = |line: &str| {
+            RunSpec::parse(&DEV.replace("entry_weight = 4\n", line))
+                .unwrap()
+                .run_hash()
+        };
+        assert_eq!(with("entry_weight = 1\n"), with(""));
+        assert_ne!(with("entry_weight = 4\n"), with(""));
     }
 
     #[test]
     fn bad_values_should_name_their_field() {
         let spec = RunSpec::parse(DEV).unwrap();
         type Change = fn(&mut RunSpec);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 9] = [
             ("model.heads", |s| s.model.heads = 6),
             ("model.architecture", |s| s.model.architecture = "gpt".into()),
             ("data.corpus_root", |s| s.data.corpus_root = "xyz".into()),
             ("inner.learning_rate", |s| s.inner.learning_rate = f64::NAN),
             ("update.value_bits", |s| s.update.value_bits = 3),
+            ("outer.entry_weight", |s| s.outer.entry_weight = 65),
             ("score.probe", |s| s.score.probe = 0.0),
             ("round.deadline_block", |s| {
                 s.round.deadline_block = s.round.epoch_blocks

@@ -58,7 +58,7 @@ fn row_of(layout: &Layout, common: f32, kept: u32) -> Result<(), Box<dyn std::er
             updates.push(encoded.sent);
         }
         let all: Vec<(&Update, f32)> = updates.iter().map(|u| (u, 1.0)).collect();
-        let mean = aggregate::mean(layout, &all);
+        let mean = aggregate::mean(layout, &all, 1);
         let (mut sizes, mut errors) = (String::new(), String::new());
         for bits in BITS {
             let published = aggregate::publish(layout, bits, &mean, [bits; 32]);

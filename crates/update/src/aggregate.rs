@@ -10,17 +10,19 @@ use alice_primitives::{tagged_hash, tags};
 /// Mean of the accepted updates over the union of their coordinates (§6.1–2), ascending by index.
 ///
 /// `updates` stand in ascending order of submission id, each with its factor f_i. For each coordinate: f_i · v_i is
-/// rounded to f32, the products are summed in f64 in the given order, the sum is divided by the number R of *all*
-/// updates in f64 and rounded to f32. Where an update has no entry it adds nothing, so an entry that a single miner
-/// sends weighs 1/R. Entries beyond the layout are left out.
-pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
-    let count = updates.len() as f64;
+/// rounded to f32, the products are summed in f64 in the given order, the sum is divided in f64 and rounded to f32. The
+/// divisor is the number s of updates that have the coordinate, but at least R / c, R being the number of *all* updates
+/// and c the run's `entry_weight` (f64, one division). So an entry weighs at most c / R, however few send its coordinate: with
+/// c = 1 this is the mean over all, and the larger c, the more it is one over senders. Entries beyond the layout are left
+/// out.
+pub fn mean(layout: &Layout, updates: &[(&Update, f32)], entry_weight: u32) -> Sparse {
+    let least = updates.len() as f64 / f64::from(entry_weight.max(1));
     let mut cursors: Vec<_> = updates
         .iter()
         .map(|(update, factor)| (update.indices.iter().zip(&update.values).peekable(), *factor))
         .collect();
     let mut sums = vec![0.0f64; layout.chunk()];
-    let mut touched = vec![false; layout.chunk()];
+    let mut senders = vec![0u32; layout.chunk()];
     let mut mean = Sparse::default();
     for range in layout.chunks() {
         for (entries, factor) in &mut cursors {
@@ -28,17 +30,19 @@ pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
                 let Some(at) = (index as usize).checked_sub(range.start) else {
                     continue;
                 };
-                if let (Some(sum), Some(touched)) = (sums.get_mut(at), touched.get_mut(at)) {
+                if let (Some(sum), Some(senders)) = (sums.get_mut(at), senders.get_mut(at)) {
                     let scaled = *factor * value;
                     *sum += f64::from(scaled);
-                    *touched = true;
+                    *senders = senders.saturating_add(1);
                 }
             }
         }
-        for ((index, sum), touched) in range.zip(&mut sums).zip(&mut touched) {
-            if std::mem::take(touched) {
+        for ((index, sum), senders) in range.zip(&mut sums).zip(&mut senders) {
+            let senders = std::mem::take(senders);
+            if senders > 0 {
+                let divisor = f64::from(senders).max(least);
                 mean.indices.push(index as u64);
-                mean.values.push((std::mem::take(sum) / count) as f32);
+                mean.values.push((std::mem::take(sum) / divisor) as f32);
             }
         }
     }
@@ -48,7 +52,7 @@ pub fn mean(layout: &Layout, updates: &[(&Update, f32)]) -> Sparse {
 /// Δ over the whole model: [`mean`] of each fragment over its own updates, so that R_p counts those alone. The fragments
 /// stand in the order of the model and do not overlap; `updates` are in ascending order of id, each with its fragment's
 /// number. Those of a fragment that does not exist are left out.
-pub fn mean_of_fragments(fragments: &[Layout], updates: &[(u32, &Update, f32)]) -> Sparse {
+pub fn mean_of_fragments(fragments: &[Layout], updates: &[(u32, &Update, f32)], entry_weight: u32) -> Sparse {
     let mut all = Sparse::default();
     for (number, layout) in (0u32..).zip(fragments) {
         let own: Vec<(&Update, f32)> = updates
@@ -59,7 +63,7 @@ pub fn mean_of_fragments(fragments: &[Layout], updates: &[(u32, &Update, f32)]) 
         if own.is_empty() {
             continue;
         }
-        let mean = mean(layout, &own);
+        let mean = mean(layout, &own, entry_weight);
         all.indices.extend(mean.indices);
         all.values.extend(mean.values);
     }

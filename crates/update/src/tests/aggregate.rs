@@ -32,11 +32,13 @@ fn mean_should_divide_by_all_updates() {
         update(&[(0, 1.0), (255, 2.0)]),
         update(&[(255, -4.0), (256, 8.0), (299, 0.5)]),
     );
-    let sparse = mean(&layout, &[(&a, 1.0), (&b, 0.5)]);
+    let sparse = mean(&layout, &[(&a, 1.0), (&b, 0.5)], 1);
     assert_eq!(sparse.indices, [0, 255, 256, 299]);
     assert_eq!(sparse.values, [0.5, 0.0, 2.0, 0.125]);
-    assert_eq!(mean(&layout, &[]), Sparse::default());
-    assert_eq!(mean(&layout, &[(&update(&[(300, 1.0)]), 1.0)]), Sparse::default());
+    // Who is alone with a coordinate counts for at most c of both.
+    assert_eq!(mean(&layout, &[(&a, 1.0), (&b, 0.5)], 2).values, [1.0, 0.0, 4.0, 0.25]);
+    assert_eq!(mean(&layout, &[], 1), Sparse::default());
+    assert_eq!(mean(&layout, &[(&update(&[(300, 1.0)]), 1.0)], 1), Sparse::default());
 }
 
 #[test]
@@ -44,15 +46,20 @@ fn mean_should_match_the_written_order_of_operations() {
     let updates: Vec<Update> = (0..7).map(seeded).collect();
     let factors = [1.0f32, 2.0, 0.3, 0.7, 1.9, 0.01, 1.1];
     let pairs: Vec<_> = updates.iter().zip(factors).collect();
-    let sparse = mean(&layout(), &pairs);
-    for (&index, &value) in sparse.indices.iter().zip(&sparse.values) {
-        let mut sum = 0.0f64;
-        for (update, factor) in &pairs {
-            if let Ok(at) = update.indices.binary_search(&index) {
-                sum += f64::from(factor * update.values[at]);
+    let sparse = mean(&layout(), &pairs, 1);
+    for (weight, least) in [(1, 7.0f64), (3, 7.0 / 3.0), (7, 1.0), (100, 1.0)] {
+        let sparse = mean(&layout(), &pairs, weight);
+        for (&index, &value) in sparse.indices.iter().zip(&sparse.values) {
+            let (mut sum, mut senders) = (0.0f64, 0.0f64);
+            for (update, factor) in &pairs {
+                if let Ok(at) = update.indices.binary_search(&index) {
+                    sum += f64::from(factor * update.values[at]);
+                    senders += 1.0;
+                }
             }
+            let divisor = if senders > least { senders } else { least };
+            assert_eq!(((sum / divisor) as f32).to_bits(), value.to_bits());
         }
-        assert_eq!(((sum / 7.0) as f32).to_bits(), value.to_bits());
     }
     let mut union: Vec<u64> = updates.iter().flat_map(|update| update.indices.clone()).collect();
     union.sort_unstable();
@@ -63,7 +70,7 @@ fn mean_should_match_the_written_order_of_operations() {
 #[test]
 fn published_values_should_lie_within_one_level() {
     let layout = layout();
-    let sparse = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7), (&seeded(3), 0.4)]);
+    let sparse = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7), (&seeded(3), 0.4)], 1);
     for bits in [2, 4, 8] {
         let bytes = publish(&layout, bits, &sparse, [5; 32]);
         assert_eq!(bytes, publish(&layout, bits, &sparse, [5; 32]));
@@ -205,7 +212,7 @@ fn the_next_state_should_be_the_golden_one() {
     let updates: Vec<Update> = (21..24).map(seeded).collect();
     let pairs: Vec<_> = updates.iter().zip([1.0f32, 0.8, 1.3]).collect();
     let seed = rounding_seed(&[9; 32], &[[1; 32], [2; 32], [3; 32]]);
-    let bytes = publish(&layout, 8, &mean(&layout, &pairs), seed);
+    let bytes = publish(&layout, 8, &mean(&layout, &pairs, 1), seed);
     golden("aggregate-8bit.ald", &bytes);
     let mut theta = values(layout.total(), 30, 0.1);
     let d = decode_published(&layout, &bytes).unwrap();

@@ -351,7 +351,7 @@ fn a_model_of_seven_billion_should_have_its_indices() {
             .iter()
             .all(|index| (6_000_000_000..6_000_000_700).contains(index))
     );
-    let mean = crate::aggregate::mean(&layout, &[(&update, 1.0)]);
+    let mean = crate::aggregate::mean(&layout, &[(&update, 1.0)], 1);
     assert_eq!((&mean.indices, &mean.values), (&update.indices, &update.values));
     let bytes = crate::aggregate::publish(&layout, 8, &mean, [1; 32]);
     let published = crate::aggregate::decode_published(&layout, &bytes).unwrap();
