@@ -44,9 +44,12 @@ def generate(args):
     if not args.tokenizer:
         print("left out: no --tokenizer DIR")
         return
+    tokenizer = pathlib.Path(args.tokenizer).resolve()
+    if not any(tokenizer.glob("tokenizer*")):
+        raise RuntimeError(f"no tokenizer files in {tokenizer}")
     texts = {}
     with tempfile.TemporaryDirectory() as folder:
-        run(args.python, ROOT / "bench/generate.py", "--make", folder, "--tokenizer", args.tokenizer)
+        run(args.python, ROOT / "bench/generate.py", "--make", folder, "--tokenizer", tokenizer)
         for precision in ("f32", "bf16"):
             for device in ("cpu", args.device):
                 command = [program("alice-miner"), "generate", "--model", f"{folder}/353m-f32", "--prompt", "The State of the Union",
@@ -61,6 +64,9 @@ def generate(args):
 
 
 def memory(args):
+    if not args.device.startswith("cuda"):
+        print("left out: this device does not say what is taken of its memory")
+        return
     trainer = program("trainer")
     run(trainer, "memory", "--device", args.device, "--all", "--model", "50m", "--fragments", 1, "--micro-batch", 32)
     run(trainer, "memory", "--device", args.device, "--all", "--model", "1b", "--fragments", 8, "--micro-batch", 16)
@@ -105,8 +111,8 @@ def main():
         print(f"\n## {name}", flush=True)
         try:
             step(args)
-        except (RuntimeError, subprocess.CalledProcessError) as problem:
-            print(f"{name} FAILED: {problem} {getattr(problem, 'stderr', None) or ''}", flush=True)
+        except Exception as problem:  # whatever it is, the other steps run
+            print(f"{name} FAILED: {problem!r} {getattr(problem, 'stderr', None) or ''}", flush=True)
             failed.append(name)
         print(f"\n({name}: {time.monotonic() - started:.0f} s)", flush=True)
     sys.exit(f"error: failed: {', '.join(failed)}" if failed else 0)

@@ -47,6 +47,7 @@ def torch_child(args):
     import torch.nn.functional as F
 
     torch.set_num_threads(args.threads)
+    args.device = {"metal": "mps"}.get(args.device, args.device)
     hidden, layers, heads, ffn, vocab, context = MODELS[args.model]
     inner = json.loads(args.inner)
     values = torch.from_numpy(numpy.fromfile(args.theta, dtype="<f4"))
@@ -212,7 +213,7 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or metal")
     parser.add_argument("--bf16", action="store_true", help="products in bf16")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     for hidden in ("--program", "--theta", "--tokens", "--inner"):

@@ -48,6 +48,8 @@ pub struct Fit {
     checkpoint: Option<bool>,
     micro_batch: Option<u32>,
     memory: Option<u64>,
+    /// What a GPU had free before the first task.
+    free_at_start: Option<u64>,
 }
 
 /// What the plan comes to for a run on a device.
@@ -105,17 +107,29 @@ impl Fit {
             checkpoint,
             micro_batch: args.micro_batch,
             memory: args.device_memory.as_deref().map(parse_size).transpose()?,
+            free_at_start: None,
         })
+    }
+
+    /// Looks once at what a GPU has free, for every plan from here on: libtorch keeps what a task has taken, so that later
+    /// there would seem to be too little for the next one.
+    pub fn measure(&mut self, device: Device) {
+        if device != Device::Cpu {
+            self.free_at_start = free_memory(device);
+        }
     }
 
     /// Plans tasks of a fragment (none: of any of the run's).
     pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
-        let memory = self.memory.or_else(|| free_memory(device));
-        let usable = memory.map(|bytes| match device {
+        let usable = match device {
             // Device and host are the same memory.
-            Device::Cpu => bytes.saturating_sub(host_bytes(spec, fragment)) / CPU_SHARE.1 * CPU_SHARE.0,
-            _ => plan::usable_on_gpu(bytes),
-        });
+            Device::Cpu => (self.memory.or_else(|| free_memory(device)))
+                .map(|bytes| bytes.saturating_sub(host_bytes(spec, fragment)) / CPU_SHARE.1 * CPU_SHARE.0),
+            _ => match self.memory {
+                Some(bytes) => Some(plan::usable_on_gpu(bytes)),
+                None => (self.free_at_start.or_else(|| free_memory(device))).map(plan::usable_of_free),
+            },
+        };
         let rows = self.candidates(device).map(|options| {
             let micro_batch = usable.map_or(
                 Some(options.micro_batch.unwrap_or(spec.inner.batch_sequences)),
@@ -388,6 +402,26 @@ mod tests {
             let error = Fit::new(&args).unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn what_a_gpu_had_free_at_the_start_should_count_for_every_task() {
+        let spec = spec("genesis-7b");
+        let mut fit = Fit::new(&FitArgs::default()).unwrap();
+        // No GPU here: what would have been measured.
+        fit.free_at_start = Some(47 << 29);
+        let plan = fit.plan(&spec, None, Device::Cuda(0));
+        assert_eq!(plan.usable, Some(plan::usable_of_free(47 << 29)));
+        assert!(plan.chosen().is_some());
+        // The context is part of what a whole card has, and no part of what is free beside it.
+        let whole = |size| plan::usable_on_gpu(size << 29);
+        assert!(whole(47) < plan::usable_of_free(47 << 29) && whole(48) == plan::usable_of_free(47 << 29));
+        // What the user says wins; the CPU is asked again each time.
+        fit.memory = Some(48 << 30);
+        assert_eq!(fit.plan(&spec, None, Device::Cuda(0)).usable, Some(whole(96)));
+        let mut cpu = Fit::new(&FitArgs::default()).unwrap();
+        cpu.measure(Device::Cpu);
+        assert_eq!(cpu.free_at_start, None);
     }
 
     #[test]

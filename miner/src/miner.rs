@@ -75,12 +75,13 @@ pub struct Miner {
 impl Miner {
     /// Opens the data directory's files.
     pub fn new(
-        settings: Settings,
+        mut settings: Settings,
         key: MiningKey,
         device: Device,
         reporter: Reporter,
         stop: Stop,
     ) -> Result<Self, MinerError> {
+        settings.fit.measure(device);
         let receipts = Receipts::open(&settings.data_dir)?;
         let pays = Pays::open(&settings.data_dir)?;
         let link = ChainLink::new(settings.chain.clone());
@@ -402,15 +403,25 @@ impl Miner {
             }),
         );
         let miner = self.key.key.public();
-        work::store(
-            &run.spec,
-            &miner,
-            lease,
-            &result.d,
-            &mut run.residuals,
-            &mut run.journal,
-            reporter,
-        )
+        let mut store = || {
+            work::store(
+                &run.spec,
+                &miner,
+                lease,
+                &result.d,
+                &mut run.residuals,
+                &mut run.journal,
+                reporter,
+            )
+        };
+        match store() {
+            // A full disk, perhaps: the update is worth more than the moments.
+            Err(error) if moments::give_way(&run.dir, task.fragment) => {
+                tracing::warn!(%error, "the update could not be stored; the optimiser's moments give way to it");
+                store()
+            }
+            stored => stored,
+        }
     }
 
     /// Even work that was never sent gets its reason.

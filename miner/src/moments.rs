@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// Bytes between the file and the trainer.
@@ -17,9 +18,27 @@ pub fn file(dir: &Path, fragment: u32) -> PathBuf {
     dir.join(format!("moments-{fragment}.bin"))
 }
 
-/// Runs `train` with the moments of `path` and keeps there what it leaves. No failure of a file keeps it from training.
+/// Removes the moments of a fragment; whether there were any.
+pub fn give_way(dir: &Path, fragment: u32) -> bool {
+    std::fs::remove_file(file(dir, fragment)).is_ok()
+}
+
+/// Removes what a killed process has left of a file.
+pub fn sweep(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("moments-") && name.ends_with(".part") {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+}
+
+/// Runs `train` with the moments of `path` and keeps there what it leaves, unless `stop` is set meanwhile. No failure of a
+/// file keeps it from training.
 pub fn carrying(
     path: &Path,
+    stop: &AtomicBool,
     train: impl FnOnce(Carry<'_>) -> Result<TaskResult, TrainError>,
 ) -> Result<TaskResult, TrainError> {
     let part = path.with_extension("part");
@@ -36,7 +55,10 @@ pub fn carrying(
         }
     };
     let mut to = match File::create(&part) {
-        Ok(file) => Some(BufWriter::with_capacity(BUFFER, file)),
+        Ok(file) => Some(Stoppable {
+            file: BufWriter::with_capacity(BUFFER, file),
+            stop,
+        }),
         Err(error) => {
             warn("the optimiser's moments cannot be kept for the next task", &error);
             None
@@ -56,7 +78,7 @@ pub fn carrying(
     }
     let complete = result.as_ref().is_ok_and(|result| result.moments_lost.is_none());
     if let Some(to) = to {
-        let kept = complete.then(|| keep(to, &part, path));
+        let kept = complete.then(|| keep(to.file, &part, path));
         if let Some(Err(error)) = &kept {
             warn("the optimiser's moments cannot be kept for the next task", error);
         }
@@ -68,10 +90,29 @@ pub fn carrying(
     result
 }
 
+/// Not synced: an update waits to be sent, and the checksum shows a torn file.
 fn keep(to: BufWriter<File>, part: &Path, path: &Path) -> Result<(), String> {
-    let file = to.into_inner().map_err(|e| e.to_string())?;
-    file.sync_all().map_err(|e| e.to_string())?;
+    drop(to.into_inner().map_err(|e| e.to_string())?);
     files::rename(part, path).map_err(|e| e.to_string())
+}
+
+/// A file that is given up when the task must end.
+struct Stoppable<'a> {
+    file: BufWriter<File>,
+    stop: &'a AtomicBool,
+}
+
+impl Write for Stoppable<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("the task had to end")),
+            false => self.file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +122,11 @@ mod tests {
 
     /// A task of two steps from `path`; it ends after `steps`.
     fn task(path: &Path, steps: u32) -> Result<TaskResult, TrainError> {
+        task_until(path, steps, false)
+    }
+
+    /// The same, where `stop` is set before anything is written.
+    fn task_until(path: &Path, steps: u32, stop: bool) -> Result<TaskResult, TrainError> {
         let mut spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
         (spec.model.hidden, spec.model.heads, spec.model.kv_heads) = (16, 2, 2);
         (spec.model.layers, spec.model.ffn, spec.model.context) = (1, 32, 16);
@@ -98,7 +144,7 @@ mod tests {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         };
-        carrying(path, |carry| {
+        carrying(path, &AtomicBool::new(stop), |carry| {
             alice_trainer::train_carrying(&task, device, Default::default(), carry, &mut go)
         })
     }
@@ -120,6 +166,17 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), before);
         assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 4 });
         assert_eq!(names(dir.path()), ["moments-0.bin"]);
+        // One that must end while it writes has its update all the same, and leaves what was there.
+        let before = std::fs::read(&path).unwrap();
+        let late = task_until(&path, 9, true).unwrap();
+        assert!(late.moments_lost.is_some());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        // What a killed process has left goes when the run is opened; moments give way once.
+        std::fs::write(dir.path().join("moments-3.part"), b"half").unwrap();
+        sweep(dir.path());
+        assert_eq!(names(dir.path()), ["moments-0.bin"]);
+        assert!(give_way(dir.path(), 0) && !give_way(dir.path(), 0));
+        assert_eq!(names(dir.path()), Vec::<String>::new());
     }
 
     #[test]

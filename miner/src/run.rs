@@ -115,6 +115,7 @@ impl Run {
             None => Self::stored_spec(&dir, &hash)?
                 .ok_or_else(|| MinerError::untrue("run specification", "it is not stored yet"))?,
         };
+        crate::moments::sweep(&dir);
         let journal = Journal::open(&dir)?;
         let residuals = Residuals::open(&dir, &spec, residual)?;
         let weights = Weights::open(&spec, &dir);

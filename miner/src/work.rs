@@ -89,7 +89,7 @@ pub async fn train(
                 alice_trainer::train_carrying(&task, job.device, job.options, carry, &mut on_progress)
             };
             match &job.moments {
-                Some(path) => moments::carrying(path, train),
+                Some(path) => moments::carrying(path, &end, train),
                 None => train(Carry::default()),
             }
         }

@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value = "cpu")]
     device: String,
     /// I/N: only every N-th of the runs that are missing, from the I-th on (from 0), for N processes side by side, each
-    /// with its own --out; put their runs.jsonl together afterwards.
+    /// with its own --out; put their runs.jsonl together afterwards. e8 runs in the first.
     #[arg(long, value_parser = share, default_value = "0/1")]
     share: (usize, usize),
     /// Held-out sequences.
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     };
     let mut experiments = experiments::all(scale);
     let all = args.experiments.iter().any(|name| name == "all");
-    let judge = all || args.experiments.iter().any(|name| name == "e8");
+    let judge = args.share.0 == 0 && (all || args.experiments.iter().any(|name| name == "e8"));
     if !all {
         for name in args.experiments.iter().filter(|name| *name != "e8") {
             if !experiments.iter().any(|e| e.name == name) {

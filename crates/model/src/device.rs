@@ -176,6 +176,7 @@ pub fn memory(device: Device) -> Option<DeviceMemory> {
     type Get = unsafe extern "C" fn(*mut usize, *mut usize) -> libc::c_int;
     type SetDevice = unsafe extern "C" fn(libc::c_int) -> libc::c_int;
     type GetDevice = unsafe extern "C" fn(*mut libc::c_int) -> libc::c_int;
+    type LastError = unsafe extern "C" fn() -> libc::c_int;
     let Device::Cuda(index) = device else { return None };
     let index = libc::c_int::try_from(index).ok()?;
     cuda(usize::try_from(index).ok()?).ok()?;
@@ -184,24 +185,36 @@ pub fn memory(device: Device) -> Option<DeviceMemory> {
         let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
         (!address.is_null()).then_some(address)
     };
-    let (get, set_device, get_device) = (
+    let (get, set_device, get_device, last_error) = (
         symbol(c"cudaMemGetInfo")?,
         symbol(c"cudaSetDevice")?,
         symbol(c"cudaGetDevice")?,
+        symbol(c"cudaGetLastError")?,
     );
     let (mut free, mut total, mut before) = (0usize, 0usize, 0);
     // SAFETY: these are functions of the CUDA runtime with these signatures, the same in all its versions ("CUDA Runtime
     // API", Memory and Device Management). They write to the integers behind the pointers, which outlive the calls. The
-    // thread's current device is set back.
+    // thread's current device is set back if it was another: setting a device makes a context on it. An error of ours is
+    // taken out again, or libtorch would take it for one of its own.
     let status = unsafe {
         let get = std::mem::transmute::<*mut libc::c_void, Get>(get);
         let set_device = std::mem::transmute::<*mut libc::c_void, SetDevice>(set_device);
         let get_device = std::mem::transmute::<*mut libc::c_void, GetDevice>(get_device);
-        if get_device(&raw mut before) != 0 || set_device(index) != 0 {
-            return None;
+        let last_error = std::mem::transmute::<*mut libc::c_void, LastError>(last_error);
+        let mut status = get_device(&raw mut before);
+        let other = before != index;
+        if status == 0 && other {
+            status = set_device(index);
         }
-        let status = get(&raw mut free, &raw mut total);
-        set_device(before);
+        if status == 0 {
+            status = get(&raw mut free, &raw mut total);
+        }
+        if other {
+            status = status.max(set_device(before));
+        }
+        if status != 0 {
+            last_error();
+        }
         status
     };
     (status == 0).then_some(DeviceMemory {

@@ -143,7 +143,8 @@ pub struct InnerSpec {
     pub batch_sequences: u32,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps of linear warm-up at the start of each task (the optimiser starts from nothing there).
+    /// Steps of linear warm-up at the start of a task whose optimiser starts from nothing. One that goes on from the moments
+    /// of the fragment's last task has none.
     pub warmup_steps: u32,
     /// AdamW β₁.
     pub beta1: f64,

@@ -27,15 +27,23 @@ use alice_model::{Device, Precision};
 use alice_spec::RunSpec;
 use serde::Serialize;
 
-/// Kept free on a GPU, bytes: 0.82 GiB were seen to be taken by the context, the kernels and the libraries' workspaces once a
-/// small task had run, and up to 0.25 GiB by gaps that do not grow with the task (docs/measurements.md).
-pub const DEVICE_RESERVE: u64 = 5 << 28;
+/// Taken of a GPU as soon as it is used, bytes: 0.5 GiB were seen (docs/measurements.md).
+const CONTEXT: u64 = 1 << 29;
+
+/// Kept free on a GPU besides its context, bytes: 0.32 GiB were seen to be taken by kernels and the libraries' workspaces once
+/// a small task had run, and up to 0.25 GiB by gaps that do not grow with the task (docs/measurements.md).
+pub const DEVICE_RESERVE: u64 = 3 << 28;
 
 /// Share of what is left that tensors may take on a GPU: libtorch's allocator was seen to take up to 6 % more than they need.
 const GPU_SHARE: (u64, u64) = (100, 106);
 
-/// Bytes that a task's tensors may take on a GPU with so much memory.
+/// Bytes that a task's tensors may take on a GPU with so much memory that nobody uses yet.
 pub fn usable_on_gpu(bytes: u64) -> u64 {
+    usable_of_free(bytes.saturating_sub(CONTEXT))
+}
+
+/// The same of so much memory that is free while this process has its context already.
+pub fn usable_of_free(bytes: u64) -> u64 {
     bytes.saturating_sub(DEVICE_RESERVE) / GPU_SHARE.1 * GPU_SHARE.0
 }
 
