@@ -414,7 +414,7 @@ mod tests {
         assert_eq!(plan.usable, Some(plan::usable_of_free(47 << 29)));
         assert!(plan.chosen().is_some());
         // The context is part of what a whole card has, and no part of what is free beside it.
-        let whole = |size| plan::usable_on_gpu(size << 29);
+        let whole = |size: u64| plan::usable_on_gpu(size << 29);
         assert!(whole(47) < plan::usable_of_free(47 << 29) && whole(48) == plan::usable_of_free(47 << 29));
         // What the user says wins; the CPU is asked again each time.
         fit.memory = Some(48 << 30);
