@@ -36,7 +36,9 @@ def run(*command):
 
 
 def agree(args):
-    run(program("trainer"), "agree", "--device", args.device, "--threads", 8, "--short-of-memory")
+    # Only CUDA says how much memory is free, to be filled.
+    short = ["--short-of-memory"] * args.device.startswith("cuda")
+    run(program("trainer"), "agree", "--device", args.device, "--threads", 8, *short)
 
 
 def generate(args):

@@ -6,10 +6,10 @@
     $VENV/bin/python bench/generate.py --miner target/release/alice-miner /tmp/alice-bench/*
 
 `--make DIR` writes folders with random weights: the shapes of the runs `dev` and `small`, and one of 353 million weights,
-in f32 and bf16. With `--tokenizer DIR` the last one only, with the tokenizer files (of 8,192 pieces) found there. Both programs take turns; each figure is the median of the rounds, for the tokens after the first one (so
-without loading and without the prompt): tokens a second, and tokens for each second of processor time, which other load on
-the machine disturbs less. Greedy, one text. Numbers: as the folder stores them in `transformers`, what `--precision auto`
-chooses in ours.
+in f32 and bf16. With `--tokenizer DIR` the last one only, with the tokenizer files (of 8,192 pieces) found there. Both
+programs take turns; each figure is the median of the rounds, for the tokens after the first one (so without loading and
+without the prompt): tokens a second, and tokens for each second of processor time, which other load on the machine disturbs
+less. Greedy, one text. Numbers: as the folder stores them in `transformers`, what `--precision auto` chooses in ours.
 """
 
 import argparse

@@ -207,12 +207,13 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
             opposite.improvement,
             negated.improvement
         );
+        // Both together, so that luck cancels.
         let luck = (random.improvement + opposite.improvement) / 2.0;
+        let paid = (random.score + opposite.score) / 2;
         for honest in [first, second] {
             assert!(honest.accepted, "{}", honest.detail);
-            // Noise is worth nothing on average, and less than work where it is lucky.
             assert!(luck < honest.improvement / 10.0);
-            assert!(random.score.max(opposite.score) < honest.score / 2);
+            assert!(paid < honest.score / 10);
         }
         assert!(!negated.accepted);
     }
