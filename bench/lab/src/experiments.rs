@@ -24,12 +24,20 @@ pub struct Scale {
 /// Entries in a chunk of 4,096 at a density of 1.56 %.
 const K_DENSE: u32 = 64;
 
+/// Workers of `deltas96`.
+const MANY: u32 = 96;
+
 /// Plain steps with the mean over all.
 const PLAIN: Outer = Outer {
     alpha: 1.0,
     momentum: 0.0,
     by_senders: false,
     entry_weight: None,
+};
+/// The runs' step: an entry weighs at most four times what it would in the mean over all.
+const BOUNDED: Outer = Outer {
+    entry_weight: Some(4),
+    ..PLAIN
 };
 /// DiLoCo's outer optimiser.
 const NESTEROV: Outer = Outer {
@@ -64,10 +72,10 @@ fn data_parallel(scale: Scale) -> Arm {
     }
 }
 
-/// Ours: eight workers, 1.56 % density, two bits, error feedback.
+/// Ours, as the runs have it: eight workers, 1.56 % density, two bits, error feedback, entries of at most 4/R.
 pub fn ours(scale: Scale) -> Arm {
     Arm {
-        outer: PLAIN,
+        outer: BOUNDED,
         codec: Some(OURS),
         ..diloco(8, scale)
     }
@@ -113,8 +121,16 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
                 },
             ),
             (
+                "ours, an entry weighs 1 / R".into(),
+                Arm {
+                    outer: PLAIN,
+                    ..ours(scale)
+                },
+            ),
+            (
                 "dense, plain step".into(),
                 Arm {
+                    outer: PLAIN,
                     codec: None,
                     ..ours(scale)
                 },
@@ -153,7 +169,7 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
         "e6",
         "Mean over all or over senders; plain or Nesterov; how long a step?",
         vec![
-            base(),
+            ("over all, plain".into(), with(PLAIN)),
             (
                 "over senders, plain".into(),
                 with(Outer {
@@ -259,24 +275,35 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
         ],
     );
 
-    let mut arms = vec![(
-        "f32, as it is".to_string(),
-        coded(
-            scale,
-            Codec {
-                publish_bits: None,
+    let deltas = |arm: &Arm| {
+        let published = |bits| Arm {
+            codec: Some(Codec {
+                publish_bits: bits,
                 ..OURS
-            },
-        ),
-    )];
-    arms.extend([8, 4, 2].map(|bits| {
-        let codec = Codec {
-            publish_bits: Some(bits),
-            ..OURS
+            }),
+            ..arm.clone()
         };
-        (format!("{bits} bits"), coded(scale, codec))
-    }));
-    add("deltas", "How many bits of the published aggregate?", arms);
+        let mut arms = vec![("f32, as it is".to_string(), published(None))];
+        arms.extend([8, 4, 2].map(|bits| (format!("{bits} bits"), published(Some(bits)))));
+        arms
+    };
+    add(
+        "deltas",
+        "How many bits of the published aggregate?",
+        deltas(&ours(scale)),
+    );
+    // Twelve times the workers with a sequence each, for a quarter of the rounds: three times the tokens.
+    let many = Arm {
+        workers: MANY,
+        batch_sequences: 1,
+        rounds: (scale.rounds / 4).max(1),
+        ..ours(scale)
+    };
+    add(
+        "deltas96",
+        "How many bits of the published aggregate, with 96 workers?",
+        deltas(&many),
+    );
     list
 }
 
