@@ -14,11 +14,12 @@ use alice_primitives::{
 };
 use alice_score::{FACTOR_MAX, lower_median, reference_norm};
 use alice_spec::RunSpec;
-use alice_store::model_root;
+use alice_store::Master;
 use alice_update::{Update, aggregate, decode};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// Bytes of a published aggregate beyond four for each parameter: header, counts and scales of the chunks.
 const AGGREGATE_BYTES_EXTRA: u64 = 1 << 20;
@@ -44,15 +45,28 @@ pub struct EpochAudit {
     pub paid_planck: Option<String>,
 }
 
+/// What a run is recomputed from, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Parameter server.
+    pub client: &'a Client,
+    /// Node, whose word stands above the server's.
+    pub chain: Option<&'a Chain>,
+    /// File of the first state, where the run names its root.
+    pub start: Option<&'a Path>,
+    /// Folder for the weights, which lie in a file of four bytes a parameter; the system's temporary folder if none.
+    pub work: Option<&'a Path>,
+}
+
 /// What an audit ends with: the model after the last epoch that was checked.
 #[derive(Debug)]
 pub struct Replayed {
     /// Network and run, as the server names them; with a chain, the chain's genesis.
     pub net: Network,
     /// The weights.
-    pub theta: Vec<f32>,
-    /// Their root.
-    pub root: Hash,
+    pub theta: Master,
+    /// Where they lie; removed when it is dropped.
+    pub work: TempDir,
 }
 
 /// Where an audit stands: the model after the epochs that were checked.
@@ -60,7 +74,8 @@ struct Auditor<'a> {
     client: &'a Client,
     chain: Option<&'a Chain>,
     net: Network,
-    theta: Vec<f32>,
+    /// None only while it is stepped, and after a step that failed.
+    theta: Option<Master>,
     root: Hash,
     /// ν_p of each fragment.
     median_norms: Vec<Option<f32>>,
@@ -76,14 +91,14 @@ struct Accepted {
     factor: f32,
 }
 
-/// The state before the first epoch: it follows from block 0 and the run specification, or is the file `start` where the
-/// run names its root.
-pub async fn first_state(client: &Client, chain: Option<&Chain>, start: Option<&Path>) -> Result<Replayed, PsError> {
-    let status = client.status().await?;
-    let text = client.run().await?;
+/// The state before the first epoch: it follows from block 0 and the run specification, or is the file
+/// [`Source::start`] where the run names its root.
+pub async fn first_state(source: Source<'_>) -> Result<Replayed, PsError> {
+    let status = source.client.status().await?;
+    let text = source.client.run().await?;
     let spec = RunSpec::parse(&text).map_err(|e| PsError::Audit(format!("the run specification is not valid: {e}")))?;
     let genesis = status.genesis_hash.0;
-    if let Some(chain) = chain {
+    if let Some(chain) = source.chain {
         same(
             "the genesis hash",
             None,
@@ -93,27 +108,32 @@ pub async fn first_state(client: &Client, chain: Option<&Chain>, start: Option<&
     }
     same("the run hash", None, &status.run_hash, &Hex32(spec.run_hash()))?;
     let net = Network::new(genesis, text, spec);
-    let (theta, root) = Start::new(&net, start)?.read()?;
-    Ok(Replayed { net, theta, root })
+    let parent = source.work.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    let work = tempfile::Builder::new()
+        .prefix("alice-weights-")
+        .tempdir_in(&parent)
+        .map_err(|e| PsError::file("make a folder for the weights in", &parent, &e))?;
+    let theta = tokio::task::block_in_place(|| {
+        Start::new(&net, source.start)?.create(&work.path().join("theta.f32"), &mut |_, _| ())
+    })?;
+    Ok(Replayed { net, theta, work })
 }
 
 /// Audits every scored epoch up to `until`, oldest first; `report` is called after each. The first difference ends it
-/// with [`PsError::Audit`]. `start` as in [`first_state`].
+/// with [`PsError::Audit`].
 pub async fn audit(
-    client: &Client,
-    chain: Option<&Chain>,
-    start: Option<&Path>,
+    source: Source<'_>,
     until: u32,
     report: &mut (dyn FnMut(&EpochAudit) + Send),
 ) -> Result<Replayed, PsError> {
-    let Replayed { net, theta, root } = first_state(client, chain, start).await?;
+    let Replayed { net, theta, work } = first_state(source).await?;
     let median_norms = vec![None; net.fragments.len()];
     let mut auditor = Auditor {
-        client,
-        chain,
+        client: source.client,
+        chain: source.chain,
         net,
-        theta,
-        root,
+        root: theta.root(),
+        theta: Some(theta),
         median_norms,
         until,
     };
@@ -121,10 +141,14 @@ pub async fn audit(
         report(&auditor.epoch(&summary).await?);
     }
     Ok(Replayed {
+        theta: auditor.theta.ok_or_else(weights_gone)?,
         net: auditor.net,
-        theta: auditor.theta,
-        root: auditor.root,
+        work,
     })
+}
+
+fn weights_gone() -> PsError {
+    PsError::Audit("the recomputed weights are gone after a failed step; start again".into())
 }
 
 impl Auditor<'_> {
@@ -340,8 +364,10 @@ impl Auditor<'_> {
         if alpha > 0.0 {
             let d = aggregate::decode_published(&self.net.layout, &bytes)
                 .map_err(|e| PsError::Audit(format!("epoch {}: the aggregate does not decode: {e}", manifest.epoch)))?;
-            aggregate::apply(&mut self.theta, &d, alpha);
-            self.root = model_root(&self.net.tensors, &self.theta);
+            let theta = self.theta.take().ok_or_else(weights_gone)?;
+            let theta = tokio::task::block_in_place(|| theta.step(&d, alpha))?;
+            self.root = theta.root();
+            self.theta = Some(theta);
         }
         Ok(())
     }

@@ -62,7 +62,8 @@ pub enum Command {
     /// Write a model's weights for other programs: a Hugging Face folder or a GGUF file
     #[command(
         after_help = "example: alice-ps export --ps https://ps.example.org --format hf --type bf16 --out alice/\n\
-        With --ps every step of the run is recomputed first, as audit does; with its time and memory.\n\
+        With --ps every step of the run is recomputed first, as audit does, with its time; the weights lie beside --out\n\
+        meanwhile.\n\
         With --data the server must be stopped."
     )]
     Export(export::ExportArgs),
@@ -115,6 +116,9 @@ pub struct AuditArgs {
     /// File of the first state, for a run that names its root
     #[arg(long, value_name = "FILE")]
     pub start: Option<PathBuf>,
+    /// Folder for the weights meanwhile, 4 bytes a parameter [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    pub work: Option<PathBuf>,
     /// Last epoch to check [default: all that are scored]
     #[arg(long, value_name = "EPOCH", default_value_t = u32::MAX, hide_default_value = true)]
     pub until: u32,
@@ -258,11 +262,13 @@ async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> R
         };
         let _ = writeln!(out, "{line}");
     };
-    let root = Hex32(
-        audit::audit(&client, chain.as_ref(), args.start.as_deref(), args.until, &mut report)
-            .await?
-            .root,
-    );
+    let source = audit::Source {
+        client: &client,
+        chain: chain.as_ref(),
+        start: args.start.as_deref(),
+        work: args.work.as_deref(),
+    };
+    let root = Hex32(audit::audit(source, args.until, &mut report).await?.theta.root());
     if !args.json {
         let _ = writeln!(out, "{checked} epochs recomputed, all as published; model root {root}");
     }

@@ -15,8 +15,10 @@ use crate::{
 };
 use alice_api::{Hex32, Outcome, SeedBlock, Verdict};
 use alice_chain::{Chain, ChainError, EpochStatus};
+use alice_primitives::Hash;
 use alice_round::{ChainStatus, Effect, Event, Rules, Stage, State, step};
-use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
+use alice_store::Master;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
@@ -442,24 +444,23 @@ pub async fn score_epoch(service: Arc<Service>, scorer: Scorer, epoch: u32) -> R
     let outputs: Vec<[u8; 32]> = seed_blocks.iter().map(|b| b.vrf_output.0).collect();
     let validation_seed = alice_data::validation_seed(&outputs);
     let (scoring_split, guard_split) = draw(&service, epoch, &validation_seed).await?;
-    let theta = read_theta(service.files.theta(&round.base_root), service.net.spec.parameters()).await?;
+    let theta = open_theta(service.clone(), round.base_root).await?;
     let job = Arc::new(Job {
         epoch,
         base_root: round.base_root,
-        theta,
         submissions,
         scoring_split,
         guard_split,
         previous_median_norms: service.db.median_norms().await?,
     });
     tracing::info!(epoch, submissions = job.submissions.len(), "scoring");
-    let scored = scorer.score(service.clone(), job.clone()).await?;
+    let (scored, theta) = scorer.score(service.clone(), job.clone(), theta).await?;
     let draw = Draw {
         round,
         seed_blocks,
         validation_seed,
     };
-    let summary = publish(&service, &draw, &job, scored).await?;
+    let summary = publish(&service, &draw, &job, scored, theta).await?;
     metrics::counter!("alice_ps_accepted_total").increment(u64::from(summary.accepted));
     metrics::gauge!("alice_ps_held_out_loss").set(summary.loss_after);
     metrics::gauge!("alice_ps_scoring_seconds").set(started.elapsed().as_secs_f64());
@@ -488,8 +489,24 @@ async fn draw(service: &Service, epoch: u32, seed: &[u8; 32]) -> Result<(Vec<u32
     Ok((pick(scoring), pick(guard)))
 }
 
-async fn read_theta(path: PathBuf, parameters: u64) -> Result<Vec<f32>, PsError> {
-    match tokio::task::spawn_blocking(move || alice_store::theta::read_theta(&path, parameters)).await {
+/// The weights that a round started from. Where a step was made and its results were not stored, it is taken back.
+async fn open_theta(service: Arc<Service>, root: Hash) -> Result<Master, PsError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let path = service.files.theta();
+        let mut told = 0;
+        Master::open_at(&path, &service.net.tensors, &root, &mut |done, all| {
+            // A line for every tenth: hashing a 7B model takes a while.
+            let tenths = (u128::from(done) * 10 / u128::from(all.max(1))) as u64;
+            if tenths > told {
+                told = tenths;
+                tracing::info!(
+                    percent = tenths * 10,
+                    "hashing the weights, which were not left in order"
+                );
+            }
+        })
+    });
+    match opened.await {
         Ok(theta) => Ok(theta?),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }

@@ -8,16 +8,16 @@ use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::N
 use alice_api::{Client, EpochManifest, Hex32, Outcome};
 use alice_chain::Chain;
 use alice_export::{
-    About, Dtype, GgufOptions, GgufType, HfOptions, LossRow, Progress, SHARD_BYTES, ThetaFile, ThetaSlice, Weights,
-    export_gguf, export_hf,
+    About, Dtype, GgufOptions, GgufType, HfOptions, LossRow, Progress, SHARD_BYTES, ThetaSlice, export_gguf, export_hf,
 };
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
-use alice_store::BlobStore;
+use alice_store::{BlobStore, Master};
 use alice_tokenizer::Tokenizer;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Flags of `export`.
 #[derive(Debug, Args)]
@@ -101,15 +101,11 @@ pub enum Kind {
 /// A model and what is known about it.
 struct Model {
     net: Network,
-    root: Hash,
-    weights: Source,
+    weights: Master,
+    /// Folder of recomputed weights, for as long as they are needed.
+    _replayed: Option<TempDir>,
     tokenizer: Tokenizer,
     about: About,
-}
-
-enum Source {
-    Memory(Vec<f32>),
-    File(PathBuf),
 }
 
 /// Summary for programs.
@@ -177,10 +173,18 @@ async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
         eprintln!("recomputed epoch {}: model {}", found.epoch, found.model_root);
         history.push(found.clone());
     };
+    // Beside what is made of them: the system's temporary folder may lie in memory.
+    let beside = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let source = audit::Source {
+        client: &client,
+        chain: chain.as_ref(),
+        start,
+        work: Some(beside.unwrap_or(Path::new("."))),
+    };
     let replayed = match epoch {
-        Some(Which::First) => audit::first_state(&client, chain.as_ref(), start).await?,
-        Some(Which::After(epoch)) => audit::audit(&client, chain.as_ref(), start, epoch, &mut report).await?,
-        None => audit::audit(&client, chain.as_ref(), start, u32::MAX, &mut report).await?,
+        Some(Which::First) => audit::first_state(source).await?,
+        Some(Which::After(epoch)) => audit::audit(source, epoch, &mut report).await?,
+        None => audit::audit(source, u32::MAX, &mut report).await?,
     };
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);
@@ -203,8 +207,8 @@ async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
     Ok(Model {
         tokenizer: run_tokenizer::from_server(&replayed.net.spec, &client).await?,
         net: replayed.net,
-        root: replayed.root,
-        weights: Source::Memory(replayed.theta),
+        weights: replayed.theta,
+        _replayed: Some(replayed.work),
         about,
     })
 }
@@ -274,12 +278,13 @@ async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
             hint: "the newest manifest names another model: the directory is damaged; export with --ps URL",
         });
     }
-    let path = files.theta(&step.root);
+    let path = files.theta();
+    let weights = tokio::task::block_in_place(|| Master::open_at(&path, &net.tensors, &step.root, &mut |_, _| ()))?;
     Ok(Model {
         tokenizer: run_tokenizer::from_blobs(&net.spec, &blobs).await?,
         net,
-        root: step.root,
-        weights: Source::File(path),
+        weights,
+        _replayed: None,
         about,
     })
 }
@@ -310,10 +315,8 @@ fn add_epoch(about: &mut About, epoch: u32, accepted: usize, task_tokens: u64, l
 
 fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
     let spec = &model.net.spec;
-    let mut weights: Box<dyn Weights + '_> = match &model.weights {
-        Source::Memory(theta) => Box::new(ThetaSlice::new(&model.net.tensors, theta)?),
-        Source::File(path) => Box::new(ThetaFile::open(&model.net.tensors, path)?),
-    };
+    let root = model.weights.root();
+    let mut weights = ThetaSlice::new(&model.net.tensors, model.weights.theta())?;
     let (epoch, tokens_trained) = (model.about.epoch, model.about.tokens_trained);
     let mut progress = percent("written");
     let (bytes, blake3) = match args.format {
@@ -325,16 +328,9 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                 },
                 shard_bytes: SHARD_BYTES,
                 about: model.about,
-                model_root: Some(model.root),
+                model_root: Some(root),
             };
-            let done = export_hf(
-                &args.out,
-                spec,
-                &model.tokenizer,
-                &mut *weights,
-                &options,
-                &mut progress,
-            )?;
+            let done = export_hf(&args.out, spec, &model.tokenizer, &mut weights, &options, &mut progress)?;
             (done.bytes, done.alice_hash)
         }
         Format::Gguf => {
@@ -345,16 +341,9 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
                     Kind::Q8_0 => GgufType::Q8_0,
                 },
                 about: model.about,
-                model_root: model.root,
+                model_root: root,
             };
-            let done = export_gguf(
-                &args.out,
-                spec,
-                &model.tokenizer,
-                &mut *weights,
-                &options,
-                &mut progress,
-            )?;
+            let done = export_gguf(&args.out, spec, &model.tokenizer, &mut weights, &options, &mut progress)?;
             (done.bytes, done.blake3)
         }
     };
@@ -366,7 +355,7 @@ fn write(args: &ExportArgs, model: Model) -> Result<String, PsError> {
         run_hash: Hex32(model.net.run_hash),
         epoch,
         tokens_trained,
-        model_root: Hex32(model.root),
+        model_root: Hex32(root),
         bytes,
         blake3: Hex32(blake3),
     };

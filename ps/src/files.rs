@@ -2,7 +2,6 @@
 
 use crate::PsError;
 use alice_api::Hex32;
-use alice_primitives::Hash;
 use std::path::{Path, PathBuf};
 
 /// The data directory.
@@ -42,25 +41,13 @@ impl Files {
         self.uploads().join(id.to_string())
     }
 
-    /// Weights.
+    /// Folder of the weights.
     pub fn theta_dir(&self) -> PathBuf {
         self.dir.join("theta")
     }
 
-    /// Weights of a root.
-    pub fn theta(&self, root: &Hash) -> PathBuf {
-        self.theta_dir().join(format!("{}.f32", Hex32(*root)))
-    }
-
-    /// Removes all weights but those of a root.
-    pub fn keep_theta(&self, root: &Hash) -> std::io::Result<()> {
-        let keep = self.theta(root);
-        for entry in std::fs::read_dir(self.theta_dir())? {
-            let path = entry?.path();
-            if path != keep {
-                std::fs::remove_file(path)?;
-            }
-        }
-        Ok(())
+    /// The weights, with what [`alice_store::Master`] keeps beside them.
+    pub fn theta(&self) -> PathBuf {
+        self.theta_dir().join("theta.f32")
     }
 }

@@ -15,7 +15,7 @@ use alice_api::Hex32;
 use alice_chain::{Chain, ChainParameters};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
-use alice_store::{BlobStore, Master};
+use alice_store::BlobStore;
 use std::path::Path;
 
 /// What `init` did.
@@ -61,20 +61,12 @@ pub async fn create_state_from(
             false
         }
         None => {
-            // One tensor in memory at a time; the root, which names the file, is known when it is written.
-            let unnamed = files.theta_dir().join("first.f32");
+            // One tensor in memory at a time.
+            let path = files.theta();
             let start = Start::new(&net, start)?;
-            let theta = Master::create(&unnamed, &net.tensors, |out| start.write(out), &mut |_, _| ())?;
-            if let Err(error) = start.check(&theta.root()) {
-                drop(theta);
-                alice_store::master::remove(&unnamed)?;
-                return Err(error);
-            }
+            let theta = start.create(&path, &mut |_, _| ())?;
             let blobs = BlobStore::open(&files.blobs())?;
             let first = published(0, theta.publish(&blobs).await?);
-            drop(theta);
-            alice_store::file::rename(&unnamed, &files.theta(&first.model_root.0))?;
-            alice_store::master::remove(&unnamed)?;
             db.init(&genesis, &net.run_hash, &net.run_text, &first).await?;
             true
         }

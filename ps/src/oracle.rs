@@ -6,6 +6,7 @@ use crate::{
     service::Service,
 };
 use alice_score::LossOracle;
+use alice_store::Master;
 use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 
@@ -47,12 +48,21 @@ impl Scorer {
         Ok(Self { work })
     }
 
-    /// Scores a round on the thread.
-    pub async fn score(&self, service: Arc<Service>, job: Arc<Job>) -> Result<Scored, ScoringError> {
+    /// Scores a round on the thread. Gives the weights back as they were.
+    pub async fn score(
+        &self,
+        service: Arc<Service>,
+        job: Arc<Job>,
+        theta: Master,
+    ) -> Result<(Scored, Master), ScoringError> {
         let (answer, done) = oneshot::channel();
         let work: Work = Box::new(move |oracle| {
+            let scored = theta
+                .scratch()
+                .map_err(ScoringError::from)
+                .and_then(|mut point| score(&service.net, &job, &mut point, oracle));
             // Nobody waits any more only if the server is stopping.
-            let _ = answer.send(score(&service.net, &job, oracle));
+            let _ = answer.send(scored.map(|scored| (scored, theta)));
         });
         self.work.try_send(work).map_err(|_| ended())?;
         done.await.map_err(|_| ended())?

@@ -1,7 +1,8 @@
 //! Publishes a scored round: manifest, aggregate, snapshot, verdicts, payout pages, the model's step.
 //!
 //! Files first, then one transaction, then the uploads become public: a crash at any instant leaves the round unscored
-//! with a few unused blobs, or scored with everything in place.
+//! with a few unused blobs and a step that is taken back when the weights are opened for it again, or scored with
+//! everything in place.
 
 use crate::{
     PsError,
@@ -15,7 +16,7 @@ use alice_api::{
 };
 use alice_primitives::{Hash, pages};
 use alice_score::paired;
-use alice_store::{snapshot, theta::write_theta};
+use alice_store::Master;
 use std::collections::BTreeMap;
 
 /// Version of the manifest's format.
@@ -34,24 +35,26 @@ pub struct Draw {
     pub validation_seed: Hash,
 }
 
-/// Stores and publishes a round's results.
-pub async fn publish(service: &Service, draw: &Draw, job: &Job, scored: Scored) -> Result<EpochSummary, PsError> {
+/// Stores and publishes a round's results. `theta` is θ(e), and θ(e+1) afterwards.
+pub async fn publish(
+    service: &Service,
+    draw: &Draw,
+    job: &Job,
+    scored: Scored,
+    theta: Master,
+) -> Result<EpochSummary, PsError> {
     let net = &service.net;
     let epoch = job.epoch;
     let step = match &scored.transition {
         // A step that the guard skipped leaves the model as it is.
         Some(t) if t.guard.alpha_used > 0.0 => {
             let blob = service.blobs.put(t.aggregate.clone()).await?;
-            let delta = delta(epoch, t.model_root, blob, &t.aggregate, t.guard.alpha_used);
-            let path = service.files.theta(&t.model_root);
-            // A few GB at most once an epoch, on the driver's own task: nobody waits for it but the round.
-            tokio::task::block_in_place(|| write_theta(&path, &t.guard.theta_next))?;
+            // On the driver's own task: nobody waits for it but the round.
+            let theta = tokio::task::block_in_place(|| theta.step(&t.d, t.guard.alpha_used))?;
+            let delta = delta(epoch, theta.root(), blob, &t.aggregate, t.guard.alpha_used);
             let number = draw.round.base_step + 1;
             let snapshot = match number % net.spec.outer.snapshot_every.max(1) {
-                0 => Some(published(
-                    number,
-                    snapshot::publish(&service.blobs, &net.tensors, &t.guard.theta_next).await?,
-                )),
+                0 => Some(published(number, theta.publish(&service.blobs).await?)),
                 _ => None,
             };
             Some((number, delta, snapshot))
@@ -95,7 +98,7 @@ pub async fn publish(service: &Service, draw: &Draw, job: &Job, scored: Scored) 
 }
 
 /// What follows a stored result, and is done again at every start: uploads of a scored epoch become public or go, old
-/// weights and snapshots go.
+/// snapshots go.
 pub async fn tidy(service: &Service, epoch: u32) -> Result<(), PsError> {
     for upload in service.db.uploads(epoch).await? {
         let path = service.files.upload(&upload.id);
@@ -106,13 +109,6 @@ pub async fn tidy(service: &Service, epoch: u32) -> Result<(), PsError> {
             service.blobs.put_file(&path).await?;
         }
         std::fs::remove_file(&path).map_err(|e| PsError::file("remove", &path, &e))?;
-    }
-    if let Some(step) = service.db.model_step().await? {
-        let dir = service.files.theta_dir();
-        service
-            .files
-            .keep_theta(&step.root)
-            .map_err(|e| PsError::file("tidy", &dir, &e))?;
     }
     let snapshots = service.db.snapshots().await?;
     let (old, kept) = snapshots.split_at(snapshots.len().saturating_sub(SNAPSHOTS_KEPT));

@@ -8,8 +8,9 @@ use crate::{
 };
 use alice_api::{Hex32, Outcome, VerdictBody};
 use alice_primitives::Hash;
-use alice_score::{Candidate, Decision, LossOracle, OracleError, score_round};
-use alice_update::{Update, decode};
+use alice_score::{Candidate, Decision, LossOracle, OracleError, elsewhere, score_round};
+use alice_store::StoreError;
+use alice_update::{Update, aggregate, decode};
 use std::collections::HashMap;
 
 /// Longest `detail` of a verdict, bytes.
@@ -24,6 +25,9 @@ pub enum ScoringError {
     /// The model's step failed.
     #[error(transparent)]
     Transition(#[from] TransitionError),
+    /// The weights cannot be mapped.
+    #[error("the weights cannot be read for scoring: {0}")]
+    Weights(#[from] StoreError),
     /// The device.
     #[error("the device for scoring cannot be used: {0}")]
     Device(String),
@@ -39,8 +43,6 @@ pub struct Job {
     pub epoch: u32,
     /// Root of θ(e).
     pub base_root: Hash,
-    /// θ(e).
-    pub theta: Vec<f32>,
     /// Submissions in ascending order of id.
     pub submissions: Vec<Collected>,
     /// Reserve sequences for the decisions.
@@ -76,8 +78,8 @@ pub fn nano(value: f64) -> i64 {
     }
 }
 
-/// Decides a round and makes the model's step.
-pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Scored, ScoringError> {
+/// Decides a round and the model's step. `theta` is θ(e); it is moved for measurements, and is θ(e) bit for bit afterwards.
+pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossOracle) -> Result<Scored, ScoringError> {
     let mut verdicts = Vec::with_capacity(job.submissions.len());
     let mut candidates = Vec::new();
     for submission in &job.submissions {
@@ -97,7 +99,7 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
     let round = score_round(
         oracle,
         &net.spec,
-        &job.theta,
+        theta,
         &job.scoring_split,
         &candidates,
         &job.previous_median_norms,
@@ -129,23 +131,23 @@ pub fn score(net: &Network, job: &Job, oracle: &mut dyn LossOracle) -> Result<Sc
     } else {
         let base = Base {
             spec: &net.spec,
-            tensors: &net.tensors,
             layout: &net.layout,
             fragments: &net.fragments,
-            theta: &job.theta,
             root: job.base_root,
         };
-        let made = transition(&base, &accepted, &job.guard_split, oracle)?;
-        let after = if made.guard.alpha_used == 0.0 {
-            before.clone()
-        } else {
-            oracle.losses(&made.guard.theta_next, &job.scoring_split)?
+        let made = transition(&base, theta, &accepted, &job.guard_split, oracle)?;
+        let after = match made.guard.alpha_used {
+            0.0 => before.clone(),
+            alpha => elsewhere(theta, &made.d.indices, |next| {
+                aggregate::apply(next, &made.d, alpha);
+                oracle.losses(next, &job.scoring_split)
+            })?,
         };
         if after.iter().all(|loss| loss.is_finite()) {
             (Some(made), after)
         } else {
             // What the guard's text did not show the other did: no step is better than a broken model.
-            (Some(made.skipped(&base)), before.clone())
+            (Some(made.skipped()), before.clone())
         }
     };
     let median_norms = (0..)

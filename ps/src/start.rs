@@ -2,8 +2,7 @@
 
 use crate::{PsError, network::Network};
 use alice_api::Hex32;
-use alice_primitives::Hash;
-use alice_store::{model_root, theta::read_theta, theta::write_values};
+use alice_store::{Master, theta::write_values};
 use std::io::Write;
 use std::path::Path;
 
@@ -46,35 +45,31 @@ impl<'a> Start<'a> {
         Err(PsError::Setting(problem))
     }
 
-    /// Writes the state as f32 little endian, with no more than one tensor in memory.
-    pub fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+    /// Writes the state to `path`, with no more than one tensor in memory, and opens it. Nothing is left where its root is
+    /// not the one that the run names.
+    pub fn create(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Master, PsError> {
+        let theta = Master::create(path, &self.net.tensors, |out| self.write(out), progress)?;
+        let found = theta.root();
+        match self.net.spec.start_root() {
+            Some(expected) if expected != found => {
+                drop(theta);
+                alice_store::master::remove(path)?;
+                Err(PsError::Mismatch {
+                    what: "the model root of the first state",
+                    found: Hex32(found).to_string(),
+                    expected: Hex32(expected).to_string(),
+                    hint: "give the file that alice-ps upcycle wrote for this run, or get it from who started the run",
+                })
+            }
+            _ => Ok(theta),
+        }
+    }
+
+    /// As f32 little endian.
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
         match self.file {
             Some(path) => std::io::copy(&mut std::fs::File::open(path)?, out).map(|_| ()),
             None => alice_model::init_tensors(&self.net.spec, &self.net.genesis, |values| write_values(out, values)),
         }
-    }
-
-    /// Whether what was written has the root that the run names.
-    pub fn check(&self, found: &Hash) -> Result<(), PsError> {
-        match self.net.spec.start_root() {
-            Some(expected) if expected != *found => Err(PsError::Mismatch {
-                what: "the model root of the first state",
-                found: Hex32(*found).to_string(),
-                expected: Hex32(expected).to_string(),
-                hint: "give the file that alice-ps upcycle wrote for this run, or get it from who started the run",
-            }),
-            _ => Ok(()),
-        }
-    }
-
-    /// The state and its root, in memory.
-    pub fn read(&self) -> Result<(Vec<f32>, Hash), PsError> {
-        let theta = match self.file {
-            Some(path) => read_theta(path, self.net.spec.parameters())?,
-            None => alice_model::init_theta(&self.net.spec, &self.net.genesis),
-        };
-        let root = model_root(&self.net.tensors, &theta);
-        self.check(&root)?;
-        Ok((theta, root))
     }
 }

@@ -1,4 +1,4 @@
-//! From accepted updates to the model's next state, in one function.
+//! From accepted updates to the model's next step, in one function.
 //!
 //! **Architecture invariant:** θ(e+1) is plain Rust over IEEE floats in a fixed order. Given the same θ, the same
 //! accepted updates with their factors, and the same α from the guard, every machine comes to the same root. The guard
@@ -6,9 +6,8 @@
 
 use alice_primitives::Hash;
 use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
-use alice_spec::{RunSpec, TensorShape};
-use alice_store::model_root;
-use alice_update::{DecodeError, Layout, Update, aggregate};
+use alice_spec::RunSpec;
+use alice_update::{DecodeError, Layout, Sparse, Update, aggregate};
 
 /// Why a step could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -34,23 +33,21 @@ pub struct Accepted<'a> {
     pub factor: f32,
 }
 
-/// A step of the model.
+/// A step of the model: θ(e+1) = θ(e) − α_used·D, as [`aggregate::apply`] makes it.
 #[derive(Debug)]
 pub struct Transition {
     /// Encoded D, as published.
     pub aggregate: Vec<u8>,
-    /// What the guard did, with θ(e+1).
+    /// D, decoded from it.
+    pub d: Sparse,
+    /// What the guard decided, with α_used; zero where the step is skipped.
     pub guard: GuardResult,
-    /// Root of θ(e+1).
-    pub model_root: Hash,
 }
 
 impl Transition {
     /// The same decision with the step not taken.
-    pub fn skipped(mut self, base: &Base<'_>) -> Self {
+    pub fn skipped(mut self) -> Self {
         self.guard.alpha_used = 0.0;
-        self.guard.theta_next = base.theta.to_vec();
-        self.model_root = base.root;
         self
     }
 }
@@ -60,22 +57,19 @@ impl Transition {
 pub struct Base<'a> {
     /// Run.
     pub spec: &'a RunSpec,
-    /// The run's tensors.
-    pub tensors: &'a [TensorShape],
     /// Layout of the flat vector.
     pub layout: &'a Layout,
     /// Layouts of the run's fragments.
     pub fragments: &'a [Layout],
-    /// θ(e).
-    pub theta: &'a [f32],
-    /// Its root.
+    /// Root of θ(e).
     pub root: Hash,
 }
 
-/// Protocol §6: mean, publication with the rounding seed, guard, step, root. `accepted` may be in any order: it is put
-/// into ascending order of id first.
+/// Protocol §6, steps 1 to 4: mean, publication with the rounding seed, guard. `accepted` may be in any order: it is put
+/// into ascending order of id first. `theta` is θ(e); the guard moves it, and it is θ(e) bit for bit afterwards.
 pub fn transition(
     base: &Base<'_>,
+    theta: &mut [f32],
     accepted: &[Accepted<'_>],
     guard_split: &[u32],
     oracle: &mut dyn LossOracle,
@@ -90,11 +84,10 @@ pub fn transition(
     // The step is made with what others can read, not with what was there before rounding.
     let d = aggregate::decode_published(base.layout, &published)?;
     let alpha = base.spec.outer.alpha as f32;
-    let guard = guarded_step(oracle, base.theta, &d, alpha, base.spec.score.z, guard_split)?;
-    let model_root = model_root(base.tensors, &guard.theta_next);
+    let guard = guarded_step(oracle, theta, &d, alpha, base.spec.score.z, guard_split)?;
     Ok(Transition {
         aggregate: published,
+        d,
         guard,
-        model_root,
     })
 }

@@ -1,9 +1,15 @@
 //! `alice-ps verify`: whether a downloaded folder is the model of an epoch.
 
-use crate::{PsError, cli::to_json, export::percent, network::read_spec};
+use crate::{
+    PsError,
+    audit::{self, EpochAudit, Replayed},
+    cli::to_json,
+    export::percent,
+    network::read_spec,
+};
 use alice_api::{Client, EpochManifest, Hex32};
 use alice_chain::Chain;
-use alice_export::{AliceFile, Proof, VerifyOptions};
+use alice_export::{AliceFile, Proof, ThetaSlice, VerifyOptions, Weights, read_alice_file};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
 use alice_store::model_root;
@@ -29,6 +35,15 @@ pub struct VerifyArgs {
     /// Model root that it must have, 64 hexadecimal digits
     #[arg(long, value_name = "HEX", group = "outside")]
     pub root: Option<Hex32>,
+    /// Recompute the run up to the folder's epoch first, as audit does: shows that bf16 shards are the rounding of its weights
+    #[arg(long, requires = "ps")]
+    pub recompute: bool,
+    /// With --recompute: file of the first state, for a run that names its root
+    #[arg(long, value_name = "FILE", requires = "recompute")]
+    pub start: Option<PathBuf>,
+    /// With --recompute: folder for the weights meanwhile, 4 bytes a parameter [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR", requires = "recompute")]
+    pub work: Option<PathBuf>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -80,11 +95,22 @@ pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
             spec = Some(parsed);
         }
     }
+    let replayed = match client.as_ref().filter(|_| args.recompute) {
+        Some(client) => Some(recompute(args, client).await?),
+        None => None,
+    };
+    let mut weights = match &replayed {
+        Some(replayed) => Some(ThetaSlice::new(&replayed.net.tensors, replayed.theta.theta())?),
+        None => None,
+    };
     let options = VerifyOptions {
         spec: spec.as_ref(),
-        model_root: args.root.map(|root| root.0),
+        model_root: args
+            .root
+            .map(|root| root.0)
+            .or(replayed.as_ref().map(|r| r.theta.root())),
         genesis_hash: genesis,
-        weights: None,
+        weights: weights.as_mut().map(|weights| weights as &mut dyn Weights),
     };
     let report = tokio::task::block_in_place(|| alice_export::verify(&args.model, options, &mut percent("read")))?;
     let alice = &report.alice;
@@ -119,13 +145,29 @@ pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
     Ok(describe(&found))
 }
 
+/// The model that the folder says it is, from the run's first state on.
+async fn recompute(args: &VerifyArgs, client: &Client) -> Result<Replayed, PsError> {
+    let alice = read_alice_file(&args.model)?;
+    let source = audit::Source {
+        client,
+        chain: None,
+        start: args.start.as_deref(),
+        work: args.work.as_deref(),
+    };
+    if alice.manifest_hash.is_none() {
+        return audit::first_state(source).await;
+    }
+    let mut report = |found: &EpochAudit| eprintln!("recomputed epoch {}: model {}", found.epoch, found.model_root);
+    audit::audit(source, alice.epoch, &mut report).await
+}
+
 fn describe(found: &Verified) -> String {
     let numbers = match found.numbers {
         "root" => "the shards hold the f32 weights of the model root",
         "rounding" => "the shards hold the rounding of the weights of the model root",
         _ => {
             "the shards are those that ALICE.json lists; that they are the rounding of the weights of the model root \
-              was not computed (export --type f32 gives a folder where it is)"
+              was not computed (--ps URL --recompute does; a folder of export --type f32 needs neither)"
         }
     };
     let root = match found.root_from {

@@ -295,17 +295,16 @@ async fn a_run_with_a_learned_tokenizer_should_be_served_trained_and_exported() 
     let seed = epoch_seed(&GENESIS, &text.spec.run_hash(), 0);
     let picked = task_sequences(&text.spec, source.sequences(), &seed, 0);
     let sequences: Vec<Vec<u16>> = picked.iter().map(|i| source.sequence(*i).unwrap()).collect();
-    let root = alice_ps::init::create_state(
+    alice_ps::init::create_state(
         &data,
         GENESIS,
         std::fs::read_to_string(text.path("run.toml")).unwrap(),
         text.spec.clone(),
     )
     .await
-    .unwrap()
-    .model_root;
+    .unwrap();
     let files = alice_ps::files::Files::create(&data).unwrap();
-    let theta = alice_store::theta::read_theta(&files.theta(&root), text.spec.parameters()).unwrap();
+    let theta = alice_store::theta::read_theta(&files.theta(), text.spec.parameters()).unwrap();
     let device = DeviceChoice::Cpu.resolve().unwrap();
     let task = alice_trainer::Task {
         spec: &text.spec,

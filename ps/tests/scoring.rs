@@ -17,7 +17,8 @@ use alice_ps::{
     verify::{self, VerifyArgs},
 };
 use alice_round::ChainStatus;
-use alice_update::{Layout, aggregate};
+use alice_store::{Master, Opened, model_root};
+use alice_update::{Layout, Sparse, aggregate};
 use axum::http::StatusCode;
 use common::{DEADLINE, EPOCH, Fixture, GENESIS, Ps};
 use std::collections::BTreeMap;
@@ -256,18 +257,31 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
         error.contains("holds the weights after epoch 2 and no others"),
         "{error}"
     );
-    let check = VerifyArgs {
-        model: out,
-        run: None,
-        ps: Some(url),
-        chain: None,
-        root: None,
-        json: true,
-    };
-    let checked: serde_json::Value = serde_json::from_str(&verify::run(&check).await.unwrap()).unwrap();
-    assert_eq!(
-        (&checked["root_from"], &checked["numbers"]),
-        (&"ps".into(), &"listed".into())
+    for (recompute, numbers) in [(false, "listed"), (true, "rounding")] {
+        let check = VerifyArgs {
+            model: out.clone(),
+            run: None,
+            ps: Some(url.clone()),
+            chain: None,
+            root: None,
+            recompute,
+            start: None,
+            work: Some(fixture.dir.path().to_path_buf()),
+            json: true,
+        };
+        let checked: serde_json::Value = serde_json::from_str(&verify::run(&check).await.unwrap()).unwrap();
+        assert_eq!(
+            (&checked["root_from"], &checked["numbers"]),
+            (&"ps".into(), &numbers.into())
+        );
+    }
+    let left = std::fs::read_dir(fixture.dir.path()).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.to_string_lossy().starts_with("alice-weights")),
+        "recomputed weights were left behind: {left:?}"
     );
     server.abort();
 }
@@ -467,6 +481,10 @@ async fn a_round_without_accepted_work_should_give_verdicts_and_no_attestation()
     ps.get(&format!("/v1/epochs/{}", EPOCH + 1)).await.refused("not_found");
 }
 
+fn open_theta(ps: &Ps, root: &[u8; 32]) -> Master {
+    Master::open_at(&ps.service.files.theta(), &ps.service.net.tensors, root, &mut |_, _| ()).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
     let fixture = Fixture::new().await;
@@ -489,14 +507,36 @@ async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
             .unwrap();
         assert_eq!(collected.iter().map(|c| c.proven).collect::<Vec<_>>(), [epoch > EPOCH]);
         seal(&ps, epoch).await;
+        if epoch > EPOCH {
+            // As if the server had been killed between the model's step and the results: the step is taken back.
+            let d = Sparse {
+                indices: vec![0, 70_000],
+                values: vec![1.0, -1.0],
+            };
+            let theta = open_theta(&ps, &lease.task.base_root.0).step(&d, 0.5).unwrap();
+            assert_eq!(theta.previous(), Some(lease.task.base_root.0));
+        }
         assert!(score_epoch(ps.service.clone(), scorer.clone(), epoch).await.unwrap());
         claimed.push(receipt);
     }
     let model: ModelManifest = ps.get("/v1/model").await.parse();
     assert_eq!((model.model_step, model.snapshot.step, model.deltas.len()), (2, 2, 0));
     assert_eq!(model.snapshot.model_root, model.model_root);
-    let weights = std::fs::read_dir(ps.service.files.theta_dir()).unwrap().count();
-    assert_eq!(weights, 1, "only the current weights are kept");
+    let theta = open_theta(&ps, &model.model_root.0);
+    assert_eq!(theta.opened(), Opened::AsLeft);
+    assert_eq!(model_root(&ps.service.net.tensors, theta.theta()), theta.root());
+    let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert_eq!(theta.previous(), Some(summary.model_root.0));
+    let mut files: Vec<_> = std::fs::read_dir(ps.service.files.theta_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        ["theta.f32", "theta.f32.tree", "theta.f32.undo"],
+        "the weights once"
+    );
     let summaries: Vec<EpochSummary> = ps.get("/v1/epochs").await.parse();
     assert_eq!(
         summaries.iter().map(|s| s.epoch).collect::<Vec<_>>(),

@@ -268,7 +268,7 @@ impl Round<'_> {
                 let round = score_round(
                     oracle,
                     &spec,
-                    self.theta,
+                    &mut self.theta.to_vec(),
                     split,
                     &candidates,
                     &[self.previous],

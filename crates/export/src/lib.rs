@@ -31,5 +31,5 @@ pub use folder::FolderWeights;
 pub use gguf::{GgufExport, GgufOptions, GgufType, export_gguf};
 pub use hf::{HfExport, HfOptions, INDEX_FILE, SHARD_BYTES, export_hf};
 pub use safetensors::{TensorPlace, safetensors_layout};
-pub use verify::{Proof, VerifyOptions, VerifyReport, verify};
+pub use verify::{Proof, VerifyOptions, VerifyReport, read_alice_file, verify};
 pub use weights::{Progress, TensorFn, ThetaFile, ThetaSlice, Weights};

@@ -105,7 +105,8 @@ pub fn verify(
     })
 }
 
-fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
+/// The folder's `ALICE.json` alone: what it says, not whether it is so.
+pub fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
     let path = dir.join(ALICE_FILE);
     let file = match File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ExportError::NoAliceFile(path)),

@@ -1,7 +1,7 @@
 //! The guard (protocol §6.4): the model takes a step only if a second split does not speak against it.
 
 use crate::stats::paired;
-use crate::{LossOracle, OracleError, baseline, losses};
+use crate::{LossOracle, OracleError, baseline, elsewhere, losses};
 use alice_update::{Sparse, aggregate};
 
 /// α is halved at most this often before the step is skipped.
@@ -19,17 +19,17 @@ pub struct GuardResult {
     /// Losses on the guard split after the step; after the last refused attempt where the step was skipped, so that the
     /// refusal can be checked.
     pub after: Vec<f64>,
-    /// θ(e+1): equal to θ(e) if the step was skipped.
-    pub theta_next: Vec<f32>,
 }
 
-/// θ(e+1) = θ(e) − α·D for the first α of α, α/2, α/4, α/8 that the guard split does not refuse: the mean fall of the
-/// loss must not be below −z standard errors, and every loss must be finite. Otherwise θ(e+1) = θ(e).
+/// Whether to take the step θ(e+1) = θ(e) − α·D, and with which of α, α/2, α/4, α/8: the first that the guard split does
+/// not refuse. The mean fall of the loss must not be below −z standard errors, and every loss must be finite.
 ///
-/// `d` is the *decoded* published aggregate, so that everybody takes the same step.
+/// `d` is the *decoded* published aggregate, so that everybody takes the same step. `theta` is θ(e); it is moved for the
+/// measurement, and is θ(e) bit for bit afterwards, also after an error: the step itself is [`aggregate::apply`] with
+/// [`GuardResult::alpha_used`].
 pub fn guarded_step(
     oracle: &mut dyn LossOracle,
-    theta: &[f32],
+    theta: &mut [f32],
     d: &Sparse,
     alpha: f32,
     z: f64,
@@ -37,21 +37,20 @@ pub fn guarded_step(
 ) -> Result<GuardResult, OracleError> {
     let before = baseline(oracle, theta, guard_split)?;
     if d.indices.is_empty() {
-        let (after, theta_next) = (before.clone(), theta.to_vec());
         return Ok(GuardResult {
             alpha_used: 0.0,
             halvings: 0,
+            after: before.clone(),
             before,
-            after,
-            theta_next,
         });
     }
     let mut alpha_used = alpha;
     let mut last_refused = Vec::new();
     for halvings in 0..=HALVINGS_MAX {
-        let mut theta_next = theta.to_vec();
-        aggregate::apply(&mut theta_next, d, alpha_used);
-        let after = losses(oracle, &theta_next, guard_split)?;
+        let after = elsewhere(theta, &d.indices, |point| {
+            aggregate::apply(point, d, alpha_used);
+            losses(oracle, point, guard_split)
+        })?;
         let fall = paired(&before, &after);
         // Written so that NaN refuses.
         if fall.mean.is_finite() && (fall.mean >= 0.0 || fall.mean >= -z * fall.standard_error) {
@@ -60,7 +59,6 @@ pub fn guarded_step(
                 halvings,
                 before,
                 after,
-                theta_next,
             });
         }
         alpha_used /= 2.0;
@@ -71,6 +69,5 @@ pub fn guarded_step(
         halvings: HALVINGS_MAX,
         before,
         after: last_refused,
-        theta_next: theta.to_vec(),
     })
 }

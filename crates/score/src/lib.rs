@@ -68,5 +68,23 @@ fn baseline(oracle: &mut dyn LossOracle, theta: &[f32], sequences: &[u32]) -> Re
     }
 }
 
+/// Calls `at` with weights that it may change at `indices`, and puts those back afterwards bit by bit; adding back what
+/// was subtracted would round. Only what is touched is kept aside, so weights may be larger than memory. Indices that the
+/// weights do not have are left out.
+pub fn elsewhere<R>(theta: &mut [f32], indices: &[u64], at: impl FnOnce(&mut [f32]) -> R) -> R {
+    let place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
+    let kept: Vec<f32> = indices
+        .iter()
+        .map(|&index| theta.get(place(index)).copied().unwrap_or_default())
+        .collect();
+    let result = at(theta);
+    for (&index, value) in indices.iter().zip(kept) {
+        if let Some(slot) = theta.get_mut(place(index)) {
+            *slot = value;
+        }
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The decisions of a round (protocol §5).
 
 use crate::stats::{Paired, Pooled, lower_median, paired, pooled};
-use crate::{LossOracle, OracleError, baseline, losses};
+use crate::{LossOracle, OracleError, baseline, elsewhere, losses};
 use alice_spec::RunSpec;
 use alice_update::Update;
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,13 +75,13 @@ pub struct RoundScore {
 
 /// Scores a round: one evaluation of θ and one of each candidate on the same sequences.
 ///
-/// `theta` is θ(e); `scoring_split` holds indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p
+/// `theta` is θ(e); it is moved to each probe and is θ(e) bit for bit afterwards, also after an error. `scoring_split` holds indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p
 /// of the last round that accepted any (none: the candidates' own median). `progress` is called with the number of decided candidates. An
 /// error means that the server could not evaluate, and that nobody may be blamed: the round has to be repeated.
 pub fn score_round(
     oracle: &mut dyn LossOracle,
     spec: &RunSpec,
-    theta: &[f32],
+    theta: &mut [f32],
     scoring_split: &[u32],
     candidates: &[Candidate],
     previous_median_norms: &[Option<f32>],
@@ -110,7 +110,6 @@ pub fn score_round(
         .map(|(candidate, _)| candidate.miner)
         .collect();
     let probe = (spec.score.probe * spec.outer.alpha) as f32;
-    let mut point = theta.to_vec();
     let mut measurements = Vec::with_capacity(order.len());
     let mut evidence: BTreeMap<[u8; 32], Vec<(u32, Paired)>> = BTreeMap::new();
     for (done, (candidate, norm)) in order.into_iter().enumerate() {
@@ -119,9 +118,10 @@ pub fn score_round(
             Ok(norm) => {
                 let reference = references.get(candidate.fragment as usize).copied().unwrap_or(0.0);
                 let factor = FACTOR_MAX.min(reference / norm);
-                candidate.update.add_scaled(&mut point, -(probe * factor));
-                let losses_after = losses(oracle, &point, scoring_split)?;
-                restore(&mut point, theta, &candidate.update.indices);
+                let losses_after = elsewhere(theta, &candidate.update.indices, |point| {
+                    candidate.update.add_scaled(point, -(probe * factor));
+                    losses(oracle, point, scoring_split)
+                })?;
                 let paired = paired(&losses_before, &losses_after);
                 let measured = Paired {
                     mean: paired.mean / spec.score.probe,
@@ -207,15 +207,6 @@ fn usable_norm(update: &Update, total: usize) -> Result<f32, String> {
         Err("the norm of the update is not finite".into())
     } else {
         Ok(norm)
-    }
-}
-
-/// Copies back what an update touched: cheaper than θ as a whole, and exact where adding back would round.
-fn restore(point: &mut [f32], theta: &[f32], indices: &[u64]) {
-    for &index in indices {
-        if let (Some(slot), Some(&original)) = (point.get_mut(index as usize), theta.get(index as usize)) {
-            *slot = original;
-        }
     }
 }
 

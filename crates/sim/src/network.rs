@@ -407,7 +407,7 @@ impl Network {
         let decided = score_round(
             &mut self.problem,
             &self.spec,
-            &self.theta,
+            &mut self.theta,
             &split,
             &candidates,
             &self.median_norms,
@@ -500,8 +500,8 @@ impl Network {
             }
         };
         let (alpha, z) = (self.spec.outer.alpha as f32, self.spec.score.z);
-        let guard = guarded_step(&mut self.problem, &self.theta, &d, alpha, z, guard_split)?;
-        self.theta = guard.theta_next;
+        let guard = guarded_step(&mut self.problem, &mut self.theta, &d, alpha, z, guard_split)?;
+        aggregate::apply(&mut self.theta, &d, guard.alpha_used);
         self.root = model_root(&self.tensors, &self.theta);
         self.last_aggregate = d;
         Ok(guard.alpha_used)

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use crate::StoreError;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use std::fs::File;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
 /// A file of little-endian f32, mapped shared and writable, under an exclusive lock for as long as it lives. Pages are
@@ -78,6 +79,15 @@ impl FloatMap {
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) }
     }
 
+    /// The values as they are now, to be changed without changing the file: a second mapping whose pages become this
+    /// process's own when they are written to. It is gone when it is dropped.
+    pub fn scratch(&self) -> Result<Scratch<'_>, StoreError> {
+        // SAFETY: as in `open`; that the file does not change under it is what the borrow of `self` is for, since only a
+        // `&mut self` writes to the file.
+        let map = unsafe { MmapOptions::new().map_copy(&self.file) }.map_err(StoreError::io("map", &self.path))?;
+        Ok(Scratch { map, _of: self })
+    }
+
     /// Writes what was changed to the disk, and waits for it.
     pub fn flush(&self) -> Result<(), StoreError> {
         self.map.flush().map_err(StoreError::io("sync", &self.path))?;
@@ -105,5 +115,31 @@ impl FloatMap {
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Values that can be changed and thrown away ([`FloatMap::scratch`]). Only the pages that were written to take memory.
+#[derive(Debug)]
+pub struct Scratch<'a> {
+    map: MmapMut,
+    _of: &'a FloatMap,
+}
+
+impl Deref for Scratch<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        let bytes: &[u8] = &self.map;
+        // SAFETY: as in `FloatMap::values`: a mapping of the same file, whose length was checked when that was opened and
+        // cannot change while it is borrowed.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / 4) }
+    }
+}
+
+impl DerefMut for Scratch<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        let bytes: &mut [u8] = &mut self.map;
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) }
     }
 }

@@ -159,7 +159,7 @@ impl Fixture {
         let task = &lease.task;
         let picked = alice_data::task_sequences(&self.spec, source.sequences(), &task.epoch_seed.0, task.slice);
         let sequences: Vec<Vec<u16>> = picked.iter().map(|i| source.sequence(*i).unwrap()).collect();
-        let path = ps.service.files.theta(&task.base_root.0);
+        let path = ps.service.files.theta();
         let theta = alice_store::theta::read_theta(&path, self.spec.parameters()).unwrap();
         let device = DeviceChoice::Cpu.resolve().unwrap();
         let task = alice_trainer::Task {

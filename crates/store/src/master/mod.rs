@@ -21,7 +21,7 @@ mod tree;
 
 use crate::{
     BlobStore, StoreError, file,
-    map::FloatMap,
+    map::{FloatMap, Scratch},
     snapshot::{self, Snapshot},
 };
 use alice_primitives::Hash;
@@ -190,6 +190,12 @@ impl Master {
     /// The weights: tensors in canonical order, nothing between them.
     pub fn theta(&self) -> &[f32] {
         self.map.values()
+    }
+
+    /// A copy to be changed and thrown away, such as for a loss at another point. It takes memory only where it is written
+    /// to, page by page.
+    pub fn scratch(&self) -> Result<Scratch<'_>, StoreError> {
+        self.map.scratch()
     }
 
     /// Root of the weights, as [`crate::model_root`] defines it.

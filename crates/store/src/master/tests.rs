@@ -539,3 +539,25 @@ fn a_full_disk_should_leave_the_weights_unchanged_and_say_so() {
         model_root(&tensors(), &case.after)
     );
 }
+
+#[test]
+fn a_scratch_copy_should_be_thrown_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("theta");
+    let master = create(&path, &theta(1))
+        .step(&sparse(2, 0..parameters(), 5), 0.5)
+        .unwrap();
+    let before = master.theta().to_vec();
+    {
+        let mut scratch = master.scratch().unwrap();
+        assert!(*scratch == before[..]);
+        scratch.iter_mut().for_each(|value| *value += 1.0);
+        assert_ne!(scratch[7], before[7]);
+        assert!(master.theta() == before, "only the copy changes");
+    }
+    assert!(*master.scratch().unwrap() == before[..], "the next one begins again");
+    let root = master.root();
+    drop(master);
+    assert_eq!(open(&path).opened(), Opened::AsLeft);
+    assert!(read_theta(&path, parameters()).unwrap() == before && open(&path).root() == root);
+}
