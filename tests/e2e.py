@@ -190,6 +190,13 @@ class Disturbed(localnet.Localnet):
         last = json.loads((self.dir / "summary.json").read_text())["epochs"][-1]
         if done["epoch"] == last["epoch"]:
             equal("the model root of the last epoch's weights", done["model_root"], last["model_root"])
+        # The same without any node: from the proof in the folder and the chain's specification.
+        offline = [ps, "verify", "--model", folder, "--run", run, "--chain-spec", self.dir / "chain.json", "--json"]
+        found = json.loads(output(*offline))
+        equal("what the weights were compared with, offline", (found["root_from"], found["numbers"]), ("proof", "root"))
+        stranger = self.dir / "stranger.json"
+        stranger.write_text(output(BIN / "alice-node", "localnet-spec", "--validators", 3, "--ps", "0x" + "11" * 32))
+        fails(1, "chain", *offline[:-2], stranger)
         shard = next(folder.glob("*.safetensors"))
         with shard.open("r+b") as file:
             file.seek(-1, 2)

@@ -125,6 +125,9 @@ pub enum PsError {
     /// A folder of weights that is not what was asked for.
     #[error("{0}; do not use these weights")]
     OtherWeights(String),
+    /// A chain proof that does not hold.
+    #[error("{0}")]
+    ChainProof(#[from] alice_chain::proof::ProofError),
     /// A parameter server that was asked.
     #[error(transparent)]
     Client(#[from] alice_api::ClientError),
@@ -185,6 +188,7 @@ impl PsError {
             | Self::Export(_)
             | Self::Tokenizer(_)
             | Self::OtherWeights(_)
+            | Self::ChainProof(_)
             | Self::Client(_)
             | Self::Listen { .. } => EXIT_FAILURE,
         }

@@ -4,7 +4,7 @@
 //! [`crate::audit`], and the result is what is written. From a data directory the weights of its newest epoch are
 //! written, and they must have the root that the epoch's manifest names.
 
-use crate::{PsError, audit, cli::to_json, db::Db, files::Files, init, network::Network, run_tokenizer};
+use crate::{PsError, audit, chain_proof, cli::to_json, db::Db, files::Files, init, network::Network, run_tokenizer};
 use alice_api::{Client, EpochManifest, Hex32, Outcome};
 use alice_chain::Chain;
 use alice_export::{
@@ -28,8 +28,8 @@ pub struct ExportArgs {
     /// Data directory of a stopped parameter server: its newest epoch
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// A node's WebSocket: the recomputed manifests must be those that were signed
-    #[arg(long, value_name = "WS_URL", conflicts_with = "data")]
+    /// A node's WebSocket: the manifests must be those that were signed, and ALICE.json gets the proof of it
+    #[arg(long, value_name = "WS_URL")]
     pub chain: Option<String>,
     /// File of the first state, for a run that names its root
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
@@ -135,31 +135,34 @@ pub async fn run(args: &ExportArgs) -> Result<String, PsError> {
         // Before the run is recomputed, which can take hours.
         return Err(alice_export::ExportError::TargetExists(args.out.clone()).into());
     }
+    let chain = match args.chain.as_deref() {
+        Some(url) => Some(Chain::connect(url).await?),
+        None => None,
+    };
     // Held until the file is written: a server that starts meanwhile would replace the weights.
     let _lock;
-    let model = match (&args.ps, &args.data) {
+    let mut model = match (&args.ps, &args.data) {
         (_, Some(dir)) => {
             // Nothing is made where no state is.
             if !dir.join("state.sqlite").is_file() {
                 return Err(PsError::NotInitialised(dir.clone()));
             }
             _lock = init::lock(dir)?;
-            from_data(dir, args.epoch).await?
+            from_data(dir, args.epoch, chain.as_ref()).await?
         }
-        (Some(url), None) => from_server(url, args).await?,
+        (Some(url), None) => from_server(url, args, chain.as_ref()).await?,
         (None, None) => return Err(PsError::Setting("give --ps URL or --data DIR".into())),
     };
+    if let (Some(chain), Some(epoch), Format::Hf) = (&chain, newest(&model.about), args.format) {
+        model.about.chain_proof = chain_proof::fetch(chain, epoch, model.weights.root()).await?;
+    }
     tokio::task::block_in_place(|| write(args, model))
 }
 
 /// Recomputes the run up to an epoch.
-async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
+async fn from_server(url: &str, args: &ExportArgs, chain: Option<&Chain>) -> Result<Model, PsError> {
     let (epoch, start) = (args.epoch, args.start.as_deref());
     let client = Client::new(url)?;
-    let chain = match args.chain.as_deref() {
-        Some(url) => Some(Chain::connect(url).await?),
-        None => None,
-    };
     if let Some(Which::After(epoch)) = epoch
         && let Err(error) = client.epoch(epoch).await
     {
@@ -177,7 +180,7 @@ async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
     let beside = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let source = audit::Source {
         client: &client,
-        chain: chain.as_ref(),
+        chain,
         start,
         work: Some(beside.unwrap_or(Path::new("."))),
     };
@@ -214,7 +217,7 @@ async fn from_server(url: &str, args: &ExportArgs) -> Result<Model, PsError> {
 }
 
 /// Reads a data directory, which must be locked.
-async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
+async fn from_data(dir: &Path, epoch: Option<Which>, chain: Option<&Chain>) -> Result<Model, PsError> {
     let files = Files::create(dir)?;
     let db = Db::open(&files.database()).await?;
     let text = db
@@ -228,6 +231,14 @@ async fn from_data(dir: &Path, epoch: Option<Which>) -> Result<Model, PsError> {
         source,
     })?;
     let (net, files, db) = init::open_state(dir, text, spec).await?;
+    if let Some(chain) = chain.filter(|chain| chain.genesis_hash() != net.genesis) {
+        return Err(PsError::Mismatch {
+            what: "the chain's genesis",
+            found: Hex32(chain.genesis_hash()).to_string(),
+            expected: Hex32(net.genesis).to_string(),
+            hint: "--chain leads to another network than --data is of",
+        });
+    }
     let step = db
         .model_step()
         .await?

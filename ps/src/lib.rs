@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+mod chain_proof;
 pub mod cli;
 pub mod config;
 pub mod corpus;

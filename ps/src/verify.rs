@@ -3,12 +3,13 @@
 use crate::{
     PsError,
     audit::{self, EpochAudit, Replayed},
+    chain_proof,
     cli::to_json,
     export::percent,
     network::read_spec,
 };
 use alice_api::{Client, EpochManifest, Hex32};
-use alice_chain::Chain;
+use alice_chain::{Chain, Commitment};
 use alice_export::{AliceFile, Proof, ThetaSlice, VerifyOptions, Weights, read_alice_file};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
@@ -32,6 +33,10 @@ pub struct VerifyArgs {
     /// A node's WebSocket: the model root must be the one that the quorum signed for the epoch
     #[arg(long, value_name = "WS_URL", group = "outside")]
     pub chain: Option<String>,
+    /// The chain's raw specification: the proof in ALICE.json must show, without any node, that the chain of its block 0 has
+    /// finalised the model root
+    #[arg(long, value_name = "FILE", group = "outside")]
+    pub chain_spec: Option<PathBuf>,
     /// Model root that it must have, 64 hexadecimal digits
     #[arg(long, value_name = "HEX", group = "outside")]
     pub root: Option<Hex32>,
@@ -67,7 +72,7 @@ struct Verified {
     model_root: Hex32,
     /// `root`, `rounding` or `listed`, see `docs/spec/weights.md`.
     numbers: &'static str,
-    /// Where the model root was compared with: `first state`, `ps`, `chain`, `root`; none: nowhere.
+    /// Where the model root was compared with: `first state`, `ps`, `chain`, `proof`, `root`; none: nowhere.
     root_from: Option<&'static str>,
     /// Whether configuration and tokenizer files are those of the run.
     files_of_run: bool,
@@ -85,7 +90,9 @@ pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
         Some(path) => Some(read_spec(path)?.1),
         None => None,
     };
+    let block_zero = args.chain_spec.as_deref().map(chain_proof::genesis).transpose()?;
     let mut genesis = chain.as_ref().map(Chain::genesis_hash);
+    genesis = genesis.or(block_zero.as_ref().map(|genesis| genesis.hash));
     if let Some(client) = &client {
         genesis = Some(client.status().await?.genesis_hash.0);
         if spec.is_none() {
@@ -114,11 +121,12 @@ pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
     };
     let report = tokio::task::block_in_place(|| alice_export::verify(&args.model, options, &mut percent("read")))?;
     let alice = &report.alice;
-    let said = match (&client, &chain) {
-        (None, None) => None,
+    let said = match (&client, &chain, &block_zero) {
+        (None, None, None) => None,
         _ if alice.epoch == 0 && alice.manifest_hash.is_none() => Some(first_state(spec.as_ref(), genesis)?),
-        (Some(client), _) => Some(by_server(client, alice.epoch).await?),
-        (None, Some(chain)) => Some(by_chain(chain, alice.epoch).await?),
+        (Some(client), _, _) => Some(by_server(client, alice.epoch).await?),
+        (None, Some(chain), _) => Some(by_chain(chain, alice).await?),
+        (None, None, Some(genesis)) => Some(signed("proof", chain_proof::check(alice, genesis)?.commitment)),
     };
     if let Some(said) = &said {
         compare(alice, said)?;
@@ -172,10 +180,11 @@ fn describe(found: &Verified) -> String {
     };
     let root = match found.root_from {
         Some("chain") => "the one that the quorum signed on the chain",
+        Some("proof") => "the one that the quorum signed on the chain, by the proof in ALICE.json and block 0",
         Some("ps") => "the one in the parameter server's manifest",
         Some("first state") => "the one of the run's first state",
         Some(_) => "the one that was given",
-        None => "compared with nothing outside the folder: give --chain, --ps or --root",
+        None => "compared with nothing outside the folder: give --chain, --chain-spec, --ps or --root",
     };
     let files = match found.files_of_run {
         true => "those of the run",
@@ -226,20 +235,29 @@ async fn by_server(client: &Client, epoch: u32) -> Result<Said, PsError> {
     })
 }
 
-async fn by_chain(chain: &Chain, epoch: u32) -> Result<Said, PsError> {
-    let commitment = chain.commitment(epoch).await?.ok_or_else(|| {
+async fn by_chain(chain: &Chain, alice: &AliceFile) -> Result<Said, PsError> {
+    let epoch = alice.epoch;
+    if let Some(commitment) = chain.commitment(epoch).await? {
+        return Ok(signed("chain", commitment));
+    }
+    // It may have been there once: a proof shows the state of then.
+    let proven = chain_proof::check_with(alice, chain).await?.ok_or_else(|| {
         PsError::Setting(format!(
             "the chain has no accepted commitment of epoch {epoch}: nobody earned in it, it is not attested yet, or it \
-             is older than the 720 epochs that are kept; ask a server with --ps, or take the root from alice-ps audit \
-             and give it with --root"
+             is older than the 720 epochs that are kept, and the folder holds no proof from when it was there; ask a \
+             server with --ps, or take the root from alice-ps audit and give it with --root"
         ))
     })?;
-    Ok(Said {
-        who: "chain",
+    Ok(signed("chain", proven.commitment))
+}
+
+fn signed(who: &'static str, commitment: Commitment) -> Said {
+    Said {
+        who,
         run_hash: commitment.run_hash,
         model_root: commitment.model_root,
         manifest_hash: Some(commitment.manifest_hash),
-    })
+    }
 }
 
 fn compare(alice: &AliceFile, said: &Said) -> Result<(), PsError> {
@@ -282,6 +300,7 @@ mod tests {
             tokens_trained: 0,
             genesis_hash: None,
             manifest_hash: Some([3; 32]),
+            chain_proof: None,
             model_root: [2; 32],
             tensors: Vec::new(),
             files: Default::default(),

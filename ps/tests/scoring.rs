@@ -263,6 +263,7 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
             run: None,
             ps: Some(url.clone()),
             chain: None,
+            chain_spec: None,
             root: None,
             recompute,
             start: None,

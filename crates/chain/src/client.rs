@@ -32,6 +32,9 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 #[derive(Clone)]
 pub struct Chain {
     pub(crate) url: Arc<str>,
+    /// For methods that have no name in `rpc`.
+    #[cfg(feature = "proof")]
+    pub(crate) raw: RpcClient,
     pub(crate) rpc: LegacyRpcMethods<RpcConfigFor<SubstrateConfig>>,
     client: OnlineClient<SubstrateConfig>,
     genesis: Hash,
@@ -76,6 +79,8 @@ impl Chain {
             let genesis = client.genesis_hash().0;
             Ok(Self {
                 url: shared,
+                #[cfg(feature = "proof")]
+                raw: rpc.clone(),
                 rpc: LegacyRpcMethods::new(rpc),
                 client,
                 genesis,
@@ -156,7 +161,7 @@ impl Chain {
     }
 
     /// A header that has the hash it was asked by.
-    async fn header(&self, what: &'static str, hash: H256) -> Result<SubstrateHeader<H256>, ChainError> {
+    pub(crate) async fn header(&self, what: &'static str, hash: H256) -> Result<SubstrateHeader<H256>, ChainError> {
         let header = self.ask(what, || self.rpc.chain_get_header(Some(hash))).await?;
         let header = header.ok_or_else(|| self.refused(what, "no such header"))?;
         if BlakeTwo256.hash(&header.encode()) != hash {

@@ -15,6 +15,8 @@ mod digest;
 mod error;
 mod extensions;
 mod layout;
+#[cfg(feature = "proof")]
+pub mod proof;
 mod state;
 mod submit;
 mod types;

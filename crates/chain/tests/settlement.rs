@@ -162,6 +162,25 @@ fn rejected(result: Result<(), ChainError>, words: &str, transient: bool) {
     assert_eq!(error.is_transient(), transient, "{error}");
 }
 
+/// The node's proof of a commitment is checked with nothing but the chain's specification.
+#[cfg(feature = "proof")]
+async fn proves(chain: &Chain, commitment: &Commitment, spec: &[u8]) {
+    let genesis = alice_chain::proof::Genesis::from_raw_spec(spec).unwrap();
+    assert_eq!(genesis.hash, chain.genesis_hash());
+    let proof = chain.prove_commitment(commitment.epoch).await.unwrap().unwrap();
+    proof.check_final(&genesis).unwrap();
+    let proven = proof.open(commitment.epoch).unwrap();
+    assert_eq!(&proven.commitment, commitment);
+    assert_eq!(
+        chain.block_hash(proven.block.number).await.unwrap(),
+        Some(proven.block.hash)
+    );
+    assert_eq!(chain.prove_commitment(999).await.unwrap(), None);
+    let mut others = genesis.clone();
+    others.authorities = vec![([3; 32], 1)];
+    assert!(proof.check_final(&others).is_err());
+}
+
 #[tokio::test]
 async fn an_epoch_should_be_attested_and_paid() {
     let Some(program) = std::env::var_os("ALICE_NODE") else {
@@ -304,6 +323,14 @@ async fn an_epoch_should_be_attested_and_paid() {
     );
     chain.submit_payout(0, 1, &on_pages[1], &page(1).1).await.unwrap();
     chain.submit_attest(&commitment, 0, 0, signature).await.unwrap();
+
+    #[cfg(feature = "proof")]
+    proves(
+        &chain,
+        &commitment,
+        &std::fs::read(dir.path().join("chain.json")).unwrap(),
+    )
+    .await;
 
     // Seeds come from finalised blocks only.
     let finalized = chain.finalized().await.unwrap();

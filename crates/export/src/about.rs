@@ -75,6 +75,8 @@ pub struct About {
     pub genesis_hash: Option<Hash>,
     /// BLAKE3 of the epoch's manifest, which names the model root and is in the chain's commitment.
     pub manifest_hash: Option<Hash>,
+    /// That the chain has finalised the epoch's commitment, which names the model root.
+    pub chain_proof: Option<ChainProof>,
     /// SPDX identifier of the weights' licence, in Hugging Face's spelling, for example `apache-2.0`.
     pub license: String,
     /// One line about the text that was trained on and its licence, for the model card.
@@ -90,11 +92,31 @@ impl About {
             losses: Vec::new(),
             genesis_hash: None,
             manifest_hash: None,
+            chain_proof: None,
             license: "apache-2.0".into(),
             text: String::new(),
         }
     }
 }
+
+/// Proof that the chain has finalised a commitment, as its node encodes it. What it shows is for a program that knows the
+/// chain; here it is carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainProof {
+    /// Header of a finalised block.
+    #[serde(with = "hex::serde")]
+    pub header: Vec<u8>,
+    /// Nodes of the trie from the header's state root to the epoch's commitment.
+    pub storage: Vec<HexBytes>,
+    /// GRANDPA justification of the block.
+    #[serde(with = "hex::serde")]
+    pub justification: Vec<u8>,
+}
+
+/// Bytes, in hexadecimal where they are written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HexBytes(#[serde(with = "hex::serde")] pub Vec<u8>);
 
 /// Run of a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +177,9 @@ pub struct AliceFile {
     /// BLAKE3 of the epoch's manifest, if known.
     #[serde(with = "hex_option", default, skip_serializing_if = "Option::is_none")]
     pub manifest_hash: Option<Hash>,
+    /// Proof that the chain has finalised the epoch's commitment, if the folder was made with a node at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain_proof: Option<ChainProof>,
     /// Root of the f32 weights.
     #[serde(with = "hex::serde")]
     pub model_root: Hash,

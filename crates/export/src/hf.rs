@@ -131,6 +131,7 @@ pub fn export_hf(
         tokens_trained: options.about.tokens_trained,
         genesis_hash: options.about.genesis_hash,
         manifest_hash: options.about.manifest_hash,
+        chain_proof: options.about.chain_proof.clone(),
         model_root,
         tensors: entries,
         files,

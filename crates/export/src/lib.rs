@@ -23,8 +23,8 @@ mod verify;
 mod weights;
 
 pub use about::{
-    ALICE_FILE, About, AliceFile, Dtype, FORMAT, FileEntry, LossRow, RunRef, TensorEntry, config_json,
-    generation_config_json,
+    ALICE_FILE, About, AliceFile, ChainProof, Dtype, FORMAT, FileEntry, HexBytes, LossRow, RunRef, TensorEntry,
+    config_json, generation_config_json,
 };
 pub use error::ExportError;
 pub use folder::FolderWeights;

@@ -1,0 +1,250 @@
+//! Proofs of a chain that is made here: four authorities, one block. `tests/settlement.rs` has those of a real node.
+
+use super::*;
+use proptest::prelude::*;
+use sp_trie::{TrieDBMutBuilder, TrieMut, recorder::Recorder};
+
+const EPOCH: u32 = 7;
+
+fn authority(index: u8) -> ed25519::Pair {
+    ed25519::Pair::from_seed(&[index; 32])
+}
+
+fn genesis() -> Genesis {
+    Genesis {
+        hash: [9; 32],
+        authorities: (0..4).map(|index| (authority(index).public().0, 1)).collect(),
+    }
+}
+
+fn commitment() -> Commitment {
+    Commitment {
+        epoch: EPOCH,
+        set_id: 0,
+        run_hash: [1; 32],
+        contributions_root: [2; 32],
+        pages: 1,
+        entries: 3,
+        total_score: 4,
+        manifest_hash: [3; 32],
+        model_root: [5; 32],
+        parent: [6; 32],
+    }
+}
+
+/// A state with the commitment under the key of `epoch`, and many other items; its root and the proof of that key.
+fn state(epoch: u32) -> (H256, Vec<Vec<u8>>) {
+    let mut db = sp_trie::MemoryDB::<Blake2Hasher>::default();
+    let mut root = H256::zero();
+    {
+        let mut trie = TrieDBMutBuilder::<Layout>::new(&mut db, &mut root).build();
+        // As the pallet stores it: the commitment, then what else it knows.
+        let accepted = (commitment(), 0u32, 12u32, false, Some((6u32, [6u8; 32]))).encode();
+        trie.insert(&commitment_key(epoch), &accepted).unwrap();
+        for i in 0..200u32 {
+            trie.insert(&commitment_key(1000 + i), &i.encode()).unwrap();
+            trie.insert(&blake2_256(&i.encode()), &[7; 40]).unwrap();
+        }
+    }
+    // What a node records while it reads, as for `state_getReadProof`.
+    let recorder = Recorder::<Blake2Hasher>::default();
+    {
+        let mut reading = recorder.as_trie_recorder(root);
+        read_trie_value::<Layout, _>(&db, &root, &commitment_key(EPOCH), Some(&mut reading), None).unwrap();
+    }
+    (root, recorder.drain_storage_proof().into_iter_nodes().collect())
+}
+
+fn header(number: u64, parent_hash: H256, state_root: H256) -> Header {
+    Header {
+        parent_hash,
+        number,
+        state_root,
+        extrinsics_root: H256::repeat_byte(8),
+        digest: Default::default(),
+    }
+}
+
+fn hash(header: &Header) -> H256 {
+    H256(blake2_256(&header.encode()))
+}
+
+/// Votes of authorities, each for a header, that finalise `target`.
+fn justify(target: &Header, votes: &[(u8, &Header)], ancestries: &[&Header]) -> Vec<u8> {
+    let round = 11;
+    let precommits = votes.iter().map(|(index, header)| {
+        let precommit = finality_grandpa::Precommit {
+            target_hash: hash(header),
+            target_number: header.number as u32,
+        };
+        let payload = (Message::Precommit(precommit.clone()), round, SET_ID).encode();
+        let pair = authority(*index);
+        finality_grandpa::SignedPrecommit {
+            precommit,
+            signature: pair.sign(&payload),
+            id: pair.public(),
+        }
+    });
+    Justification {
+        round,
+        commit: Commit {
+            target_hash: hash(target),
+            target_number: target.number as u32,
+            precommits: precommits.collect(),
+        },
+        votes_ancestries: ancestries.iter().map(|header| (*header).clone()).collect(),
+    }
+    .encode()
+}
+
+fn proof() -> CommitmentProof {
+    let (state_root, storage) = state(EPOCH);
+    let header = header(40, H256::repeat_byte(4), state_root);
+    CommitmentProof {
+        header: header.encode(),
+        storage,
+        justification: justify(&header, &[(0, &header), (1, &header), (3, &header)], &[]),
+    }
+}
+
+#[test]
+fn a_proof_should_show_the_commitment_in_a_final_block() {
+    let proof = proof();
+    let proven = proof.open(EPOCH).unwrap();
+    assert_eq!(proven.commitment, commitment());
+    assert_eq!(
+        (proven.block.number, proven.block.hash),
+        (40, blake2_256(&proof.header))
+    );
+    proof.check_final(&genesis()).unwrap();
+    let other = proof.open(EPOCH + 1).unwrap_err().to_string();
+    assert!(other.contains("commitment of epoch 8"), "{other}");
+}
+
+#[test]
+fn votes_for_descendants_should_count() {
+    let (state_root, _) = state(EPOCH);
+    let target = header(40, H256::repeat_byte(4), state_root);
+    let child = header(41, hash(&target), H256::repeat_byte(1));
+    let grandchild = header(42, hash(&child), H256::repeat_byte(2));
+    let votes = [(0, &target), (1, &child), (2, &grandchild)];
+    let with = |justification| CommitmentProof {
+        header: target.encode(),
+        storage: Vec::new(),
+        justification,
+    };
+    with(justify(&target, &votes, &[&child, &grandchild]))
+        .check_final(&genesis())
+        .unwrap();
+    // Without the headers between, nobody can tell that they are descendants.
+    assert!(
+        with(justify(&target, &votes, &[&grandchild]))
+            .check_final(&genesis())
+            .is_err()
+    );
+}
+
+#[test]
+fn too_few_votes_and_votes_of_others_should_not_do() {
+    let proof = proof();
+    let header = proof.header().unwrap();
+    let elsewhere = self::header(40, H256::repeat_byte(5), header.state_root);
+    let cases: [(Vec<u8>, &str); 6] = [
+        (justify(&header, &[(0, &header), (1, &header)], &[]), "too few"),
+        (
+            justify(&header, &[(0, &header), (1, &header), (1, &header)], &[]),
+            "too few",
+        ),
+        (
+            justify(&header, &[(0, &header), (1, &header), (2, &header), (9, &header)], &[]),
+            "not one of the authorities",
+        ),
+        (
+            justify(&elsewhere, &[(0, &elsewhere), (1, &elsewhere), (2, &elsewhere)], &[]),
+            "another block",
+        ),
+        (
+            justify(&header, &[(0, &header), (1, &elsewhere), (2, &elsewhere)], &[]),
+            "",
+        ),
+        (Vec::new(), "damaged"),
+    ];
+    for (justification, words) in cases {
+        let wrong = CommitmentProof {
+            justification,
+            ..proof.clone()
+        };
+        let error = wrong.check_final(&genesis()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let mut later = proof.clone();
+    let mut justification = Justification::decode(&mut &proof.justification[..]).unwrap();
+    justification.round += 1;
+    later.justification = justification.encode();
+    assert!(later.check_final(&genesis()).is_err(), "signatures are of a round");
+}
+
+#[test]
+fn a_state_without_the_commitment_should_be_told_from_a_damaged_proof() {
+    let (state_root, storage) = state(EPOCH + 1);
+    let without = CommitmentProof {
+        header: header(40, H256::repeat_byte(4), state_root).encode(),
+        storage,
+        justification: Vec::new(),
+    };
+    let error = without.open(EPOCH).unwrap_err();
+    assert!(error.to_string().contains("the state has none"), "{error}");
+    let mut cut = proof();
+    cut.storage.pop();
+    assert!(matches!(cut.open(EPOCH), Err(ProofError::Absent { .. })));
+    let many = CommitmentProof {
+        storage: vec![Vec::new(); NODES_MAX + 1],
+        ..proof()
+    };
+    assert!(matches!(many.open(EPOCH), Err(ProofError::Damaged(_))));
+}
+
+#[test]
+fn block_zero_should_come_from_a_raw_specification_only() {
+    let cases = [
+        ("{}", "genesis"),
+        (r#"{"genesis":{}}"#, "not raw"),
+        (r#"{"genesis":{"raw":{"top":{}}}}"#, "no GRANDPA authorities"),
+        (r#"{"genesis":{"raw":{"top":{"0xzz":"0x"}}}}"#, "hexadecimal"),
+        (
+            r#"{"genesis":{"raw":{"top":{},"childrenDefault":{"0x00":{}}}}}"#,
+            "child tries",
+        ),
+        ("[", "EOF"),
+    ];
+    for (text, words) in cases {
+        let error = Genesis::from_raw_spec(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("--raw"), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_proof_with_a_changed_byte_should_never_show_another_commitment(
+        part in 0usize..3, at in any::<prop::sample::Index>(), flip in 1u8..
+    ) {
+        let mut wrong = proof();
+        let node = at.index(wrong.storage.len());
+        let bytes = match part {
+            0 => &mut wrong.header,
+            1 => &mut wrong.justification,
+            _ => &mut wrong.storage[node],
+        };
+        let place = at.index(bytes.len());
+        bytes[place] ^= flip;
+        let shown = wrong.check_final(&genesis()).is_ok().then(|| wrong.open(EPOCH).ok()).flatten();
+        prop_assert!(shown.is_none_or(|proven| proven.commitment == commitment()));
+        prop_assert!(part == 2 || wrong.check_final(&genesis()).is_err());
+    }
+
+    #[test]
+    fn any_bytes_should_be_an_error(header in prop::collection::vec(any::<u8>(), 0..200), node in prop::collection::vec(any::<u8>(), 0..200)) {
+        let wrong = CommitmentProof { justification: node.clone(), storage: vec![node], header };
+        prop_assert!(wrong.open(EPOCH).is_err() && wrong.check_final(&genesis()).is_err());
+    }
+}
