@@ -3,7 +3,7 @@
 use crate::PsError;
 use alice_api::Hex32;
 use alice_chain::{
-    Chain, ChainError, EpochStatus,
+    Chain, EpochStatus,
     proof::{CommitmentProof, Genesis, Proven, SPEC_BYTES_MAX},
 };
 use alice_export::{AliceFile, ChainProof, HexBytes};
@@ -11,18 +11,47 @@ use alice_primitives::Hash;
 use std::io::Read;
 use std::path::Path;
 
-/// Proves an epoch's commitment, which must name this model; none, and why on stderr, where the chain has none that stands.
-pub async fn fetch(chain: &Chain, epoch: u32, model_root: Hash) -> Result<Option<ChainProof>, PsError> {
+/// What a folder says about itself that the chain's commitment must say as well.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// Epoch.
+    pub epoch: u32,
+    /// Hash of the run.
+    pub run_hash: Hash,
+    /// Root of the f32 weights.
+    pub model_root: Hash,
+    /// BLAKE3 of the epoch's manifest, where it is known.
+    pub manifest_hash: Option<Hash>,
+}
+
+impl Claim {
+    /// The first thing that differs from what `who` says: its name, the claim, what is said.
+    pub fn differs(&self, run_hash: Hash, model_root: Hash, manifest_hash: Option<Hash>) -> Option<[String; 3]> {
+        let manifest = self.manifest_hash.zip(manifest_hash);
+        let pairs = [
+            Some(("the run hash", self.run_hash, run_hash)),
+            Some(("the model root", self.model_root, model_root)),
+            manifest.map(|(found, expected)| ("the manifest's hash", found, expected)),
+        ];
+        let (what, found, expected) = pairs.into_iter().flatten().find(|(_, found, said)| found != said)?;
+        Some([what.to_owned(), Hex32(found).to_string(), Hex32(expected).to_string()])
+    }
+}
+
+/// Proves an epoch's commitment, which must say what the claim says; none, and why on stderr, where the chain has none that
+/// stands or its node cannot prove it now: the folder is worth having without.
+pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, PsError> {
+    let epoch = claim.epoch;
     let proved = match chain.finalized_epoch_status(epoch).await {
-        Ok(EpochStatus::Final { .. } | EpochStatus::Settled { .. }) => {
-            let proof = chain.prove_commitment(epoch).await?;
-            proof.ok_or("the node cannot justify a block that is new enough yet; export again in a while")
-        }
-        Ok(EpochStatus::Accepted { .. }) => Err("its dispute window is open; export again in a while"),
-        Ok(EpochStatus::Open) => Err("it is not attested yet; export again in a while"),
-        Ok(EpochStatus::Forfeited) => Err("it was not attested: nobody earned in it, or it came too late"),
-        Err(ChainError::Forgotten { .. }) => Err("the chain keeps 720 epochs"),
-        Err(error) => return Err(error.into()),
+        Ok(EpochStatus::Final { .. } | EpochStatus::Settled { .. }) => match chain.prove_commitment(epoch).await {
+            Ok(Some(proof)) => Ok(proof),
+            Ok(None) => Err("the node's finalised blocks do not show it yet; export again in a while".into()),
+            Err(error) => Err(error.to_string()),
+        },
+        Ok(EpochStatus::Accepted { .. }) => Err("its dispute window is open; export again in a while".into()),
+        Ok(EpochStatus::Open) => Err("it is not attested yet; export again in a while".into()),
+        Ok(EpochStatus::Forfeited) => Err("it was not attested: nobody earned in it, or it came too late".into()),
+        Err(error) => Err(error.to_string()),
     };
     let proof = match proved {
         Ok(proof) => proof,
@@ -31,12 +60,11 @@ pub async fn fetch(chain: &Chain, epoch: u32, model_root: Hash) -> Result<Option
             return Ok(None);
         }
     };
-    let found = proof.open(epoch)?.commitment.model_root;
-    if found != model_root {
+    let signed = proof.open(epoch)?.commitment;
+    let signed = (signed.run_hash, signed.model_root, Some(signed.manifest_hash));
+    if let Some([what, found, expected]) = claim.differs(signed.0, signed.1, signed.2) {
         return Err(PsError::Audit(format!(
-            "epoch {epoch}: the quorum signed the model root {}, recomputed is {}",
-            Hex32(found),
-            Hex32(model_root)
+            "epoch {epoch}: {what} is {found}, that of the quorum's commitment {expected}"
         )));
     }
     Ok(Some(ChainProof {
@@ -84,8 +112,7 @@ pub fn check(alice: &AliceFile, genesis: &Genesis) -> Result<Proven, PsError> {
                 .into(),
         )
     })?;
-    proof.check_final(genesis)?;
-    Ok(proof.open(alice.epoch)?)
+    Ok(proof.check(alice.epoch, genesis)?)
 }
 
 /// What a folder's proof shows to who can ask a node whether its block is one of the chain's: also of an epoch that the
@@ -94,7 +121,8 @@ pub async fn check_with(alice: &AliceFile, chain: &Chain) -> Result<Option<Prove
     let Some(proof) = of(alice) else { return Ok(None) };
     let proven = proof.open(alice.epoch)?;
     let (block, finalized) = (proven.block, chain.finalized().await?.number);
-    if block.number > finalized || chain.block_hash(block.number).await? != Some(block.hash) {
+    let ours = proven.genesis == chain.genesis_hash() && block.number <= finalized;
+    if !ours || chain.block_hash(block.number).await? != Some(block.hash) {
         return Err(PsError::OtherWeights(format!(
             "the chain proof in ALICE.json is of block {} ({}), which is not a final block of this chain",
             block.number,

@@ -13,6 +13,10 @@ use alice_chain::Chain;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a stopped command may take to end by itself.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Parameter server of Alice: hands out tasks, scores updates, publishes every decision, attests epochs
 #[derive(Debug, Parser)]
@@ -216,9 +220,9 @@ impl Cli {
                     Hex32(done.model_root)
                 )
             }
-            Command::Audit(args) => return run_audit(&args, out).await,
-            Command::Export(args) => export::run(&args).await?,
-            Command::Verify(args) => verify::run(&args).await?,
+            Command::Audit(args) => return stoppable(run_audit(&args, out)).await,
+            Command::Export(args) => stoppable(export::run(&args)).await?,
+            Command::Verify(args) => stoppable(verify::run(&args)).await?,
             Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
             Command::Spec(SpecCommand::Check {
@@ -302,6 +306,24 @@ fn show_key(key: &Key, json: bool) -> String {
 pub(crate) fn to_json(value: &impl Serialize) -> Result<String, PsError> {
     let text = serde_json::to_string_pretty(value).map_err(|e| PsError::Setting(format!("cannot write JSON: {e}")))?;
     Ok(text + "\n")
+}
+
+/// A command that leaves nothing behind when it is stopped while it waits: what it had made goes as it is dropped. In the
+/// middle of a long computation or of writing it is ended after a moment; then files with temporary names may stay.
+async fn stoppable<T>(command: impl Future<Output = Result<T, PsError>>) -> Result<T, PsError> {
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        stop_signal().await;
+        // The command may be done already.
+        let _ = stop.send(());
+        tokio::time::sleep(STOP_PATIENCE).await;
+        eprintln!("error: stopped; files with temporary names may be left");
+        std::process::exit(crate::error::EXIT_FAILURE.into());
+    });
+    tokio::select! {
+        done = command => done,
+        Ok(()) = stopped => Err(PsError::Stopped),
+    }
 }
 
 /// Ctrl-C, or SIGTERM from a service manager.

@@ -122,6 +122,9 @@ pub enum PsError {
     /// A dense model that cannot become the first state of a run.
     #[error(transparent)]
     Upcycle(#[from] alice_model::upcycle::UpcycleError),
+    /// Ctrl-C or SIGTERM.
+    #[error("stopped")]
+    Stopped,
     /// A folder of weights that is not what was asked for.
     #[error("{0}; do not use these weights")]
     OtherWeights(String),
@@ -166,6 +169,7 @@ impl PsError {
             }
             Self::Tokenizer(alice_tokenizer::TokenizerError::Option { .. }) => EXIT_USAGE,
             Self::Chain(ChainError::BadUrl { .. }) => EXIT_USAGE,
+            Self::ChainProof(alice_chain::proof::ProofError::Spec(_)) => EXIT_USAGE,
             Self::Corpus(error) => match error {
                 CorpusError::List { .. }
                 | CorpusError::Setting { .. }
@@ -188,6 +192,7 @@ impl PsError {
             | Self::Export(_)
             | Self::Tokenizer(_)
             | Self::OtherWeights(_)
+            | Self::Stopped
             | Self::ChainProof(_)
             | Self::Client(_)
             | Self::Listen { .. } => EXIT_FAILURE,

@@ -4,7 +4,16 @@
 //! [`crate::audit`], and the result is what is written. From a data directory the weights of its newest epoch are
 //! written, and they must have the root that the epoch's manifest names.
 
-use crate::{PsError, audit, chain_proof, cli::to_json, db::Db, files::Files, init, network::Network, run_tokenizer};
+use crate::{
+    PsError, audit,
+    chain_proof::{self, Claim},
+    cli::to_json,
+    db::Db,
+    files::Files,
+    init,
+    network::Network,
+    run_tokenizer,
+};
 use alice_api::{Client, EpochManifest, Hex32, Outcome};
 use alice_chain::Chain;
 use alice_export::{
@@ -154,7 +163,13 @@ pub async fn run(args: &ExportArgs) -> Result<String, PsError> {
         (None, None) => return Err(PsError::Setting("give --ps URL or --data DIR".into())),
     };
     if let (Some(chain), Some(epoch), Format::Hf) = (&chain, newest(&model.about), args.format) {
-        model.about.chain_proof = chain_proof::fetch(chain, epoch, model.weights.root()).await?;
+        let claim = Claim {
+            epoch,
+            run_hash: model.net.run_hash,
+            model_root: model.weights.root(),
+            manifest_hash: model.about.manifest_hash,
+        };
+        model.about.chain_proof = chain_proof::fetch(chain, &claim).await?;
     }
     tokio::task::block_in_place(|| write(args, model))
 }
@@ -178,6 +193,9 @@ async fn from_server(url: &str, args: &ExportArgs, chain: Option<&Chain>) -> Res
     };
     // Beside what is made of them: the system's temporary folder may lie in memory.
     let beside = args.out.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = beside {
+        std::fs::create_dir_all(parent).map_err(|e| PsError::file("make", parent, &e))?;
+    }
     let source = audit::Source {
         client: &client,
         chain,

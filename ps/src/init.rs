@@ -91,6 +91,9 @@ pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<
     };
     let net = Network::new(genesis, text, spec);
     same(&net, (genesis, run_hash))?;
+    let theta = files.theta();
+    // Said now, and not when a round's work waits to be scored.
+    std::fs::metadata(&theta).map_err(|e| PsError::file("open the weights", &theta, &e))?;
     Ok((net, files, db))
 }
 

@@ -7,6 +7,7 @@ use alice_model::upcycle::{UpcycleError, upcycle};
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::{
+    Master, StoreError,
     file::write_atomic,
     root_of,
     theta::{for_each_le_block, write_values},
@@ -14,6 +15,7 @@ use alice_store::{
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use clap::Args;
 use serde::Serialize;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Flags of `upcycle`.
@@ -49,6 +51,8 @@ struct Dense {
     spec: RunSpec,
     root: Hash,
     weights: Box<dyn Weights>,
+    /// Keeps a parameter server out of its own file meanwhile.
+    _lock: Option<File>,
 }
 
 #[derive(Serialize)]
@@ -155,6 +159,7 @@ fn from_folder(dir: &Path, run: &RunSpec) -> Result<Dense, PsError> {
         spec,
         root: alice.model_root,
         weights: Box::new(FolderWeights::open(dir, &alice)?),
+        _lock: None,
     })
 }
 
@@ -215,6 +220,14 @@ fn compare_config(dir: &Path, run: &RunSpec) -> Result<(), PsError> {
 fn from_snapshot(file: &Path, spec: &Path) -> Result<Dense, PsError> {
     let (_, spec) = read_spec(spec)?;
     let tensors = spec.tensors();
+    if alice_store::master::is_kept(file) {
+        // A server's own: a step in which it was killed is taken back first.
+        Master::open(file, &tensors, &mut |_, _| ())?;
+    }
+    let lock = File::open(file).map_err(|e| PsError::file("open", file, &e))?;
+    if lock.try_lock_shared().is_err() {
+        return Err(StoreError::Busy(file.to_path_buf()).into());
+    }
     let mut weights = ThetaFile::open(&tensors, file)?;
     let mut leaves = Vec::with_capacity(tensors.len());
     for (number, tensor) in tensors.iter().enumerate() {
@@ -232,6 +245,7 @@ fn from_snapshot(file: &Path, spec: &Path) -> Result<Dense, PsError> {
         spec,
         root,
         weights: Box::new(weights),
+        _lock: Some(lock),
     })
 }
 

@@ -3,13 +3,13 @@
 use crate::{
     PsError,
     audit::{self, EpochAudit, Replayed},
-    chain_proof,
+    chain_proof::{self, Claim},
     cli::to_json,
     export::percent,
     network::read_spec,
 };
 use alice_api::{Client, EpochManifest, Hex32};
-use alice_chain::{Chain, Commitment};
+use alice_chain::{Chain, ChainError, Commitment};
 use alice_export::{AliceFile, Proof, ThetaSlice, VerifyOptions, Weights, read_alice_file};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
@@ -123,7 +123,7 @@ pub async fn run(args: &VerifyArgs) -> Result<String, PsError> {
     let alice = &report.alice;
     let said = match (&client, &chain, &block_zero) {
         (None, None, None) => None,
-        _ if alice.epoch == 0 && alice.manifest_hash.is_none() => Some(first_state(spec.as_ref(), genesis)?),
+        _ if is_first(alice) => Some(first_state(spec.as_ref(), genesis)?),
         (Some(client), _, _) => Some(by_server(client, alice.epoch).await?),
         (None, Some(chain), _) => Some(by_chain(chain, alice).await?),
         (None, None, Some(genesis)) => Some(signed("proof", chain_proof::check(alice, genesis)?.commitment)),
@@ -162,7 +162,7 @@ async fn recompute(args: &VerifyArgs, client: &Client) -> Result<Replayed, PsErr
         start: args.start.as_deref(),
         work: args.work.as_deref(),
     };
-    if alice.manifest_hash.is_none() {
+    if is_first(&alice) {
         return audit::first_state(source).await;
     }
     let mut report = |found: &EpochAudit| eprintln!("recomputed epoch {}: model {}", found.epoch, found.model_root);
@@ -240,8 +240,13 @@ async fn by_chain(chain: &Chain, alice: &AliceFile) -> Result<Said, PsError> {
     if let Some(commitment) = chain.commitment(epoch).await? {
         return Ok(signed("chain", commitment));
     }
-    // It may have been there once: a proof shows the state of then.
-    let proven = chain_proof::check_with(alice, chain).await?.ok_or_else(|| {
+    // Of an epoch that the chain has forgotten, and of no other, a proof shows the state of then.
+    let proven = match chain.epoch_status(epoch).await {
+        Err(ChainError::Forgotten { .. }) => chain_proof::check_with(alice, chain).await?,
+        Err(error) => return Err(error.into()),
+        Ok(_) => None,
+    };
+    let proven = proven.ok_or_else(|| {
         PsError::Setting(format!(
             "the chain has no accepted commitment of epoch {epoch}: nobody earned in it, it is not attested yet, or it \
              is older than the 720 epochs that are kept, and the folder holds no proof from when it was there; ask a \
@@ -261,24 +266,24 @@ fn signed(who: &'static str, commitment: Commitment) -> Said {
 }
 
 fn compare(alice: &AliceFile, said: &Said) -> Result<(), PsError> {
-    let manifest = alice.manifest_hash.zip(said.manifest_hash);
-    let pairs = [
-        Some(("the run hash", alice.run.hash, said.run_hash)),
-        Some(("the model root", alice.model_root, said.model_root)),
-        manifest.map(|(found, expected)| ("the manifest's hash", found, expected)),
-    ];
-    for (what, found, expected) in pairs.into_iter().flatten() {
-        if found != expected {
-            return Err(PsError::OtherWeights(format!(
-                "{what} of the folder is {}, that of epoch {} by the {} is {}",
-                Hex32(found),
-                alice.epoch,
-                said.who,
-                Hex32(expected)
-            )));
-        }
+    let claim = Claim {
+        epoch: alice.epoch,
+        run_hash: alice.run.hash,
+        model_root: alice.model_root,
+        manifest_hash: alice.manifest_hash,
+    };
+    match claim.differs(said.run_hash, said.model_root, said.manifest_hash) {
+        None => Ok(()),
+        Some([what, found, expected]) => Err(PsError::OtherWeights(format!(
+            "{what} of the folder is {found}, that of epoch {} by the {} is {expected}",
+            alice.epoch, said.who
+        ))),
     }
-    Ok(())
+}
+
+/// The state before all epochs has no manifest.
+fn is_first(alice: &AliceFile) -> bool {
+    alice.epoch == 0 && alice.manifest_hash.is_none()
 }
 
 #[cfg(test)]

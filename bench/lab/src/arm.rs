@@ -58,6 +58,10 @@ pub struct Codec {
     pub budget_bytes: Option<u64>,
     /// Bits of the published aggregate; applied as f32 if none.
     pub publish_bits: Option<u8>,
+    /// Whether a residual is reduced by what the network has moved a coordinate since, towards zero and not beyond: that
+    /// part of what was found has been done by others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub settle: bool,
 }
 
 impl Arm {

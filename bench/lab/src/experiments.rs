@@ -87,6 +87,7 @@ const OURS: Codec = Codec {
     decay: Some(0.95),
     budget_bytes: None,
     publish_bits: Some(8),
+    settle: false,
 };
 
 fn coded(scale: Scale, codec: Codec) -> Arm {
@@ -249,6 +250,76 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
             ("2 fragments, 3.12 %".into(), fragments(2, 2 * K_DENSE)),
             ("4 fragments, 6.25 %".into(), fragments(4, 4 * K_DENSE)),
         ],
+    );
+
+    // A residual decays when its worker comes back to the fragment, which is every P rounds.
+    let decays = |arm: Arm, decays: &[f64]| -> Vec<Arm> {
+        let with = |decay: &f64| Codec {
+            decay: Some(*decay),
+            ..arm.codec.unwrap_or(OURS)
+        };
+        let arm = &arm;
+        decays
+            .iter()
+            .map(|decay| Arm {
+                codec: Some(with(decay)),
+                ..arm.clone()
+            })
+            .collect()
+    };
+    let lagging = Arm {
+        base_lag: 1,
+        ..ours(scale)
+    };
+    let mut arms = vec![base()];
+    for (label, of) in [
+        (
+            "2 fragments, 3.12 %",
+            decays(fragments(2, 2 * K_DENSE), &[0.95, 0.9, 0.8, 0.6]),
+        ),
+        ("4 fragments, 1.56 %", decays(fragments(4, K_DENSE), &[0.95, 0.8, 0.6])),
+        (
+            "4 fragments, 2,100 bytes",
+            decays(tight(K_DENSE, 0.98, 4, 2_100), &[0.98, 0.9, 0.8]),
+        ),
+        ("base_lag 1", decays(lagging, &[0.95, 0.8, 0.6])),
+    ] {
+        arms.extend(of.into_iter().map(|arm| {
+            let decay = arm.codec.and_then(|codec| codec.decay).unwrap_or_default();
+            (format!("{label}, β {decay}"), arm)
+        }));
+    }
+    add("e13", "Which decay where a residual grows old?", arms);
+
+    // Each beside itself: residuals grow old where a worker comes back to a fragment only every few rounds.
+    let mut arms = Vec::new();
+    for (label, arm) in [
+        base(),
+        ("2 fragments, 3.12 %".into(), fragments(2, 2 * K_DENSE)),
+        (
+            "2 fragments, 3.12 %, 2 / R".into(),
+            Arm {
+                outer: Outer {
+                    entry_weight: Some(2),
+                    ..PLAIN
+                },
+                ..fragments(2, 2 * K_DENSE)
+            },
+        ),
+        (
+            "4 fragments, 2,100 bytes, β 0.98".into(),
+            tight(K_DENSE, 0.98, 4, 2_100),
+        ),
+        ("full, 2,100 bytes, β 0.995".into(), tight(K_DENSE, 0.995, 1, 2_100)),
+    ] {
+        let codec = arm.codec.map(|codec| Codec { settle: true, ..codec });
+        arms.push((label.clone(), arm.clone()));
+        arms.push((format!("{label}, settled"), Arm { codec, ..arm }));
+    }
+    add(
+        "e12",
+        "Should a residual lose what the network has done meanwhile?",
+        arms,
     );
 
     let mut arms = vec![base()];

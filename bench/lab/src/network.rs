@@ -54,6 +54,8 @@ struct Worker<'a> {
     /// One optimiser for each fragment.
     optimizers: Vec<Option<AdamW<'a>>>,
     feedback: Vec<ErrorFeedback>,
+    /// For each fragment the weights that its residual was left at; empty before, or where no arm asks.
+    left_at: Vec<Vec<f32>>,
 }
 
 /// What a worker sends in a round.
@@ -78,6 +80,7 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
         .map(|_| Worker {
             optimizers: groups.iter().map(|_| None).collect(),
             feedback: groups.iter().map(|_| ErrorFeedback::new(0..theta.len())).collect(),
+            left_at: groups.iter().map(|_| Vec::new()).collect(),
         })
         .collect();
     let mut velocity = vec![0f32; theta.len()];
@@ -121,7 +124,15 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
             let sent = match &arm.codec {
                 None => Sent::Dense(d),
                 Some(codec) => {
-                    let (update, bytes) = send(spec, codec, &layouts[group], &mut worker.feedback[group], d, round)?;
+                    let feedback = &mut worker.feedback[group];
+                    let d = match codec.settle {
+                        true => settled(d, feedback.residual(), &worker.left_at[group], &base),
+                        false => d,
+                    };
+                    if codec.settle {
+                        worker.left_at[group].clone_from(&base);
+                    }
+                    let (update, bytes) = send(spec, codec, &layouts[group], feedback, d, round)?;
                     updates += 1;
                     outcome.update_bytes += bytes as f64;
                     Sent::Coded(update)
@@ -256,6 +267,17 @@ pub fn send(
         feedback.accepted(id);
     }
     Ok((decoded, encoded.bytes.len()))
+}
+
+/// d, less what the network has already done of the residual since it was left: d + residual is then what is still to be
+/// done.
+fn settled(mut d: Vec<f32>, residual: &[f32], left_at: &[f32], now: &[f32]) -> Vec<f32> {
+    for (((d, r), then), now) in d.iter_mut().zip(residual).zip(left_at).zip(now) {
+        // In the direction of a pseudo-gradient: θ went from `then` to `now`.
+        let done = (then - now) * r.signum();
+        *d -= r.signum() * done.clamp(0.0, r.abs());
+    }
+    d
 }
 
 /// Mean of what was sent; none if nothing was.

@@ -2,8 +2,8 @@
 //!
 //! Three links, each checked by another library's code: a GRANDPA justification of the block by the authorities of block 0
 //! (`finality-grandpa`), the block's header with its state root, and the nodes of the state's trie from that root to the
-//! commitment (`sp-trie`). What stands at the beginning, block 0, is computed from a chain's raw specification
-//! ([`Genesis`]).
+//! commitment (`sp-trie`), and to the hash of block 0, since votes do not name the network. What stands at the beginning,
+//! block 0, is computed from a chain's raw specification ([`Genesis`]).
 
 use crate::{Block, Chain, ChainError};
 use alice_primitives::{Commitment, Hash};
@@ -36,15 +36,23 @@ pub enum ProofError {
     #[error("the chain proof is damaged: {0}; export the folder again with --chain")]
     Damaged(String),
     /// The state does not hold what it should.
-    #[error("the chain proof does not show a commitment of epoch {epoch}: {problem}")]
+    #[error("the chain proof does not show a commitment of epoch {epoch}: {problem}; do not use these weights")]
     Absent {
         /// Epoch.
         epoch: u32,
         /// What is missing.
         problem: String,
     },
+    /// It is of another network.
+    #[error("the chain proof is of the network with genesis 0x{}, not 0x{}; do not use these weights", hex::encode(.found), hex::encode(.expected))]
+    OtherChain {
+        /// Block 0 that its state remembers.
+        found: Hash,
+        /// The one that was asked for.
+        expected: Hash,
+    },
     /// The votes do not finalise the block.
-    #[error("block {number} of the chain proof is not shown to be final: {problem}")]
+    #[error("block {number} of the chain proof is not shown to be final: {problem}; do not use these weights")]
     NotFinal {
         /// Block.
         number: u64,
@@ -74,6 +82,8 @@ pub struct CommitmentProof {
 pub struct Proven {
     /// The block whose state it is.
     pub block: Block,
+    /// Hash of block 0 of the chain that this state is of, as the state remembers it.
+    pub genesis: Hash,
     /// What that state holds for the epoch.
     pub commitment: Commitment,
 }
@@ -87,6 +97,26 @@ pub struct Genesis {
     pub authorities: Vec<(Hash, u64)>,
 }
 
+/// `pallet_epoch::Accepted`.
+#[derive(Encode, Decode)]
+struct Accepted {
+    commitment: Commitment,
+    round: u32,
+    at: u32,
+    settled: bool,
+    previous: Option<(u32, Hash)>,
+}
+
+/// `pallet_epoch::Parameters`.
+#[derive(Encode, Decode)]
+struct Parameters {
+    slot_ms: u64,
+    epoch_blocks: u32,
+    window_blocks: u32,
+    late_epochs: u32,
+    session_slots: u32,
+}
+
 /// `sp_consensus_grandpa::GrandpaJustification`.
 #[derive(Encode, Decode)]
 struct Justification {
@@ -96,35 +126,58 @@ struct Justification {
 }
 
 impl CommitmentProof {
-    /// The commitment of `epoch` in the state of the proof's block. That the block is final, or of the chain at all, is
-    /// not shown by this: compare its hash with a node's, or call [`CommitmentProof::check_final`].
+    /// The commitment of `epoch` in the state of the proof's block, in which no veto can take it back any more. That the
+    /// block is final, or of a chain at all, is not shown by this: call [`CommitmentProof::check`], or compare block and
+    /// genesis with a node's.
     pub fn open(&self, epoch: u32) -> Result<Proven, ProofError> {
         let header = self.header()?;
         if self.storage.len() > NODES_MAX || self.storage.iter().any(|node| node.len() > PART_BYTES_MAX) {
             return Err(ProofError::Damaged("its part of the state is too large".into()));
         }
-        let absent = |problem: String| ProofError::Absent { epoch, problem };
         let db = StorageProof::new(self.storage.iter().cloned()).into_memory_db::<Blake2Hasher>();
-        let value = read_trie_value::<Layout, _>(&db, &header.state_root, &commitment_key(epoch), None, None)
-            .map_err(|e| absent(format!("its nodes do not lead from the state root to it ({e})")))?
-            .ok_or_else(|| absent("the state has none".into()))?;
-        // `pallet_epoch::Accepted` begins with the commitment.
-        let commitment = Commitment::decode(&mut &value[..])
-            .map_err(|e| absent(format!("what is stored is of another form ({e}); update this program")))?;
+        let state = State {
+            db: &db,
+            root: header.state_root,
+            epoch,
+        };
+        let [of_epoch, parameters, block_zero] = keys(epoch);
+        let accepted: Accepted = state.read(&of_epoch)?;
+        let parameters: Parameters = state.read(&parameters)?;
+        let genesis: Hash = state.read(&block_zero)?;
+        let commitment = accepted.commitment;
         if commitment.epoch != epoch {
-            return Err(absent(format!("what is stored is of epoch {}", commitment.epoch)));
+            return Err(state.absent(format!("what is stored is of epoch {}", commitment.epoch)));
         }
         let number = u32::try_from(header.number).map_err(|_| ProofError::Damaged("its block number".into()))?;
+        // As `pallet_epoch` decides it.
+        if !accepted.settled && number < accepted.at.saturating_add(parameters.window_blocks) {
+            return Err(state.absent("it could still be vetoed then".into()));
+        }
         let hash = blake2_256(&self.header);
         Ok(Proven {
             block: Block { number, hash },
+            genesis,
             commitment,
         })
     }
 
-    /// Whether the authorities of block 0 finalised the proof's block. A chain whose authorities have changed since is not
-    /// followed; its nodes have to be asked.
-    pub fn check_final(&self, genesis: &Genesis) -> Result<(), ProofError> {
+    /// The commitment of `epoch`, which the chain of this block 0 has finalised. A chain whose authorities have changed since
+    /// block 0 is not followed; its nodes have to be asked.
+    pub fn check(&self, epoch: u32, genesis: &Genesis) -> Result<Proven, ProofError> {
+        self.check_final(genesis)?;
+        let proven = self.open(epoch)?;
+        // Votes name no network, and validators may use their keys in several.
+        if proven.genesis != genesis.hash {
+            return Err(ProofError::OtherChain {
+                found: proven.genesis,
+                expected: genesis.hash,
+            });
+        }
+        Ok(proven)
+    }
+
+    /// Whether the authorities of block 0 voted for the proof's block.
+    fn check_final(&self, genesis: &Genesis) -> Result<(), ProofError> {
         let header = self.header()?;
         let not_final = |problem: &str| ProofError::NotFinal {
             number: header.number,
@@ -166,6 +219,30 @@ impl CommitmentProof {
             return Err(ProofError::Damaged("its header is too large".into()));
         }
         Header::decode_all(&mut &self.header[..]).map_err(|e| ProofError::Damaged(format!("its header ({e})")))
+    }
+}
+
+/// The part of a state that a proof holds.
+struct State<'a> {
+    db: &'a sp_trie::MemoryDB<Blake2Hasher>,
+    root: H256,
+    epoch: u32,
+}
+
+impl State<'_> {
+    fn absent(&self, problem: String) -> ProofError {
+        ProofError::Absent {
+            epoch: self.epoch,
+            problem,
+        }
+    }
+
+    fn read<T: Decode>(&self, key: &[u8]) -> Result<T, ProofError> {
+        let value = read_trie_value::<Layout, _>(self.db, &self.root, key, None, None)
+            .map_err(|e| self.absent(format!("its nodes do not lead from the state root to it ({e})")))?
+            .ok_or_else(|| self.absent("the state has none".into()))?;
+        T::decode_all(&mut &value[..])
+            .map_err(|e| self.absent(format!("what is stored is of another form ({e}); update this program")))
     }
 }
 
@@ -262,9 +339,12 @@ impl Chain {
             .commit
             .target_hash;
         let header = self.header(what, target).await?;
-        let key = commitment_key(epoch);
+        let keys = keys(epoch);
         let storage = self
-            .ask(what, || self.rpc.state_get_read_proof([&key[..]], Some(target)))
+            .ask(what, || {
+                self.rpc
+                    .state_get_read_proof(keys.iter().map(Vec::as_slice), Some(target))
+            })
             .await?;
         let proof = CommitmentProof {
             header: header.encode(),
@@ -307,10 +387,19 @@ fn item_key(pallet: &str, item: &str) -> Vec<u8> {
     [twox_128(pallet.as_bytes()), twox_128(item.as_bytes())].concat()
 }
 
-/// Where the accepted commitment of an epoch is in the state (`Twox64Concat`).
-fn commitment_key(epoch: u32) -> Vec<u8> {
-    let epoch = epoch.to_le_bytes();
-    [&item_key("Epoch", "Commitments")[..], &twox_64(&epoch), &epoch].concat()
+/// Where something that is stored by a number is in the state (`Twox64Concat`).
+fn numbered_key(pallet: &str, item: &str, number: u32) -> Vec<u8> {
+    let number = number.to_le_bytes();
+    [&item_key(pallet, item)[..], &twox_64(&number), &number].concat()
+}
+
+/// What a proof has to hold: the accepted commitment, the network's parameters, the hash of block 0.
+fn keys(epoch: u32) -> [Vec<u8>; 3] {
+    [
+        numbered_key("Epoch", "Commitments", epoch),
+        item_key("Epoch", "NetworkParameters"),
+        numbered_key("System", "BlockHash", 0),
+    ]
 }
 
 #[cfg(test)]

@@ -168,17 +168,20 @@ async fn proves(chain: &Chain, commitment: &Commitment, spec: &[u8]) {
     let genesis = alice_chain::proof::Genesis::from_raw_spec(spec).unwrap();
     assert_eq!(genesis.hash, chain.genesis_hash());
     let proof = chain.prove_commitment(commitment.epoch).await.unwrap().unwrap();
-    proof.check_final(&genesis).unwrap();
-    let proven = proof.open(commitment.epoch).unwrap();
+    let proven = proof.check(commitment.epoch, &genesis).unwrap();
     assert_eq!(&proven.commitment, commitment);
     assert_eq!(
         chain.block_hash(proven.block.number).await.unwrap(),
         Some(proven.block.hash)
     );
     assert_eq!(chain.prove_commitment(999).await.unwrap(), None);
+    // Other validators; and the same ones on another network.
     let mut others = genesis.clone();
     others.authorities = vec![([3; 32], 1)];
-    assert!(proof.check_final(&others).is_err());
+    assert!(proof.check(commitment.epoch, &others).is_err());
+    let mut elsewhere = genesis.clone();
+    elsewhere.hash = [3; 32];
+    assert!(proof.check(commitment.epoch, &elsewhere).is_err());
 }
 
 #[tokio::test]

@@ -82,9 +82,11 @@ impl FloatMap {
     /// The values as they are now, to be changed without changing the file: a second mapping whose pages become this
     /// process's own when they are written to. It is gone when it is dropped.
     pub fn scratch(&self) -> Result<Scratch<'_>, StoreError> {
+        // Linux would otherwise count all of it against memory, of which most is never written to.
         // SAFETY: as in `open`; that the file does not change under it is what the borrow of `self` is for, since only a
         // `&mut self` writes to the file.
-        let map = unsafe { MmapOptions::new().map_copy(&self.file) }.map_err(StoreError::io("map", &self.path))?;
+        let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&self.file) }
+            .map_err(StoreError::io("map", &self.path))?;
         Ok(Scratch { map, _of: self })
     }
 

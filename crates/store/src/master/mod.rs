@@ -363,6 +363,11 @@ fn write_back(map: &mut FloatMap, groups: &Groups, journal: &Journal) -> Result<
     Ok(marker.touched())
 }
 
+/// Whether a file of weights is one that [`Master`] keeps: its sidecar or its journal lies beside it.
+pub fn is_kept(path: &Path) -> bool {
+    tree_path(path).exists() || undo_path(path).exists()
+}
+
 /// Removes weights with all that belongs to them.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
     for file in [tree_path(path), undo_path(path), fresh_path(path), path.to_path_buf()] {
