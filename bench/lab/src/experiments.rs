@@ -141,7 +141,7 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
 
     let mut arms = vec![base()];
     for (percent, k_max) in [("0.15", 6), ("0.5", 20), ("1.56", K_DENSE)] {
-        for decay in [0.9, 0.95, 0.99, 0.995] {
+        for decay in [0.6, 0.8, 0.9, 0.95, 0.99, 0.995] {
             let codec = Codec {
                 k_max,
                 decay: Some(decay),
@@ -290,6 +290,13 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
         }));
     }
     add("e13", "Which decay where a residual grows old?", arms);
+
+    let mut arms = vec![("dense DiLoCo, M = 8".to_string(), diloco(8, scale))];
+    arms.extend(decays(ours(scale), &[0.95, 0.8, 0.6]).into_iter().map(|arm| {
+        let decay = arm.codec.and_then(|codec| codec.decay).unwrap_or_default();
+        (format!("ours: 1.56 %, 2 bits, β {decay}"), arm)
+    }));
+    add("e14", "Ours beside dense DiLoCo, by decay: for long runs", arms);
 
     // Each beside itself: residuals grow old where a worker comes back to a fragment only every few rounds.
     let mut arms = Vec::new();

@@ -75,9 +75,10 @@ pub struct RoundScore {
 
 /// Scores a round: one evaluation of θ and one of each candidate on the same sequences.
 ///
-/// `theta` is θ(e); it is moved to each probe and is θ(e) bit for bit afterwards, also after an error. `scoring_split` holds indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p
-/// of the last round that accepted any (none: the candidates' own median). `progress` is called with the number of decided candidates. An
-/// error means that the server could not evaluate, and that nobody may be blamed: the round has to be repeated.
+/// `theta` is θ(e); it is moved to each probe and is θ(e) bit for bit afterwards, also after an error. `scoring_split` holds
+/// indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p of the last round that accepted any
+/// (none: the candidates' own median). `progress` is called with the number of decided candidates. An error means that the
+/// server could not evaluate, and that nobody may be blamed: the round has to be repeated.
 pub fn score_round(
     oracle: &mut dyn LossOracle,
     spec: &RunSpec,

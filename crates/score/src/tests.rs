@@ -585,6 +585,13 @@ fn weights_should_be_moved_for_a_measurement_and_be_the_same_bits_afterwards() {
                 distances[0] == 0.0 && distances[1] > 0.0 && distances[2] > 0.0,
                 "{distances:?}"
             );
+            if !scoring {
+                // d is half of θ: at α = 1 and ½ the guard looks at θ/2 and 3θ/4.
+                let size: f32 = theta().iter().map(|t| t.abs()).sum();
+                for (distance, part) in distances[1..].iter().zip([0.5, 0.25]) {
+                    assert!((distance - part * size).abs() < 1e-5 * size, "{distances:?}");
+                }
+            }
             assert_eq!(bits(&weights), bits(&theta()));
         }
     }
