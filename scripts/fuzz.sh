@@ -27,7 +27,7 @@ for target in "${targets[@]}"; do
 	update) for bits in 1 2 4 8; do
 		{ printf "\\x0$((bits == 1 ? 0 : bits == 2 ? 1 : bits == 4 ? 2 : 3))" && cat "../crates/update/golden/update-${bits}bit.alu"; } >"corpus/update/golden-$bits"
 	done ;;
-	aggregate) cp ../crates/update/golden/aggregate-8bit.ald corpus/aggregate/ ;;
+	aggregate) cp ../crates/update/golden/aggregate-*.ald corpus/aggregate/ ;;
 	run_spec) cp ../chain-spec/runs/*.toml corpus/run_spec/ ;;
 	esac
 	"target/$host/release/$name" -runs="$cases" -max_len=8192 -print_final_stats=1 -artifact_prefix="artifacts/$name/" "corpus/$name" 2>&1 | tail -8

@@ -153,8 +153,10 @@ class Format(unittest.TestCase):
             self.assertGreater(len(entries), 100)
 
     def test_aggregate(self):
-        entries = read_aggregate((GOLDEN / "aggregate-8bit.ald").read_bytes())
-        self.assertEqual([(i, bits_of(v)) for i, v in entries], listed("aggregate-8bit.txt"))
+        for level_bits in (2, 4, 8):
+            entries = read_aggregate((GOLDEN / f"aggregate-{level_bits}bit.ald").read_bytes())
+            self.assertEqual([(i, bits_of(v)) for i, v in entries], listed(f"aggregate-{level_bits}bit.txt"))
+            self.assertGreater(len(entries), 100)
 
     def test_one_set_of_entries_has_one_encoding(self):
         data = (GOLDEN / "update-2bit.alu").read_bytes()

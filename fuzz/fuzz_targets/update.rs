@@ -1,4 +1,4 @@
-//! Bytes that a miner could send. What decodes must be within the layout, and must be the only encoding of itself.
+//! Bytes that a miner could send. What decodes must be within the layout.
 #![no_main]
 
 use alice_spec::UpdateSpec;

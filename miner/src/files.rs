@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Longest JSON file that is read back, bytes.
-const JSON_BYTES_MAX: u64 = 64 << 20;
+pub const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// Replaces `path` in one step: after a crash it holds either the old bytes or all of the new ones.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), MinerError> {
@@ -30,6 +30,15 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), MinerError> {
     fs::rename(from, to)
         .and_then(|()| sync_dir(to))
         .map_err(|e| MinerError::file("move", from, &e))
+}
+
+/// Size of a file, bytes; none where there is no such file.
+pub fn len(path: &Path) -> Result<Option<u64>, MinerError> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.len())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(MinerError::file("look at", path, &e)),
+    }
 }
 
 /// Reads a file of at most `bytes_max` bytes; none where there is no such file.

@@ -275,7 +275,7 @@ pub fn gib(bytes: u64) -> String {
 pub fn host_bytes(spec: &RunSpec, fragment: Option<u32>) -> u64 {
     let fragments = fragment.map_or(0..spec.task.fragments.max(1), |p| p..p.saturating_add(1));
     let needs = fragments.map(|p| plan::host_need(spec, p));
-    needs.map(|need| need.update + need.encoder).max().unwrap_or(0)
+    needs.map(|need| need.total()).max().unwrap_or(0)
 }
 
 /// Memory that is free on a device; none where there is no way to tell.

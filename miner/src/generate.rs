@@ -33,16 +33,7 @@ pub async fn run(args: &GenerateArgs) -> Result<(), MinerError> {
     }
     let mut folder = Folder::open(&args.model)?;
     let sampling = sampling(args, folder.sampling());
-    // Before the weights are read: a wrong option should not take minutes to be refused.
-    sampling.check()?;
     let prompt = prompt(&args.prompt)?;
-    folder.encode(&prompt)?;
-    let precision = match args.precision {
-        PrecisionArg::Auto => folder.precision(),
-        PrecisionArg::F32 => Precision::F32,
-        PrecisionArg::Bf16 => Precision::Bf16,
-    };
-    let decoder = folder.load(precision, device)?;
     let request = Request {
         prompt: &prompt,
         max_tokens: args.max_tokens,
@@ -50,6 +41,14 @@ pub async fn run(args: &GenerateArgs) -> Result<(), MinerError> {
         // 32 bits, so that every reader of JSON keeps all of it.
         seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
     };
+    // Before the weights are read: what cannot be should not take minutes to be refused.
+    request.check(&folder)?;
+    let precision = match args.precision {
+        PrecisionArg::Auto => folder.precision(),
+        PrecisionArg::F32 => Precision::F32,
+        PrecisionArg::Bf16 => Precision::Bf16,
+    };
+    let decoder = folder.load(precision, device)?;
     // Until here Ctrl-C ends the process at once: nothing has been shown. From here on it ends the text.
     let stop = Stop::on_signals()?;
     let mut shown = Ok(());

@@ -125,18 +125,17 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads the journal of a run's directory. An unreadable journal counts as `Idle`: the work under it is lost, the
-    /// miner is not.
+    /// Reads the journal of a run's directory. A damaged journal counts as `Idle`: the work under it is lost, the miner is
+    /// not.
     pub fn open(run_dir: &Path) -> Result<Self, MinerError> {
         files::make_dir(run_dir)?;
         let path = run_dir.join("journal.json");
-        let state = match files::read_json(&path) {
-            Ok(state) => state.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "the journal is left out; the task in it is lost");
-                State::Idle
-            }
-        };
+        let bytes = files::read_optional(&path, files::JSON_BYTES_MAX)?;
+        let state = bytes.map_or(Ok(State::Idle), |bytes| serde_json::from_slice(&bytes));
+        let state = state.unwrap_or_else(|error| {
+            tracing::warn!(%error, path = %path.display(), "the journal is left out; the task in it is lost");
+            State::Idle
+        });
         Ok(Self {
             dir: run_dir.to_owned(),
             state,
@@ -165,9 +164,14 @@ impl Journal {
         self.write(State::Ready { outgoing })
     }
 
-    /// The stored update; none where it is gone or damaged.
+    /// The stored update; none where it is gone or damaged. That it could not be read is an error: it may be committed
+    /// already, and nothing about it may be forgotten.
     pub fn update(&self, outgoing: &Outgoing) -> Result<Option<Vec<u8>>, MinerError> {
-        let bytes = files::read_optional(&self.update_file(), outgoing.bytes).unwrap_or_default();
+        let path = self.update_file();
+        if files::len(&path)? != Some(outgoing.bytes) {
+            return Ok(None);
+        }
+        let bytes = files::read_optional(&path, outgoing.bytes)?;
         Ok(bytes.filter(|b| Hex32(*blake3::hash(b).as_bytes()) == outgoing.blob))
     }
 

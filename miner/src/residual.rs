@@ -51,9 +51,11 @@ impl Residuals {
             match residuals.read_ledger(&path, fragment) {
                 Ok(Some(ledger)) => residuals.replace(fragment, ledger),
                 Ok(None) => {}
-                Err(error) => {
+                Err(MinerError::Residual(error)) => {
                     tracing::warn!(%error, path = %path.display(), "the residual starts from nothing");
                 }
+                // A disk that does not answer is no reason to throw away what lies on it.
+                Err(error) => return Err(error),
             }
         }
         residuals.sweep()?;
@@ -90,8 +92,10 @@ impl Residuals {
                 error @ (FeedbackError::Damaged(_) | FeedbackError::Missing { .. } | FeedbackError::Length { .. }),
             )) => {
                 tracing::warn!(%error, fragment, "the residual starts from nothing");
-                let nothing = Ledger::new(self.layout(fragment)?.covered());
-                self.replace(fragment, nothing);
+                // What waits for its verdict is whole, and returns if it is refused.
+                let kept = self.ledger(fragment)?.without_residual();
+                files::write_atomic(&self.ledger_file(fragment), &kept.to_bytes())?;
+                self.replace(fragment, kept);
                 Ok(self.try_encode(fragment, spec, header, d)?)
             }
             encoded => Ok(encoded?),
@@ -124,8 +128,8 @@ impl Residuals {
         let ledger = self.ledger(fragment)?;
         let next = ledger.committed(id, sent, decay);
         let path = self.residual_file(fragment, next.generation());
+        let part = path.with_extension("part");
         let written = || -> Result<(), Streaming> {
-            let part = path.with_extension("part");
             let create = || File::create(&part).map_err(|e| MinerError::file("create", &part, &e));
             let target = ledger.store(
                 &next,
@@ -142,7 +146,11 @@ impl Residuals {
             files::rename(&part, &path)?;
             Ok(())
         };
-        written()?;
+        if let Err(error) = written() {
+            // On a full disk its room is needed; what is left of it is removed at the next start in any case.
+            let _ = std::fs::remove_file(&part);
+            return Err(error.into());
+        }
         Ok(next.to_bytes())
     }
 
@@ -167,9 +175,10 @@ impl Residuals {
                 self.replace(fragment, ledger);
             }
             Ok(None) => {}
-            Err(error) => {
+            Err(MinerError::Residual(error)) => {
                 tracing::warn!(%error, path = %waiting.display(), "the residual stays as it was before the update");
             }
+            Err(error) => return Err(error),
         }
         files::remove(&waiting)?;
         self.sweep()
@@ -231,12 +240,16 @@ impl Residuals {
         }
     }
 
+    /// A ledger; [`MinerError::Residual`] where it is not one, other errors where it could not be read.
     fn read_ledger(&self, path: &Path, fragment: u32) -> Result<Option<Ledger>, MinerError> {
+        if files::len(path)?.is_some_and(|len| len > LEDGER_BYTES_MAX) {
+            return Err(MinerError::Residual(FeedbackError::Damaged("too long")));
+        }
         let Some(bytes) = files::read_optional(path, LEDGER_BYTES_MAX)? else {
             return Ok(None);
         };
         let ledger = Ledger::from_bytes(&bytes, self.layout(fragment)?.covered());
-        ledger.map(Some).map_err(|e| MinerError::file("read", path, &e))
+        ledger.map(Some).map_err(MinerError::Residual)
     }
 
     /// Removes residuals that no ledger names: a crash or a damaged ledger leaves them.
@@ -393,7 +406,11 @@ mod tests {
 
     #[test]
     fn damage_should_cost_the_residual_and_nothing_else() {
-        for name in ["ledger-0.bin", "residual-0-1.bin"] {
+        // A ledger takes along what waits in it, a residual does not.
+        for (name, waiting) in [
+            ("ledger-0.bin", vec![[2; 32]]),
+            ("residual-0-1.bin", vec![[1; 32], [2; 32]]),
+        ] {
             let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
             let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
             let first = update(&mut residuals, &spec, 0, 1);
@@ -406,8 +423,39 @@ mod tests {
             let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
             assert_eq!(update(&mut residuals, &spec, 0, 2), first, "{name}");
             residuals.adopt(0).unwrap();
-            assert_eq!(residuals.left(0).unwrap().0, [[2; 32]]);
+            let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+            assert_eq!(residuals.left(0).unwrap().0, waiting, "{name}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_should_cost_nothing() {
+        let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
+        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        update(&mut residuals, &spec, 0, 1);
+        residuals.adopt(0).unwrap();
+        update(&mut residuals, &spec, 0, 2);
+        let before = residuals.left(0).unwrap();
+        // A folder in a file's place opens, and cannot be read.
+        let hide = |path: &Path| {
+            std::fs::rename(path, dir.path().join("aside")).unwrap();
+            std::fs::create_dir(path).unwrap();
+        };
+        let show = |path: &Path| {
+            std::fs::remove_dir(path).unwrap();
+            std::fs::rename(dir.path().join("aside"), path).unwrap();
+        };
+        let (ledger, waiting) = (residuals.ledger_file(0), residuals.waiting_file());
+        hide(&ledger);
+        assert!(Residuals::open(dir.path(), &spec, Precision::F32).is_err());
+        show(&ledger);
+        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        assert_eq!(residuals.left(0).unwrap(), before);
+        hide(&waiting);
+        assert!(residuals.adopt(0).is_err());
+        show(&waiting);
+        residuals.adopt(0).unwrap();
+        assert_eq!(residuals.left(0).unwrap().0, [[1; 32], [2; 32]]);
     }
 
     #[test]
@@ -428,6 +476,8 @@ mod tests {
             .to_string();
         assert!(error.contains("No space left on device"), "{error}");
         assert!(!dir.path().join("residual-0-2.bin").exists());
+        let part = dir.path().join("residual-0-2.part");
+        assert!(part.symlink_metadata().is_err(), "its room is free again");
         let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
         assert_eq!(residuals.left(0).unwrap(), before);
     }

@@ -236,6 +236,26 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_state_that_the_run_names_should_be_fetched_and_no_other_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_named(None).await;
+    mine(dir.path(), &url).await.unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root));
+    assert_one_accepted(dir.path(), &ps);
+
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_named(Some(Hex32([3; 32]))).await;
+    let (mut patient, handle) = miner(dir.path(), &url);
+    let task = tokio::spawn(async move { patient.run().await });
+    until(|| ps.seen().model_looks >= 2).await;
+    assert!(!task.is_finished(), "an untrue answer must not end the miner");
+    handle.stop();
+    task.await.unwrap().unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), None);
+    assert_eq!(ps.seen().commits, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_delta_that_does_not_lead_to_its_root_should_be_taken_back() {
     let dir = tempfile::tempdir().unwrap();
     let (ps, url) = FakePs::start_later().await;

@@ -365,7 +365,7 @@ impl Auditor<'_> {
             let d = aggregate::decode_published(&self.net.layout, &bytes)
                 .map_err(|e| PsError::Audit(format!("epoch {}: the aggregate does not decode: {e}", manifest.epoch)))?;
             let theta = self.theta.take().ok_or_else(weights_gone)?;
-            let theta = tokio::task::block_in_place(|| theta.step(&d, alpha))?;
+            let theta = tokio::task::block_in_place(|| theta.step_for_good(&d, alpha))?;
             self.root = theta.root();
             self.theta = Some(theta);
         }

@@ -7,12 +7,12 @@ use alice_chain::{
     proof::{CommitmentProof, Genesis, Proven, SPEC_BYTES_MAX},
 };
 use alice_export::{AliceFile, ChainProof, HexBytes};
-use alice_primitives::Hash;
+use alice_primitives::{Commitment, Hash};
 use std::io::Read;
 use std::path::Path;
 
-/// What a folder says about itself that the chain's commitment must say as well.
-#[derive(Clone, Copy, Debug)]
+/// What is said about an epoch's model: by a folder, by the commitment on the chain, by a server's manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Epoch.
     pub epoch: u32,
@@ -25,12 +25,32 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The first thing that differs from what `who` says: its name, the claim, what is said.
-    pub fn differs(&self, run_hash: Hash, model_root: Hash, manifest_hash: Option<Hash>) -> Option<[String; 3]> {
-        let manifest = self.manifest_hash.zip(manifest_hash);
+    /// What a folder says.
+    pub fn of(alice: &AliceFile) -> Self {
+        Self {
+            epoch: alice.epoch,
+            run_hash: alice.run.hash,
+            model_root: alice.model_root,
+            manifest_hash: alice.manifest_hash,
+        }
+    }
+
+    /// What the quorum signed.
+    pub fn signed(commitment: &Commitment) -> Self {
+        Self {
+            epoch: commitment.epoch,
+            run_hash: commitment.run_hash,
+            model_root: commitment.model_root,
+            manifest_hash: Some(commitment.manifest_hash),
+        }
+    }
+
+    /// The first thing that differs from what is said elsewhere of the same epoch: its name, here, there.
+    pub fn differs(&self, there: &Self) -> Option<[String; 3]> {
+        let manifest = self.manifest_hash.zip(there.manifest_hash);
         let pairs = [
-            Some(("the run hash", self.run_hash, run_hash)),
-            Some(("the model root", self.model_root, model_root)),
+            Some(("the run hash", self.run_hash, there.run_hash)),
+            Some(("the model root", self.model_root, there.model_root)),
             manifest.map(|(found, expected)| ("the manifest's hash", found, expected)),
         ];
         let (what, found, expected) = pairs.into_iter().flatten().find(|(_, found, said)| found != said)?;
@@ -60,12 +80,19 @@ pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, P
             return Ok(None);
         }
     };
-    let signed = proof.open(epoch)?.commitment;
-    let signed = (signed.run_hash, signed.model_root, Some(signed.manifest_hash));
-    if let Some([what, found, expected]) = claim.differs(signed.0, signed.1, signed.2) {
-        return Err(PsError::Audit(format!(
+    let signed = Claim::signed(&proof.open(epoch)?.commitment);
+    if let Some([what, found, expected]) = claim.differs(&signed) {
+        return Err(PsError::OtherWeights(format!(
             "epoch {epoch}: {what} is {found}, that of the quorum's commitment {expected}"
         )));
+    }
+    // No reason to lose an export: the proof is as good as it is.
+    let set = chain.authority_set().await.unwrap_or_default();
+    if set > 0 {
+        eprintln!(
+            "the validators' keys have changed {set} times since block 0: the chain proof convinces who asks a node (verify \
+             --chain), not who has the specification alone (verify --chain-spec)"
+        );
     }
     Ok(Some(ChainProof {
         header: proof.header,

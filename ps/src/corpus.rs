@@ -1,19 +1,26 @@
 //! The built text: training shards that are served, and the reserve that is not.
 
 use crate::{PsError, run_tokenizer};
-use alice_api::{CorpusManifest, Hex32, Shard};
-use alice_corpus::reserve_file;
-use alice_data::{CORPUS_FILE, Manifest, RESERVE_FILE, TokenSource, tasks_available};
+use alice_api::{CorpusManifest, Hex32, Shard, TextSource};
+use alice_corpus::{YARDSTICK_FILE, reserve_file};
+use alice_data::{CORPUS_FILE, Manifest, PartName, RESERVE_FILE, TokenSource, tasks_available};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
 use std::{collections::HashSet, path::Path};
+
+/// Under which name the database keeps [`described`], for an export without the server.
+pub const META: &str = "text";
+/// Longest line of [`described`], bytes, less its end.
+const DESCRIBED_BYTES_MAX: usize = 4000;
 
 /// The text of a run.
 #[derive(Debug)]
 pub struct Corpus {
     /// What is served of it.
     pub manifest: CorpusManifest,
-    /// Names of the training shards: the only files of the folder that may be served.
+    /// The public yardstick, where the corpus has one.
+    pub yardstick: Option<CorpusManifest>,
+    /// Names of the shards of both: the only files of the folder that may be served.
     pub shards: HashSet<Hash>,
     /// Slices of the training text in one epoch, at most.
     pub slices_max: u32,
@@ -47,21 +54,12 @@ impl Corpus {
         run_tokenizer::check_manifest(spec, &reserve, &dir.join(RESERVE_FILE))?;
         let context = u64::from(spec.model.context.max(1));
         let sequences = corpus.tokens() / context;
-        let shards = corpus.shards.iter().map(|s| s.blob).collect();
-        let served = corpus
-            .shards
-            .iter()
-            .map(|s| Shard {
-                blob: Hex32(s.blob),
-                tokens: s.tokens,
-            })
-            .collect();
+        let yardstick = read_yardstick(spec, dir)?;
+        let all = corpus.shards.iter().chain(yardstick.iter().flat_map(|y| &y.shards));
         Ok(Self {
-            manifest: CorpusManifest {
-                root: Hex32(corpus.root),
-                shards: served,
-            },
-            shards,
+            shards: all.map(|s| s.blob).collect(),
+            manifest: served(&corpus),
+            yardstick: yardstick.as_ref().map(served),
             slices_max: tasks_available(spec, sequences).min(spec.round.tasks_max),
             reserve_sequences: reserve.tokens() / context,
             reserve,
@@ -94,6 +92,90 @@ impl Corpus {
     /// Opens the reserve for reading; every shard's hash is checked.
     pub fn reserve_source(&self, spec: &RunSpec, dir: &Path) -> Result<TokenSource, PsError> {
         Ok(TokenSource::open(self.reserve.clone(), dir, spec.model.context)?)
+    }
+}
+
+/// The yardstick, if there is one. A shard of any generation of the reserve in it would be served to everybody.
+fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsError> {
+    let path = dir.join(YARDSTICK_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let yardstick = Manifest::read(&path)?;
+    run_tokenizer::check_manifest(spec, &yardstick, &path)?;
+    let public = |problem: String| {
+        Err(PsError::NotPublic {
+            path: path.clone(),
+            problem,
+        })
+    };
+    if let Some(about) = yardstick
+        .about
+        .as_ref()
+        .filter(|about| about.part != PartName::Yardstick)
+    {
+        return public(format!("it says that it is {:?}", about.part));
+    }
+    let named: HashSet<Hash> = yardstick.shards.iter().map(|s| s.blob).collect();
+    for generation in 0..alice_corpus::GENERATIONS_MAX {
+        let reserve = dir.join(reserve_file(generation));
+        if !reserve.exists() {
+            continue;
+        }
+        if let Some(shard) = Manifest::read(&reserve)?
+            .shards
+            .iter()
+            .find(|s| named.contains(&s.blob))
+        {
+            return public(format!("its shard {} is in {}", Hex32(shard.blob), reserve.display()));
+        }
+    }
+    // No document may have fallen to it.
+    Ok(Some(yardstick).filter(|yardstick| !yardstick.shards.is_empty()))
+}
+
+/// One line for a model card: names and licences of the texts. Empty where nothing is said of them.
+pub fn described(sources: &[TextSource]) -> String {
+    let plain = |text: &str| text.replace(char::is_control, " ");
+    let mut line = String::new();
+    for source in sources.iter().filter(|source| source.documents > 0) {
+        let url = source.url.as_deref().map_or(String::new(), |url| format!(", {url}"));
+        let next = plain(&format!("{} ({}{url})", source.name, source.license));
+        // As much as a card takes.
+        if line.len() + next.len() > DESCRIBED_BYTES_MAX {
+            line += ", and others";
+            break;
+        }
+        if !line.is_empty() {
+            line += ", ";
+        }
+        line += &next;
+    }
+    line
+}
+
+/// What the API says of a manifest.
+fn served(manifest: &Manifest) -> CorpusManifest {
+    let sources = manifest.about.iter().flat_map(|about| &about.sources);
+    CorpusManifest {
+        root: Hex32(manifest.root),
+        shards: manifest
+            .shards
+            .iter()
+            .map(|s| Shard {
+                blob: Hex32(s.blob),
+                tokens: s.tokens,
+            })
+            .collect(),
+        sources: sources
+            .map(|s| TextSource {
+                name: s.name.clone(),
+                license: s.license.clone(),
+                url: s.url.clone(),
+                documents: s.documents,
+                bytes: s.bytes,
+            })
+            .collect(),
     }
 }
 

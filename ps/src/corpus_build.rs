@@ -198,32 +198,14 @@ pub fn run(args: &BuildArgs) -> Result<String, PsError> {
 
 /// The sources that the flags name.
 fn sources(args: &BuildArgs) -> Result<SourceList, PsError> {
-    let is_list = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "toml");
-    let mut list = match (args.source.as_slice(), &args.license) {
-        ([path], None) if is_list(path) => {
-            if args.format.is_some() || args.text_column != "text" {
-                return Err(PsError::Setting(format!(
-                    "--format and --text-column are for files; {} says them for each source",
-                    path.display()
-                )));
-            }
-            SourceList::read(path)?
-        }
-        (paths, _) if paths.iter().any(is_list) => {
-            return Err(PsError::Setting(
-                "a list of sources (.toml) stands alone: give no other --source and no --license with it".into(),
-            ));
-        }
-        (_, None) => {
-            return Err(PsError::Setting(
-                "the sources' licence is not known: give --license with an SPDX identifier, for example CC0-1.0".into(),
-            ));
-        }
-        (paths, Some(license)) => SourceList {
-            source: paths.iter().map(|path| source(path, license, args)).collect(),
-            split: Default::default(),
-        },
-    };
+    let format = args.format.map(Format::from);
+    if args.license.is_some() && args.source.iter().any(|path| is_list(path)) {
+        return Err(PsError::Setting(
+            "a list of sources (.toml) stands alone: it says the licence of each source, give no --license with it"
+                .into(),
+        ));
+    }
+    let mut list = source_list(&args.source, args.license.as_deref(), format, &args.text_column)?;
     if let Some(permille) = args.reserve_permille {
         list.split.reserve_permille = permille;
     }
@@ -233,15 +215,52 @@ fn sources(args: &BuildArgs) -> Result<SourceList, PsError> {
     Ok(list)
 }
 
-fn source(path: &Path, license: &str, args: &BuildArgs) -> Source {
+fn is_list(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml")
+}
+
+/// A `corpus.toml`, or files, folders and patterns of one licence.
+pub(crate) fn source_list(
+    paths: &[PathBuf],
+    license: Option<&str>,
+    format: Option<Format>,
+    text_column: &str,
+) -> Result<SourceList, PsError> {
+    match (paths, license) {
+        ([path], _) if is_list(path) => {
+            if format.is_some() || text_column != "text" {
+                return Err(PsError::Setting(format!(
+                    "--format and --text-column are for files; {} says them for each source",
+                    path.display()
+                )));
+            }
+            Ok(SourceList::read(path)?)
+        }
+        (paths, _) if paths.iter().any(|path| is_list(path)) => Err(PsError::Setting(
+            "a list of sources (.toml) stands alone: give no other --source with it".into(),
+        )),
+        (_, None) => Err(PsError::Setting(
+            "the sources' licence is not known: give --license with an SPDX identifier, for example CC0-1.0".into(),
+        )),
+        (paths, Some(license)) => Ok(SourceList {
+            source: paths
+                .iter()
+                .map(|path| source(path, license, format, text_column))
+                .collect(),
+            split: Default::default(),
+        }),
+    }
+}
+
+fn source(path: &Path, license: &str, format: Option<Format>, text_column: &str) -> Source {
     let name = path.file_name().unwrap_or(path.as_os_str());
     Source {
         name: name.to_string_lossy().into_owned(),
         path: path.to_path_buf(),
-        format: args.format.map(Format::from),
+        format,
         license: license.into(),
         url: None,
-        text_column: args.text_column.clone(),
+        text_column: text_column.into(),
     }
 }
 

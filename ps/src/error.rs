@@ -73,6 +73,15 @@ pub enum PsError {
         /// Root in the specification.
         expected: String,
     },
+    /// A yardstick that would publish other text.
+    #[error("{} is no public yardstick and would be served to everybody: {problem}; put the yardstick.json there that was \
+        built with this corpus, or remove it", .path.display())]
+    NotPublic {
+        /// The yardstick's manifest.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A tokenizer, or tokens, of another run.
     #[error("{what} in {} is not the run's: {problem}", .from.display())]
     OtherTokenizer {
@@ -180,7 +189,9 @@ impl PsError {
                 _ => EXIT_FAILURE,
             },
             Self::OtherTokenizer { .. } => EXIT_MISMATCH,
-            Self::CorpusRoot { .. } | Self::Mismatch { .. } | Self::NotInitialised(_) => EXIT_MISMATCH,
+            Self::CorpusRoot { .. } | Self::NotPublic { .. } | Self::Mismatch { .. } | Self::NotInitialised(_) => {
+                EXIT_MISMATCH
+            }
             Self::Chain(_) => EXIT_CHAIN,
             Self::Audit(_) => EXIT_AUDIT,
             Self::Client(alice_api::ClientError::Url { .. }) => EXIT_USAGE,

@@ -8,6 +8,7 @@ use crate::{
     PsError, audit,
     chain_proof::{self, Claim},
     cli::to_json,
+    corpus,
     db::Db,
     files::Files,
     init,
@@ -210,6 +211,7 @@ async fn from_server(url: &str, args: &ExportArgs, chain: Option<&Chain>) -> Res
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);
     about.genesis_hash = Some(replayed.net.genesis);
+    about.text = corpus::described(&client.corpus().await?.sources);
     for found in &history {
         add_epoch(
             &mut about,
@@ -243,6 +245,7 @@ async fn from_data(dir: &Path, epoch: Option<Which>, chain: Option<&Chain>) -> R
         .await?
         .and_then(|text| String::from_utf8(text).ok())
         .ok_or_else(|| PsError::NotInitialised(dir.to_path_buf()))?;
+    let sources = db.meta(corpus::META).await?;
     db.close().await;
     let spec = RunSpec::parse(&text).map_err(|source| PsError::Spec {
         path: files.database(),
@@ -268,6 +271,9 @@ async fn from_data(dir: &Path, epoch: Option<Which>, chain: Option<&Chain>) -> R
     let task_tokens = net.spec.cost().task_tokens;
     let mut about = About::new(0);
     about.genesis_hash = Some(net.genesis);
+    about.text = sources
+        .and_then(|text| String::from_utf8(text).ok())
+        .unwrap_or_default();
     let mut root = None;
     for summary in &summaries {
         let bytes = blobs.get(&summary.manifest_hash.0).await?;

@@ -1,8 +1,17 @@
 //! `alice-ps run`: puts the parts together and serves until it is told to stop.
 
 use crate::{
-    PsError, config::Config, corpus::Corpus, driver::Driver, http, init, key, network::read_spec, oracle::Scorer,
-    run_tokenizer, scoring::ScoringError, service::Service, view::View,
+    PsError,
+    config::Config,
+    corpus::{self, Corpus},
+    driver::Driver,
+    http, init, key,
+    network::read_spec,
+    oracle::Scorer,
+    run_tokenizer,
+    scoring::ScoringError,
+    service::Service,
+    view::View,
 };
 use alice_model::{DeviceChoice, TorchOracle};
 use alice_store::BlobStore;
@@ -20,6 +29,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static
     let (net, files, db) = init::open_state(&config.data_dir, text, spec).await?;
     init::bind_key(&db, key.public()).await?;
     let corpus = Corpus::open(&net.spec, &config.corpus_dir)?;
+    db.bind(corpus::META, corpus::described(&corpus.manifest.sources).as_bytes())
+        .await?;
     run_tokenizer::publish(&net.spec, &config.corpus_dir, &BlobStore::open(&files.blobs())?).await?;
     let scorer = start_scorer(&config, &net.spec, &corpus).await?;
     let shards = BlobStore::open(&config.corpus_dir)?;

@@ -57,10 +57,7 @@ pub struct VerifyArgs {
 /// What a source outside the folder says about an epoch.
 struct Said {
     who: &'static str,
-    run_hash: Hash,
-    model_root: Hash,
-    /// None for the first state, which has no manifest.
-    manifest_hash: Option<Hash>,
+    claim: Claim,
 }
 
 #[derive(Serialize)]
@@ -211,9 +208,12 @@ fn first_state(spec: Option<&RunSpec>, genesis: Option<Hash>) -> Result<Said, Ps
     let root = root.unwrap_or_else(|| model_root(&spec.tensors(), &alice_model::init_theta(spec, &genesis)));
     Ok(Said {
         who: "first state",
-        run_hash: spec.run_hash(),
-        model_root: root,
-        manifest_hash: None,
+        claim: Claim {
+            epoch: 0,
+            run_hash: spec.run_hash(),
+            model_root: root,
+            manifest_hash: None,
+        },
     })
 }
 
@@ -229,9 +229,12 @@ async fn by_server(client: &Client, epoch: u32) -> Result<Said, PsError> {
     }
     Ok(Said {
         who: "ps",
-        run_hash: manifest.run_hash.0,
-        model_root: manifest.model_root.0,
-        manifest_hash: Some(*blake3::hash(&bytes).as_bytes()),
+        claim: Claim {
+            epoch,
+            run_hash: manifest.run_hash.0,
+            model_root: manifest.model_root.0,
+            manifest_hash: Some(*blake3::hash(&bytes).as_bytes()),
+        },
     })
 }
 
@@ -259,20 +262,12 @@ async fn by_chain(chain: &Chain, alice: &AliceFile) -> Result<Said, PsError> {
 fn signed(who: &'static str, commitment: Commitment) -> Said {
     Said {
         who,
-        run_hash: commitment.run_hash,
-        model_root: commitment.model_root,
-        manifest_hash: Some(commitment.manifest_hash),
+        claim: Claim::signed(&commitment),
     }
 }
 
 fn compare(alice: &AliceFile, said: &Said) -> Result<(), PsError> {
-    let claim = Claim {
-        epoch: alice.epoch,
-        run_hash: alice.run.hash,
-        model_root: alice.model_root,
-        manifest_hash: alice.manifest_hash,
-    };
-    match claim.differs(said.run_hash, said.model_root, said.manifest_hash) {
+    match Claim::of(alice).differs(&said.claim) {
         None => Ok(()),
         Some([what, found, expected]) => Err(PsError::OtherWeights(format!(
             "{what} of the folder is {found}, that of epoch {} by the {} is {expected}",
@@ -312,9 +307,12 @@ mod tests {
         };
         let said = |run, root, manifest| Said {
             who: "chain",
-            run_hash: [run; 32],
-            model_root: [root; 32],
-            manifest_hash: Some([manifest; 32]),
+            claim: Claim {
+                epoch: 3,
+                run_hash: [run; 32],
+                model_root: [root; 32],
+                manifest_hash: Some([manifest; 32]),
+            },
         };
         assert!(compare(&alice, &said(1, 2, 3)).is_ok());
         for (other, what) in [

@@ -1,11 +1,15 @@
 //! `alice-ps tokenizer train`: a vocabulary from text files.
 
-use crate::{PsError, cli::to_json};
+use crate::{PsError, cli::to_json, corpus_build};
 use alice_api::Hex32;
-use alice_tokenizer::{Progress, TOKENIZER_MODEL_FILE, TrainOptions};
+use alice_corpus::{DOCUMENT_BYTES_MAX, Format, TrainingDocuments};
+use alice_tokenizer::{Progress, TOKENIZER_MODEL_FILE, Tokenizer, TrainOptions};
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+
+/// Learning needs no licence; a list of sources without one is written in a `corpus.toml`.
+const NO_LICENSE: &str = "LicenseRef-not-given";
 
 /// Flags of `tokenizer train`.
 #[derive(Debug, Args)]
@@ -13,8 +17,20 @@ pub struct TrainArgs {
     /// Number of ids, the 259 special ones and bytes included
     #[arg(long, value_name = "N")]
     pub vocab: u32,
-    /// Text files in UTF-8, or folders whose .txt files are taken; one document each
-    #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+    /// What a corpus is to be built from, as for `corpus build --source`: its training text only, each document once
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "input", conflicts_with = "input")]
+    pub source: Vec<PathBuf>,
+    /// Key (JSON lines) or column (Parquet) that holds the text of --source
+    #[arg(long, value_name = "NAME", default_value = "text", requires = "source")]
+    pub text_column: String,
+    /// Documents of a thousand that `corpus build` keeps for the validation reserve [default: 20, or what the list says]
+    #[arg(long, value_name = "N", requires = "source")]
+    pub reserve_permille: Option<u32>,
+    /// Documents of a thousand that it keeps for the yardstick [default: 5, or what the list says]
+    #[arg(long, value_name = "N", requires = "source")]
+    pub yardstick_permille: Option<u32>,
+    /// All of these text files in UTF-8, or of the .txt files in these folders; one document each
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     pub input: Vec<PathBuf>,
     /// Folder for the files; it must not hold a tokenizer
     #[arg(long, value_name = "DIR")]
@@ -31,12 +47,12 @@ pub struct TrainArgs {
 struct Trained {
     out: String,
     vocab: u32,
-    documents: usize,
+    documents: u64,
     /// BLAKE3 of `tokenizer.model`.
     blake3: Hex32,
 }
 
-/// Learns from the files in ascending order of their paths and writes the tokenizer's files; returns what is printed.
+/// Learns from the documents in their order and writes the tokenizer's files; returns what is printed.
 pub fn train(args: &TrainArgs) -> Result<String, PsError> {
     let target = args.out.join(TOKENIZER_MODEL_FILE);
     if target.exists() {
@@ -45,19 +61,16 @@ pub fn train(args: &TrainArgs) -> Result<String, PsError> {
             target.display()
         )));
     }
-    let files = documents(&args.input)?;
-    // A file that cannot be opened is named here; the library knows documents by their number only.
-    let opened = files.iter().map(|path| {
-        std::fs::File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))
-    });
-    let mut progress = report();
-    let options = TrainOptions::new(args.vocab);
-    let tokenizer = tokio::task::block_in_place(|| alice_tokenizer::train(opened, &options, &mut progress))?;
+    let mut documents = 0;
+    let tokenizer = tokio::task::block_in_place(|| match args.source.is_empty() {
+        true => from_files(args, &mut documents),
+        false => from_sources(args, &mut documents),
+    })?;
     tokenizer.write_files(&args.out, args.context)?;
     let done = Trained {
         out: args.out.display().to_string(),
         vocab: tokenizer.vocab(),
-        documents: files.len(),
+        documents,
         blake3: Hex32(*blake3::hash(&tokenizer.model_bytes()).as_bytes()),
     };
     if args.json {
@@ -69,11 +82,56 @@ pub fn train(args: &TrainArgs) -> Result<String, PsError> {
     ))
 }
 
+/// Learns from files as they are.
+fn from_files(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsError> {
+    let files = files(&args.input)?;
+    // A file that cannot be opened is named here; the library knows documents by their number only.
+    let opened = files.iter().map(|path| {
+        *documents += 1;
+        std::fs::File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    });
+    Ok(alice_tokenizer::train(
+        opened,
+        &TrainOptions::new(args.vocab),
+        &mut report(),
+    )?)
+}
+
+/// Learns from what `corpus build` makes training text of.
+fn from_sources(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsError> {
+    let mut list = corpus_build::source_list(&args.source, Some(NO_LICENSE), None, &args.text_column)?;
+    list.split.reserve_permille = args.reserve_permille.unwrap_or(list.split.reserve_permille);
+    list.split.yardstick_permille = args.yardstick_permille.unwrap_or(list.split.yardstick_permille);
+    // The library takes errors of readers; what one says is kept beside.
+    let mut failed = None;
+    let texts = TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX)?.map(|text| match text {
+        Ok(text) => {
+            *documents += 1;
+            Ok(std::io::Cursor::new(text))
+        }
+        Err(error) => {
+            failed = Some(error);
+            Err(std::io::Error::other("see above"))
+        }
+    });
+    let result = alice_tokenizer::train(texts, &TrainOptions::new(args.vocab), &mut report());
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(result?),
+    }
+}
+
 /// All files, each once, in ascending order.
-fn documents(input: &[PathBuf]) -> Result<Vec<PathBuf>, PsError> {
+fn files(input: &[PathBuf]) -> Result<Vec<PathBuf>, PsError> {
     let mut all = Vec::new();
     for path in input {
         if !path.is_dir() {
+            if let Some(format) = Format::of(path).filter(|format| *format != Format::Text) {
+                return Err(PsError::Setting(format!(
+                    "{} is no text but {format:?}; give it with --source",
+                    path.display()
+                )));
+            }
             all.push(path.clone());
             continue;
         }
@@ -87,7 +145,7 @@ fn documents(input: &[PathBuf]) -> Result<Vec<PathBuf>, PsError> {
         }
         if all.len() == before {
             return Err(PsError::Setting(format!(
-                "{} holds no .txt files; give the files themselves, or another folder with --input",
+                "{} holds no .txt files; give the files themselves, or the folder with --source, which looks in folders below, too",
                 path.display()
             )));
         }

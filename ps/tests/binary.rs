@@ -222,6 +222,48 @@ async fn served(fixture: &Fixture) -> (common::Ps, String) {
     (ps, url)
 }
 
+/// A stopped audit must not leave a model's worth of bytes in somebody's temporary folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_audit_should_leave_nothing_behind() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    // A server that never says which epochs it has: the first state is there by then.
+    let (asked, mut waiting) = tokio::sync::mpsc::unbounded_channel();
+    let epochs = axum::routing::get(move || {
+        let _ = asked.send(());
+        std::future::pending::<()>()
+    });
+    let router = axum::Router::new()
+        .route("/v1/epochs", epochs)
+        .fallback_service(ps.router.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, router).into_future());
+    let work = tempfile::tempdir().unwrap();
+    let left = || std::fs::read_dir(work.path()).unwrap().count();
+    for signal in ["-INT", "-TERM"] {
+        let audit = program()
+            .args(["audit", "--ps", &url, "--work"])
+            .arg(work.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let patience = Duration::from_secs(60);
+        tokio::time::timeout(patience, waiting.recv())
+            .await
+            .expect("it asks for the epochs");
+        assert_eq!(left(), 1, "the weights lie there");
+        let id = audit.id().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+        let ended = tokio::task::spawn_blocking(|| audit.wait_with_output().unwrap());
+        let ended = tokio::time::timeout(patience, ended).await.expect("it ends").unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{signal}: {}", text(&ended.stderr));
+        assert_eq!(text(&ended.stderr), "error: stopped\n");
+        assert_eq!(left(), 0, "{signal}");
+    }
+}
+
 async fn run_beside(arguments: &[&str]) -> Output {
     let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
     let program = move || program().args(arguments).output().unwrap();

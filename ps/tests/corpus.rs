@@ -72,7 +72,7 @@ impl Text {
             std::fs::write(dir.path().join(format!("texts/{document:03}.txt")), text).unwrap();
         }
         let trained = json(&format!(
-            "tokenizer train --vocab 310 --input {d}/texts --out {d}/tokenizer --json"
+            "tokenizer train --vocab 310 --source {d}/texts --reserve-permille 200 --out {d}/tokenizer --json"
         ));
         json(&format!(
             "tokenizer train --vocab 300 --input {d}/texts --out {d}/other --json"

@@ -6,6 +6,9 @@ use alice_api::{
     ClaimRequest, Client, CommitRequest, CorpusManifest, DeclareRequest, Hex32, Key, Lease, ModelManifest, Status,
     SubmissionStatus, UploadState, ss58,
 };
+use alice_corpus::YARDSTICK_FILE;
+use alice_data::{About, CORPUS_FILE, Manifest, PartName, RESERVE_FILE, ShardEntry, SourceEntry, SplitRule};
+use alice_ps::{PsError, corpus::Corpus};
 use axum::{
     body::Body,
     http::{Request, StatusCode},
@@ -197,13 +200,13 @@ async fn claims_should_be_bounded_by_round_slices_and_leases() {
     ps.post("/v1/tasks", &forged).await.refused("bad_signature");
 
     let mut slices = Vec::new();
-    for seed in 1..=5 {
+    for seed in 1..=6 {
         let lease = ps.claim(&key(seed), PAYOUT).await;
         assert_eq!(lease.task.lease_block, START + 6);
         slices.push(lease.task.slice);
     }
-    assert_eq!(slices, [0, 1, 2, 3, 4]);
-    ps.post("/v1/tasks", &ps.claim_request(&key(6), PAYOUT))
+    assert_eq!(slices, [0, 1, 2, 3, 4, 5]);
+    ps.post("/v1/tasks", &ps.claim_request(&key(7), PAYOUT))
         .await
         .refused("no_task");
     let moved = ps.claim(&key(3), [1; 32]).await;
@@ -214,10 +217,10 @@ async fn claims_should_be_bounded_by_round_slices_and_leases() {
     );
     // When leases expire their slices are free again.
     ps.at(START + 7);
-    let again = ps.claim(&key(6), PAYOUT).await;
-    assert_eq!((again.task.slice, again.task.miner), (0, key(6).public()));
+    let again = ps.claim(&key(7), PAYOUT).await;
+    assert_eq!((again.task.slice, again.task.miner), (0, key(7).public()));
     ps.at(DEADLINE);
-    ps.post("/v1/tasks", &ps.claim_request(&key(6), PAYOUT))
+    ps.post("/v1/tasks", &ps.claim_request(&key(7), PAYOUT))
         .await
         .refused("no_round");
 }
@@ -421,6 +424,83 @@ async fn an_open_round_should_go_on_after_the_state_is_reopened() {
     ps.patch(&id, 7, b"ond update").await.parse::<UploadState>();
     let second: alice_api::Receipt = ps.commit(&b, id).await.parse();
     assert_eq!(second.body.sequence, 1);
+}
+
+/// A manifest with what it says of its text.
+fn described(entries: Vec<ShardEntry>, part: PartName, vocab: u32) -> Manifest {
+    let source = SourceEntry {
+        name: "addresses".into(),
+        license: "PDDL-1.0".into(),
+        url: Some("https://example.org/addresses".into()),
+        documents: 3,
+        bytes: 999,
+        left_out: None,
+    };
+    let about = About {
+        format: alice_data::CORPUS_FORMAT.into(),
+        part,
+        generation: None,
+        split: SplitRule::default(),
+        tokenizer: "bytes".into(),
+        vocab,
+        documents: 3,
+        bytes: 999,
+        sources: vec![source],
+    };
+    Manifest {
+        about: Some(about),
+        ..Manifest::new(entries)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn licences_and_the_yardstick_should_be_public() {
+    let fixture = Fixture::new().await;
+    let (dir, vocab) = (fixture.corpus_dir(), fixture.spec.model.vocab);
+    let ps = fixture.open().await;
+    ps.get("/v1/yardstick").await.refused("not_found");
+    assert!(ps.get("/v1/corpus").await.parse::<CorpusManifest>().sources.is_empty());
+    drop(ps);
+
+    let corpus = Manifest::read(&dir.join(CORPUS_FILE)).unwrap();
+    let training = described(corpus.shards.clone(), PartName::Training, vocab);
+    training.write(&dir.join(CORPUS_FILE)).unwrap();
+    let bytes: Vec<u8> = (0..500u16).flat_map(|n| (n % 259).to_le_bytes()).collect();
+    let blob = *blake3::hash(&bytes).as_bytes();
+    std::fs::write(dir.join(Hex32(blob).to_string()), &bytes).unwrap();
+    let entries = vec![ShardEntry { blob, tokens: 500 }];
+    let yardstick = described(entries, PartName::Yardstick, vocab);
+    yardstick.write(&dir.join(YARDSTICK_FILE)).unwrap();
+
+    let ps = fixture.open().await;
+    let corpus: CorpusManifest = ps.get("/v1/corpus").await.parse();
+    let named = |m: &CorpusManifest| {
+        let [source] = m.sources.as_slice() else {
+            panic!("{m:?}")
+        };
+        (source.name.clone(), source.license.clone(), source.documents)
+    };
+    assert_eq!(named(&corpus), ("addresses".into(), "PDDL-1.0".into(), 3));
+    let found: CorpusManifest = ps.get("/v1/yardstick").await.parse();
+    assert_eq!((found.root, found.shards.len()), (Hex32(yardstick.root), 1));
+    assert_eq!(named(&found), named(&corpus));
+    assert_eq!(ps.get(&format!("/v1/blobs/{}", found.shards[0].blob)).await.body, bytes);
+    drop(ps);
+
+    // Those that would publish the reserve: of the run, of another generation, or by what they say.
+    let reserve = Manifest::read(&dir.join(RESERVE_FILE)).unwrap();
+    let next = described(training.shards[..1].to_vec(), PartName::Reserve, vocab);
+    next.write(&dir.join(alice_corpus::reserve_file(1))).unwrap();
+    for (shards, part, words) in [
+        (reserve.shards, PartName::Yardstick, "reserve.json"),
+        (next.shards, PartName::Yardstick, "reserve-1.json"),
+        (yardstick.shards, PartName::Reserve, "it says that it is Reserve"),
+    ] {
+        described(shards, part, vocab).write(&dir.join(YARDSTICK_FILE)).unwrap();
+        let error = Corpus::open(&fixture.spec, &dir).unwrap_err();
+        assert!(matches!(error, PsError::NotPublic { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,8 @@ async fn seal(ps: &Ps, epoch: u32) {
         .unwrap();
 }
 
-/// Two honest miners with one payout account, one whose update has the wrong sign, and three that are no updates.
+/// Two honest miners with one payout account, one whose update has the wrong sign, and three that are no updates for this
+/// round.
 async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> {
     ps.open_round().await;
     let mut receipts = BTreeMap::new();
@@ -67,6 +68,10 @@ async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> 
     let d = vec![0.5; fixture.spec.parameters() as usize];
     let wrong = fixture.encode(&lease, &d);
     receipts.insert("wrong_base", ps.submit(&key(5), lease.task.task_id, &wrong).await);
+    let mut lease = ps.claim(&key(6), [60; 32]).await;
+    lease.task.run_hash = Hex32([1; 32]);
+    let wrong = fixture.encode(&lease, &d);
+    receipts.insert("wrong_run", ps.submit(&key(6), lease.task.task_id, &wrong).await);
     receipts
 }
 
@@ -91,6 +96,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
         ("negated", Outcome::NoImprovement),
         ("malformed", Outcome::Malformed),
         ("wrong_base", Outcome::WrongBase),
+        ("wrong_run", Outcome::WrongRun),
     ];
     let mut scores = 0;
     for (name, outcome) in expected {
@@ -107,8 +113,8 @@ async fn a_round_should_be_scored_published_and_attested_once() {
 
     // The summary, the manifest under its hash, and the model.
     let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
-    assert_eq!((summary.submitted, summary.accepted, summary.late), (5, 2, 0));
-    assert_eq!(summary.refused.values().sum::<u32>(), 3);
+    assert_eq!((summary.submitted, summary.accepted, summary.late), (6, 2, 0));
+    assert_eq!(summary.refused.values().sum::<u32>(), 4);
     assert!(
         summary.loss_after < summary.loss_before - 3.0 * summary.loss_standard_error,
         "{summary:?}"
@@ -130,7 +136,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     );
     assert_eq!(
         (manifest.submissions.len(), manifest.tasks.len(), manifest.model_step),
-        (5, 5, 1)
+        (6, 6, 1)
     );
     assert!(
         manifest

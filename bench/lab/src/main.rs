@@ -132,7 +132,7 @@ fn main() -> Result<()> {
     }
     let done = done.into_inner().unwrap_or_default();
     for experiment in &experiments {
-        let table = report::Table::new(experiment, &done, &model, args.seeds);
+        let table = report::Table::new(experiment, &done, &model, args.seeds, bench.spec.parameters());
         print!("{table}");
         let path = args.out.join(format!("{}.svg", experiment.name));
         std::fs::write(&path, table.svg()).with_context(|| format!("writing {}", path.display()))?;

@@ -132,6 +132,7 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
     let spec = &bench.spec;
     let arm = experiments::ours(Scale { rounds, batch: 8 });
     let codec = arm.codec.context("our arm is compressed")?;
+    let entry_weight = arm.outer.entry_weight.unwrap_or(1);
     let layout = Layout::from_spec(spec);
     let everything = 0..spec.tensors().len();
     let mut model = Llama::new(spec, Device::Cpu)?;
@@ -166,6 +167,7 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
                 updates: &updates,
                 factors: &factors,
                 previous,
+                entry_weight,
             };
             let order = tagged_hash("alice/lab/e8", &[&seed.to_le_bytes(), &round.to_le_bytes()]);
             let n = reserve.sequences();
@@ -192,11 +194,8 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
         median.sort_by(f64::total_cmp);
         previous = median.get((median.len() - 1) / 2).map(|norm| *norm as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
-        aggregate::apply(
-            &mut theta,
-            &aggregate::mean(&layout, &weighted, 1),
-            arm.outer.alpha as f32,
-        );
+        let mean = aggregate::mean(&layout, &weighted, entry_weight);
+        aggregate::apply(&mut theta, &mean, arm.outer.alpha as f32);
     }
     let rounds = f64::from(judged_rounds.max(1));
     let judged = sums
@@ -224,6 +223,7 @@ struct Round<'a> {
     updates: &'a [Update],
     factors: &'a [f32],
     previous: Option<f32>,
+    entry_weight: u32,
 }
 
 /// An update's score by a rule.
@@ -331,14 +331,12 @@ impl Round<'_> {
         Ok(slopes)
     }
 
-    /// What the step loses without each update: loss of θ − α(D − f u / R) less that of θ − αD.
+    /// What the step loses without each update: loss after the step in which that update is empty less the loss after the
+    /// whole step. R stays the same; a coordinate of which it was one of several senders has one less.
     fn worth(&self, oracle: &mut TorchOracle, sequences: &[u32]) -> Result<Worth> {
         let weighted: Vec<(&Update, f32)> = self.updates.iter().zip(self.factors.iter().copied()).collect();
-        let mut moved = self.theta.to_vec();
-        let alpha = self.spec.outer.alpha as f32;
-        aggregate::apply(&mut moved, &aggregate::mean(self.layout, &weighted, 1), alpha);
         let before = oracle.losses(self.theta, sequences)?;
-        let with = oracle.losses(&moved, sequences)?;
+        let with = oracle.losses(&self.moved(&weighted), sequences)?;
         let half = sequences.len() / 2;
         let mut worth = Worth {
             whole: Vec::new(),
@@ -346,15 +344,24 @@ impl Round<'_> {
             second_half: Vec::new(),
             step: paired(&before, &with).mean,
         };
-        for (update, factor) in &weighted {
-            let mut without = moved.clone();
-            update.add_scaled(&mut without, alpha * factor / self.updates.len() as f32);
-            let without = oracle.losses(&without, sequences)?;
+        let empty = Update::default();
+        for left_out in 0..weighted.len() {
+            let mut others = weighted.clone();
+            others[left_out].0 = &empty;
+            let without = oracle.losses(&self.moved(&others), sequences)?;
             worth.whole.push(paired(&without, &with).mean);
             worth.first_half.push(paired(&without[..half], &with[..half]).mean);
             worth.second_half.push(paired(&without[half..], &with[half..]).mean);
         }
         Ok(worth)
+    }
+
+    /// The weights after the step of these updates.
+    fn moved(&self, updates: &[(&Update, f32)]) -> Vec<f32> {
+        let mut moved = self.theta.to_vec();
+        let mean = aggregate::mean(self.layout, updates, self.entry_weight);
+        aggregate::apply(&mut moved, &mean, self.spec.outer.alpha as f32);
+        moved
     }
 }
 

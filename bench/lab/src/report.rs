@@ -59,11 +59,21 @@ struct Row {
 pub struct Table {
     title: String,
     rows: Vec<Row>,
+    /// For each arm what the published law says that its loss is over the first's, as a factor.
+    law: Vec<f64>,
 }
 
 impl Table {
-    /// Gathers the results that are there.
-    pub fn new(experiment: &Experiment, done: &BTreeMap<String, Outcome>, model: &str, seeds: u64) -> Self {
+    /// Gathers the results that are there. `parameters` is the size of the model, for the law.
+    pub fn new(
+        experiment: &Experiment,
+        done: &BTreeMap<String, Outcome>,
+        model: &str,
+        seeds: u64,
+        parameters: u64,
+    ) -> Self {
+        let by_law = |(a, exponent): &(f64, f64)| a * (parameters as f64).powf(*exponent);
+        let first_by_law = experiment.law.first().map_or(1.0, by_law);
         let outcomes = |arm: &crate::arm::Arm| -> Vec<(u64, &Outcome)> {
             (1..=seeds)
                 .filter_map(|seed| Some((seed, done.get(&arm.key(model, seed))?)))
@@ -103,6 +113,7 @@ impl Table {
         Self {
             title: format!("{}: {}", experiment.name, experiment.question),
             rows: rows.collect(),
+            law: experiment.law.iter().map(|law| by_law(law) / first_by_law).collect(),
         }
     }
 
@@ -125,6 +136,15 @@ impl Table {
         let (mut low, mut high, mut last) = (f64::INFINITY, f64::NEG_INFINITY, 1f64);
         for (x, y) in points() {
             (low, high, last) = (low.min(*y), high.max(*y), last.max(*x));
+        }
+        // Where the law says that each arm ends, if the first ends where it did.
+        let first_end = self.rows.first().and_then(|row| row.curve.last()).map(|(_, y)| *y);
+        let ends: Vec<f64> = first_end
+            .iter()
+            .flat_map(|end| self.law.iter().map(move |factor| end * factor))
+            .collect();
+        for y in &ends {
+            (low, high) = (low.min(*y), high.max(*y));
         }
         if low >= high {
             (low, high) = (0.0, 1.0);
@@ -156,10 +176,10 @@ impl Table {
         );
         for (number, row) in self.rows.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
-            let dash = if number < COLOURS.len() {
-                ""
-            } else {
-                " stroke-dasharray=\"5 3\""
+            let dash = match number / COLOURS.len() {
+                0 => "",
+                1 => " stroke-dasharray=\"5 3\"",
+                _ => " stroke-dasharray=\"2 2\"",
             };
             let line: Vec<String> = row
                 .curve
@@ -176,6 +196,25 @@ impl Table {
                 y - 4.0,
                 x + 26.0,
                 escape(&row.label)
+            );
+        }
+        for (number, y) in ends.iter().enumerate().skip(1) {
+            let (x, at) = place(last, *y);
+            let colour = COLOURS[number % COLOURS.len()];
+            let _ = writeln!(
+                out,
+                "<path d=\"M{:.1} {at:.1}h60\" stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"3 2\"/>",
+                x - 60.0
+            );
+        }
+        if !ends.is_empty() {
+            let _ = writeln!(
+                out,
+                "<text x=\"{}\" y=\"{}\">short dashes: where the published law ends,</text><text x=\"{}\" y=\"{}\">20 tokens for each parameter</text>",
+                WIDTH - 310.0,
+                HEIGHT - BOTTOM - 16.0,
+                WIDTH - 310.0,
+                HEIGHT - BOTTOM
             );
         }
         out.push_str("</svg>\n");
@@ -213,6 +252,17 @@ impl fmt::Display for Table {
                 bytes(row.published_bytes)
             )?;
         }
+        if !self.law.is_empty() {
+            let over = self
+                .law
+                .iter()
+                .map(|factor| format!("{:+.1} %", 100.0 * (factor - 1.0)));
+            writeln!(
+                f,
+                "\npublished, over the first: {}",
+                over.collect::<Vec<_>>().join(", ")
+            )?;
+        }
         Ok(())
     }
 }
@@ -245,13 +295,19 @@ mod tests {
             };
             done.insert(experiment.arms[0].1.key("m", seed), outcome);
         }
-        let table = Table::new(&experiment, &done, "m", 3);
+        let table = Table::new(&experiment, &done, "m", 3, 1_000_000);
         let text = table.to_string();
         assert!(
             text.contains("2.6500 ± 0.0500 (2 seeds)") && text.contains("no result"),
             "{text}"
         );
+        // What the paper's law gives for a million parameters: Charles et al. 2025, continued below 35 M.
+        assert!(
+            text.contains("published, over the first: +0.0 %, +0.2 %, +1.3 %, +3.3 %, +6.1 %"),
+            "{text}"
+        );
         let svg = table.svg();
+        assert_eq!(svg.matches("stroke-dasharray=\"3 2\"").count(), 4);
         assert!(svg.contains("AdamW, data parallel") && svg.matches("<polyline").count() == experiment.arms.len());
     }
 }

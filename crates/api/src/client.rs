@@ -23,6 +23,8 @@ use transport::Transport;
 pub const JSON_BYTES_MAX: u64 = 16 << 20;
 /// Longest epoch manifest that is read, bytes: 100,000 submissions of about 1 KiB.
 pub const MANIFEST_BYTES_MAX: u64 = 128 << 20;
+/// Longest list of shards that is read, bytes: a million, which are 10^12 tokens, have about 95 MB.
+pub const CORPUS_BYTES_MAX: u64 = 128 << 20;
 /// Longest run specification that is read, bytes.
 pub const RUN_BYTES_MAX: u64 = 64 << 10;
 /// Largest part that is sent in one request, whatever the server would take, bytes.
@@ -73,7 +75,12 @@ impl Client {
 
     /// The training shards.
     pub async fn corpus(&self) -> Result<CorpusManifest, ClientError> {
-        self.get("/v1/corpus").await
+        self.json(Method::GET, "/v1/corpus", None, CORPUS_BYTES_MAX).await
+    }
+
+    /// The shards of the public yardstick; refused with `not_found` where the run has none.
+    pub async fn yardstick(&self) -> Result<CorpusManifest, ClientError> {
+        self.json(Method::GET, "/v1/yardstick", None, CORPUS_BYTES_MAX).await
     }
 
     /// A blob of at most `bytes_max` bytes, checked against its hash.

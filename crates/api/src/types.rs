@@ -102,13 +102,33 @@ pub struct Delta {
     pub alpha_bits: u32,
 }
 
-/// `GET /v1/corpus`: the training shards. A shard is a blob of u16 little-endian token ids.
+/// `GET /v1/corpus`: the training shards; `GET /v1/yardstick`: those of the public yardstick. A shard is a blob of u16
+/// little-endian token ids.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CorpusManifest {
-    /// Root over the shards; equals the run specification's `data.corpus_root`.
+    /// Root over the shards; for the training text it equals the run specification's `data.corpus_root`.
     pub root: Hex32,
     /// Shards in order.
     pub shards: Vec<Shard>,
+    /// Where the text comes from, as whoever built the corpus says; no root covers it. Empty where nothing was said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<TextSource>,
+}
+
+/// A source of text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TextSource {
+    /// Its name.
+    pub name: String,
+    /// SPDX expression of its licence.
+    pub license: String,
+    /// Where it can be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Documents of it in the shards.
+    pub documents: u64,
+    /// Bytes of their text.
+    pub bytes: u64,
 }
 
 /// One shard of tokens.

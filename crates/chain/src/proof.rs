@@ -52,7 +52,9 @@ pub enum ProofError {
         expected: Hash,
     },
     /// The votes do not finalise the block.
-    #[error("block {number} of the chain proof is not shown to be final: {problem}; do not use these weights")]
+    #[error(
+        "block {number} of the chain proof is not shown to be final: {problem}; do not use these weights unless a node says the same (--chain)"
+    )]
     NotFinal {
         /// Block.
         number: u64,
@@ -202,7 +204,7 @@ impl CommitmentProof {
             let payload = (message, justification.round, SET_ID).encode();
             if !voters.contains(&vote.id) || !ed25519::Pair::verify(&vote.signature, payload, &vote.id) {
                 return Err(not_final(
-                    "a vote is not one of the authorities of block 0; if validators have changed since, check with --chain",
+                    "a vote is not one of the authorities of block 0, who may have changed since",
                 ));
             }
         }
@@ -356,6 +358,20 @@ impl Chain {
             Err(ProofError::Absent { .. }) => Ok(None),
             Err(error) => Err(decoding(error.to_string())),
         }
+    }
+
+    /// Number of GRANDPA's set of authorities now: how often it has changed since block 0. Proofs under any set but that of
+    /// block 0 convince only who can ask a node.
+    pub async fn authority_set(&self) -> Result<u64, ChainError> {
+        let what = "number of the set of authorities";
+        let key = item_key("Grandpa", "CurrentSetId");
+        let stored = self.ask(what, || self.rpc.state_get_storage(&key, None)).await?;
+        // What is not stored has its default.
+        let Some(bytes) = stored else { return Ok(SET_ID) };
+        u64::decode_all(&mut &bytes[..]).map_err(|e| ChainError::Decode {
+            what,
+            detail: e.to_string(),
+        })
     }
 
     /// The next GRANDPA justification. Nodes keep few of the old ones, but tell each as it comes.

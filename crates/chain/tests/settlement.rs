@@ -167,6 +167,7 @@ fn rejected(result: Result<(), ChainError>, words: &str, transient: bool) {
 async fn proves(chain: &Chain, commitment: &Commitment, spec: &[u8]) {
     let genesis = alice_chain::proof::Genesis::from_raw_spec(spec).unwrap();
     assert_eq!(genesis.hash, chain.genesis_hash());
+    assert_eq!(chain.authority_set().await.unwrap(), 0);
     let proof = chain.prove_commitment(commitment.epoch).await.unwrap().unwrap();
     let proven = proof.check(commitment.epoch, &genesis).unwrap();
     assert_eq!(&proven.commitment, commitment);

@@ -83,7 +83,10 @@ pub fn build(
         return Err(CorpusError::Vocabulary(tokenizer.vocab()));
     }
     if options.document_bytes_max == 0 {
-        return Err(CorpusError::setting("document_bytes_max", "must be at least 1"));
+        return Err(CorpusError::setting(
+            "the longest document (--document-mib)",
+            "must be at least 1",
+        ));
     }
     let inputs = inputs::find(list)?;
     let _lock = files::claim(out)?;
@@ -95,6 +98,10 @@ pub fn build(
     pipeline::run(&mut state, seen, &inputs, tokenizer, &list.split, options, progress)?;
 
     if let Err(error) = check_parts(&state.counts, &list.split) {
+        // Text of the reserve must not lie about where nobody knows what it is.
+        for shard in state.streams.iter().flat_map(|stream| stream.shards()) {
+            alice_store::file::remove(&out.join(hex::encode(shard.blob)))?;
+        }
         files::forget(out)?;
         return Err(error);
     }

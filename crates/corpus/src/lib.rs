@@ -6,6 +6,7 @@
 //! * [`build`]: the whole way, in memory that does not grow with the text; see [`DEDUP_BYTES_PER_DOCUMENT_MAX`] for
 //!   what it needs for each document. The same sources give the same files, whatever the number of threads and however
 //!   often it was interrupted.
+//! * [`TrainingDocuments`]: the documents that become training text, for a vocabulary.
 #![forbid(unsafe_code)]
 
 mod build;
@@ -18,6 +19,7 @@ mod pipeline;
 mod read;
 mod seen;
 mod source;
+mod training;
 
 #[cfg(test)]
 mod tests;
@@ -28,3 +30,4 @@ pub use error::CorpusError;
 pub use files::{build_folder, reserve_file};
 pub use seen::DEDUP_BYTES_PER_DOCUMENT_MAX;
 pub use source::{Format, GENERATIONS_MAX, Source, SourceList};
+pub use training::TrainingDocuments;

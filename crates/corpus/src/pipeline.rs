@@ -18,7 +18,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// A batch is full with so many bytes of text.
 const BATCH_BYTES: usize = 1 << 20;
-/// Or with so many documents.
+/// Or with so many bytes read.
+const READ_BYTES: u64 = 16 << 20;
+/// Or with so many documents, those that are left out included: where nothing is new, the bar moves all the same, and a crash
+/// does not begin again far behind.
 const BATCH_DOCUMENTS: usize = 4096;
 
 /// How far the inputs are read.
@@ -32,7 +35,10 @@ pub(crate) struct Position {
 #[derive(Default)]
 struct Batch {
     documents: Vec<(usize, String)>,
+    /// Bytes of their text.
     bytes: usize,
+    /// Documents and bytes that were read for it, those that are left out included.
+    read: (usize, u64),
     keys: Vec<u8>,
     after: Position,
     counts: Vec<SourceCounts>,
@@ -104,10 +110,14 @@ impl Feed<'_> {
         while let Some(input) = self.inputs.get(self.at.file) {
             let mut reader = Reader::open(input, self.at.place, self.document_bytes_max)?;
             while let Some(document) = reader.next()? {
-                self.at.place = reader.place();
+                let place = reader.place();
+                let (documents, bytes) = &mut self.batch.read;
+                *documents += 1;
+                *bytes += place.bytes.saturating_sub(self.at.place.bytes);
+                self.at.place = place;
                 self.take(input.source, document);
-                let full = self.batch.bytes >= BATCH_BYTES || self.batch.documents.len() >= BATCH_DOCUMENTS;
-                if full && !self.send_batch(false) {
+                let read_much = self.batch.read.0 >= BATCH_DOCUMENTS || self.batch.read.1 >= READ_BYTES;
+                if (self.batch.bytes >= BATCH_BYTES || read_much) && !self.send_batch(false) {
                     return Ok(());
                 }
             }
@@ -235,7 +245,7 @@ fn write(
         if batch.last {
             return Ok(());
         }
-        since_checkpoint += batch.bytes as u64;
+        since_checkpoint += batch.read.1.max(batch.bytes as u64);
         if since_checkpoint >= options.checkpoint_bytes {
             state.save()?;
             since_checkpoint = 0;

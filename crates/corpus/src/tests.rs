@@ -3,6 +3,7 @@
 use crate::*;
 use alice_data::{CORPUS_FILE, LeftOut, Manifest, PartName, SplitRule, TokenSource};
 use alice_tokenizer::{END, TOKENIZER_MODEL_FILE, Tokenizer, TrainOptions};
+use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::{properties::WriterProperties, writer::SerializedFileWriter};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,11 +17,14 @@ use tempfile::TempDir;
 
 /// Two columns, `id` and an optional one of strings, in groups of so many rows.
 pub(crate) fn write_parquet(path: &Path, column: &str, rows: &[Option<String>], group: usize) {
+    write_compressed(path, column, rows, group, Compression::SNAPPY);
+}
+
+/// The same, compressed otherwise.
+pub(crate) fn write_compressed(path: &Path, column: &str, rows: &[Option<String>], group: usize, how: Compression) {
     let schema = format!("message m {{ required int64 id; optional binary {column} (UTF8); }}");
     let schema = Arc::new(parquet::schema::parser::parse_message_type(&schema).unwrap());
-    let properties = WriterProperties::builder()
-        .set_compression(parquet::basic::Compression::SNAPPY)
-        .build();
+    let properties = WriterProperties::builder().set_compression(how).build();
     let file = std::fs::File::create(path).unwrap();
     let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
     for rows in rows.chunks(group) {
@@ -190,6 +194,13 @@ fn every_document_should_be_in_one_part_once() {
             assert!(seen.insert(digest(&text)), "twice: {text}");
         }
     }
+    // A vocabulary is learned from the training text, and from nothing else.
+    let learned_from: Vec<String> = TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX)
+        .unwrap()
+        .map(|text| text.unwrap())
+        .collect();
+    assert_eq!(learned_from, documents(&report.training, &out, &tokenizer));
+
     let all: BTreeSet<_> = (0..1000)
         .map(|i| digest(&document(i, 100 + (i as usize * 37) % 900)))
         .collect();
@@ -203,6 +214,29 @@ fn every_document_should_be_in_one_part_once() {
         tokenizer.model_bytes()
     );
     assert!(!build_folder(&out).exists());
+}
+
+#[test]
+fn a_stretch_without_anything_new_should_move_the_bar_and_be_checkpointed() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |i: u64| serde_json::json!({"text": document(i, 900)}).to_string() + "\n";
+    let lines: String = (0..200).chain((0..100).flat_map(|_| 0..200)).map(line).collect();
+    let path = dir.path().join("lines.jsonl");
+    std::fs::write(&path, &lines).unwrap();
+    let list = list(vec![source("lines", &path)]);
+    let (out, mut seen) = (dir.path().join("out"), Vec::new());
+    let checkpoint = build_folder(&out).join("checkpoint");
+    let result = build(&list, &Tokenizer::bytes(), &out, &options(1, 5 << 20), &mut |at| {
+        seen.push((at.read_bytes, checkpoint.exists()));
+        ControlFlow::Continue(())
+    });
+    assert_eq!(result.unwrap().documents, 200);
+    // All that is new lies in the first hundredth.
+    assert!(
+        seen.len() >= 4 && seen.windows(2).all(|pair| pair[0].0 <= pair[1].0),
+        "{seen:?}"
+    );
+    assert!(seen.iter().any(|(_, saved)| *saved), "{seen:?}");
 }
 
 #[test]
@@ -439,7 +473,11 @@ fn a_corpus_that_cannot_be_should_be_explained_and_leave_nothing() {
         error.contains("no document of 1 fell to the") && error.contains("raise"),
         "{error}"
     );
-    assert!(files(&out).is_empty() || !out.join(CORPUS_FILE).exists());
+    // One that fills a shard, whose name only the state knew.
+    std::fs::write(dir.path().join("texts/one.txt"), document(1, 2 << 20)).unwrap();
+    let error = message(&list, &out);
+    assert!(error.contains("no document of 1 fell to the"), "{error}");
+    assert_eq!(files(&out), BTreeMap::new());
 
     let missing = self::list(vec![source("gone", &dir.path().join("gone"))]);
     let error = message(&missing, &out);

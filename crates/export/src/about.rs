@@ -347,6 +347,7 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
          | architecture | {architecture} |\n\
          | context | {context} tokens |\n| vocabulary | {vocab} |\n| numbers | {dtype} |\n\
          | model root | `{root}` |\n| chain genesis | `{genesis}` |\n| epoch manifest | `{manifest}` |\n\
+         | training text | `{corpus}` |\n| validation reserve | `{reserve}` |\n| tokenizer | `{tokenizer}` |\n\
          | licence of the weights | {license} |\n",
         license = about.license,
         family = m.architecture,
@@ -362,6 +363,9 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
         root = hex::encode(model_root),
         genesis = hash(&about.genesis_hash),
         manifest = hash(&about.manifest_hash),
+        corpus = hex::encode(spec.corpus_root()),
+        reserve = hex::encode(spec.reserve_root()),
+        tokenizer = spec.data.tokenizer,
     );
     if !about.text.is_empty() {
         let _ = write!(out, "\nText: {}\n", about.text);

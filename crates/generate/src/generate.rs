@@ -70,6 +70,28 @@ impl Generated {
     }
 }
 
+impl Request<'_> {
+    /// The prompt's tokens, if the request can be met with this folder's model: needs no weights.
+    pub fn check(&self, folder: &Folder) -> Result<Vec<u32>, GenerateError> {
+        self.sampling.check()?;
+        if self.max_tokens == 0 {
+            return Err(GenerateError::Option {
+                option: "max-tokens",
+                found: "0".into(),
+                allowed: "at least 1 is possible",
+            });
+        }
+        let (prompt, context) = (folder.encode(self.prompt)?, folder.model().context as usize);
+        match prompt.len() > context {
+            true => Err(GenerateError::PromptTooLong {
+                tokens: prompt.len(),
+                context,
+            }),
+            false => Ok(prompt),
+        }
+    }
+}
+
 /// Continues a text. `on_text` gets the text of each token, empty where a character is not complete yet, and may end
 /// it.
 ///
@@ -81,21 +103,8 @@ pub fn generate(
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError> {
     let context = decoder.config().context as usize;
-    if request.max_tokens == 0 {
-        return Err(GenerateError::Option {
-            option: "max-tokens",
-            found: "0".into(),
-            allowed: "at least 1 is possible",
-        });
-    }
+    let prompt = request.check(folder)?;
     let mut sampler = Sampler::new(request.sampling, request.seed, decoder.config().vocab as usize)?;
-    let prompt = folder.encode(request.prompt)?;
-    if prompt.len() > context {
-        return Err(GenerateError::PromptTooLong {
-            tokens: prompt.len(),
-            context,
-        });
-    }
     let started = Instant::now();
     // The last token is chosen from logits and need not be in the cache.
     let room = prompt.len().saturating_add(request.max_tokens - 1).min(context);

@@ -52,6 +52,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let master = timed("the same again, pages warm", || master.step(&again, 0.7))?;
     hashed = report(&master, hashed);
     let everything = touched(0, parameters, 3);
+    // What scoring does: the copy moves, a loss would be measured there, and it is put back or thrown away.
+    let resting = anonymous();
+    let mut scratch = master.scratch()?;
+    timed("move a scratch copy, 0.1 % of one eighth", || {
+        moved(&mut scratch, &fragment)
+    })?;
+    held("while it is kept", resting);
+    timed("move it, 0.1 % of all", || moved(&mut scratch, &everything))?;
+    held("while it is kept", resting);
+    drop(scratch);
+    held("when it is gone", resting);
     let master = timed("step, 0.1 % of all", || master.step(&everything, 0.7))?;
     hashed = report(&master, hashed);
     let before = master.previous();
@@ -80,6 +91,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         alice_store::theta::write_theta(&copy, &theta)
     })?;
     Ok(())
+}
+
+fn moved(scratch: &mut [f32], d: &Sparse) -> Result<(), StoreError> {
+    alice_update::aggregate::apply(scratch, d, 0.7);
+    Ok(())
+}
+
+/// Says what memory of the process's own has come since.
+fn held(when: &str, before: u64) {
+    let more = anonymous().saturating_sub(before);
+    println!("{:<40} anonymous memory {:.2} GB more {when}", "", gigabytes(more));
 }
 
 fn tensors(parameters: u64) -> Vec<TensorShape> {

@@ -14,7 +14,7 @@ pub enum TokenizerError {
     /// A vocabulary that does not even hold the characters.
     #[error(
         "a vocabulary of {asked} is too small: 259 ids are special and bytes, {characters} characters cover the \
-         corpus; ask for at least {}, or lower the character coverage", .characters + 259
+         corpus; ask for at least {}", .characters + 259
     )]
     VocabularyTooSmall {
         /// Size asked for.

@@ -96,13 +96,13 @@ impl Tokenizer {
         format!("{map:#}\n")
     }
 
-    /// Names and contents of all files.
+    /// Names and contents of all files. `tokenizer.model` is the last one: a folder that has it is complete.
     pub fn files(&self, context: u32) -> [(&'static str, Vec<u8>); 4] {
         [
-            (TOKENIZER_MODEL_FILE, self.model_bytes()),
             (TOKENIZER_JSON_FILE, self.tokenizer_json().into_bytes()),
             (TOKENIZER_CONFIG_FILE, self.tokenizer_config_json(context).into_bytes()),
             (SPECIAL_TOKENS_FILE, self.special_tokens_json().into_bytes()),
+            (TOKENIZER_MODEL_FILE, self.model_bytes()),
         ]
     }
 

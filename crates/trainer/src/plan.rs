@@ -94,8 +94,17 @@ pub struct HostNeed {
     pub loading: u64,
     /// The pseudo-gradient d; the residual is streamed from its file and back.
     pub update: u64,
-    /// What the encoder keeps of d + residual (about an eighth of a byte for each parameter, docs/measurements.md).
+    /// What the encoder keeps of d + residual: six bytes for each candidate.
     pub encoder: u64,
+    /// The entries that are sent, as they are, in the ledger and in the ledger's bytes: 12 bytes each time.
+    pub sent: u64,
+}
+
+impl HostNeed {
+    /// All of it but θ, which stays in its file.
+    pub fn total(&self) -> u64 {
+        self.update + self.encoder + self.sent
+    }
 }
 
 /// A fragment's tasks, with one choice of options.
@@ -339,12 +348,16 @@ impl Shape {
 
 /// What a task needs in the host's memory, whatever the device.
 pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
-    let learning = spec.fragment_parameters(fragment);
+    let (learning, update) = (spec.fragment_parameters(fragment), &spec.update);
+    let candidates = learning.saturating_mul(update.k_max.into()) / u64::from(update.chunk.max(1));
+    // No entry takes fewer bits than its value and the end of its gap.
+    let fit = update.budget_bytes.saturating_mul(8) / (1 + u64::from(update.value_bits));
     HostNeed {
         mapped_theta: 4 * spec.parameters(),
         loading: 4 * spec.tensors().iter().map(|t| t.len()).max().unwrap_or(0),
         update: 4 * learning,
-        encoder: learning / 8,
+        encoder: 6 * candidates,
+        sent: 3 * 12 * candidates.min(fit),
     }
 }
 

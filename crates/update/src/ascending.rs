@@ -31,8 +31,9 @@ impl Ascending {
     /// position.
     pub(crate) fn sort(&mut self, candidates: Candidates<'_>) -> &[u32] {
         let count = candidates.positions.len();
-        let placed = candidates.positions.iter().zip(0u16..);
-        let entry = |(position, place): (&u16, u16)| u32::from(*position) << 16 | u32::from(place);
+        // In 32 bits, since the number after the last place of 65,536 has 17.
+        let placed = candidates.positions.iter().zip(0u32..);
+        let entry = |(position, place): (&u16, u32)| u32::from(*position) << 16 | place;
         let to = count.next_multiple_of(LANES);
         let (positions, below) = (self.positions.get_mut(..to), self.below.get_mut(..to));
         let (Some(positions), Some(below)) = (positions, below) else {
@@ -82,6 +83,18 @@ impl WithSimd for Count<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn all_of_the_largest_chunk_should_be_sorted() {
+        let positions: Vec<u16> = (0..=u16::MAX).rev().collect();
+        let candidates = Candidates {
+            positions: &positions,
+            values: &[],
+        };
+        let sorted = Ascending::new().sort(candidates).to_vec();
+        assert_eq!(sorted.len(), 1 << 16);
+        assert!((0u32..).zip(sorted).all(|(n, entry)| entry == n << 16 | (0xffff - n)));
+    }
 
     proptest! {
         #[test]

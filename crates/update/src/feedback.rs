@@ -82,6 +82,14 @@ impl Ledger {
         waiting.for_each(|pending| pending.returned = true);
     }
 
+    /// The same updates wait, but the residual is lost: it is zero from here on.
+    pub fn without_residual(&self) -> Self {
+        Self {
+            generation: 0,
+            ..self.clone()
+        }
+    }
+
     /// `residual += what came back`, for the coordinates from `start` on.
     fn fold(&self, start: u64, residual: &mut [f32]) {
         for pending in self.pending.iter().filter(|pending| pending.returned) {

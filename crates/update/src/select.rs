@@ -187,8 +187,8 @@ fn survivors(values: &[f32], cap: usize, scratch: &mut Scratch) -> bool {
         padded.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
         fold_group(&padded, of_group);
     }
-    // Twice as many maxima as there may be candidates make a threshold that few others reach.
-    let rows = (2 * cap).div_ceil(ROW).clamp(1, all.max(1));
+    // Three times as many maxima as there may be candidates make a threshold that few others reach.
+    let rows = (3 * cap).div_ceil(ROW).clamp(1, all.max(1));
     let maxima = &mut scratch.maxima;
     maxima.clear();
     maxima.resize(rows, [0; ROW]);
@@ -204,12 +204,12 @@ fn survivors(values: &[f32], cap: usize, scratch: &mut Scratch) -> bool {
         return false;
     }
     let threshold = threshold(maxima, cap);
-    let keys = &mut scratch.keys;
     // Keys are written whether they count or not, and the next one goes over what does not: a branch could not be
     // foreseen. The last place is for those that do not count.
-    if keys.len() <= values.len() {
-        keys.resize(values.len() + 1, 0);
+    if scratch.keys.len() <= values.len() {
+        scratch.keys.resize(values.len() + 1, 0);
     }
+    let keys = scratch.keys.as_mut_slice();
     let mut count = 0;
     for (number, part) in fours.as_flattened().as_chunks::<WORD>().0.iter().enumerate() {
         let mut found = at_least(part, threshold);

@@ -7,7 +7,7 @@ use alice_api::{
 };
 use alice_data::{Manifest, ShardEntry};
 use alice_primitives::pages;
-use alice_spec::RunSpec;
+use alice_spec::{RunSpec, StartSpec};
 use alice_update::{Layout, Sparse, aggregate};
 use axum::{
     Json, Router,
@@ -136,8 +136,37 @@ impl FakePs {
         .await
     }
 
+    /// Starts a server of a run that names the root of its first state, which does not follow from block 0: the state that
+    /// the server has, or `other`.
+    pub async fn start_named(other: Option<Hex32>) -> (Arc<Self>, String) {
+        Self::serve(|theta, spec, blobs| {
+            theta.iter_mut().for_each(|v| *v *= 1.02);
+            let root = Hex32(alice_store::model_root(&spec.tensors(), theta));
+            spec.start = Some(StartSpec {
+                model_root: other.unwrap_or(root).to_string(),
+            });
+            let bytes = alice_store::theta::to_le_bytes(theta);
+            let chunk = Hex32(*blake3::hash(&bytes).as_bytes());
+            let snapshot = Snapshot {
+                model_root: root,
+                step: 0,
+                bytes: bytes.len() as u64,
+                chunk_bytes: 4 << 20,
+                chunks: vec![chunk],
+            };
+            blobs.insert(chunk, bytes);
+            ModelManifest {
+                model_root: root,
+                model_step: 0,
+                snapshot,
+                deltas: vec![],
+            }
+        })
+        .await
+    }
+
     async fn serve(
-        make: impl FnOnce(&mut Vec<f32>, &RunSpec, &mut BTreeMap<Hex32, Vec<u8>>) -> ModelManifest,
+        make: impl FnOnce(&mut Vec<f32>, &mut RunSpec, &mut BTreeMap<Hex32, Vec<u8>>) -> ModelManifest,
     ) -> (Arc<Self>, String) {
         let text: Vec<u16> = (0..4096u32).map(|i| (i * i % 251) as u16).collect();
         let (mut blobs, mut entries) = (BTreeMap::new(), Vec::new());
@@ -151,9 +180,9 @@ impl FakePs {
             blobs.insert(Hex32(blob), bytes);
         }
         let manifest = Manifest::new(entries);
-        let spec = tiny_spec(&Hex32(manifest.root), text.len() as u64);
+        let mut spec = tiny_spec(&Hex32(manifest.root), text.len() as u64);
         let mut theta = alice_model::init_theta(&spec, &GENESIS);
-        let model = make(&mut theta, &spec, &mut blobs);
+        let model = make(&mut theta, &mut spec, &mut blobs);
         let root = model.model_root;
         let listed = manifest
             .shards
@@ -166,6 +195,7 @@ impl FakePs {
         let corpus = CorpusManifest {
             root: Hex32(manifest.root),
             shards: listed,
+            sources: Vec::new(),
         };
         let key = Key::from_seed(&[9; 32]);
         let ps = Arc::new(Self {

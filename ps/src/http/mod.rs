@@ -45,6 +45,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/run", get(reads::run))
         .route("/v1/model", get(reads::model))
         .route("/v1/corpus", get(reads::corpus))
+        .route("/v1/yardstick", get(reads::yardstick))
         .route("/v1/blobs/{hash}", get(blobs::blob))
         .route("/v1/tasks", post(tasks::claim))
         .route("/v1/uploads", post(tasks::declare))

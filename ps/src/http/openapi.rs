@@ -14,6 +14,7 @@ use utoipa::OpenApi;
         super::reads::run,
         super::reads::model,
         super::reads::corpus,
+        super::reads::yardstick,
         super::blobs::blob,
         super::tasks::claim,
         super::tasks::declare,

@@ -53,6 +53,18 @@ pub async fn corpus(State(service): State<Arc<Service>>) -> Json<CorpusManifest>
     Json(service.corpus.manifest.clone())
 }
 
+/// The shards of the public yardstick: text that nobody trains on and anybody may measure a model with.
+#[utoipa::path(get, path = "/v1/yardstick", responses((status = 200, body = CorpusManifest), (status = 404, body = ApiError)))]
+pub async fn yardstick(State(service): State<Arc<Service>>) -> Answer<Json<CorpusManifest>> {
+    let manifest = service.corpus.yardstick.clone();
+    Ok(Json(manifest.ok_or_else(|| {
+        not_found(
+            "this run's corpus has no public yardstick",
+            "alice-ps corpus build makes one; corpora of --text have none",
+        )
+    })?))
+}
+
 /// Receipt and verdict of a submission.
 #[utoipa::path(get, path = "/v1/submissions/{id}", params(("id" = String, Path)), responses(
     (status = 200, body = SubmissionStatus), (status = 404, body = ApiError),

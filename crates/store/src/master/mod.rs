@@ -231,12 +231,25 @@ impl Master {
         self.step_through(d, alpha, &mut |_, _| Ok(()))
     }
 
+    /// [`Master::step`] with no way back: nothing is journalled, nothing synced. For weights that are made anew after a
+    /// crash, such as those of an audit; opened again, they are hashed from end to end.
+    pub fn step_for_good(mut self, d: &Sparse, alpha: f32) -> Result<Self, StoreError> {
+        ascending(d)?;
+        file::remove(&tree_path(self.map.path()))?;
+        file::remove(&undo_path(self.map.path()))?;
+        self.undo = None;
+        let parameters = self.groups.parameters();
+        let mut marker = self.groups.marker();
+        let inside = d.indices.iter().take_while(|at| **at < parameters);
+        inside.for_each(|at| marker.mark(*at));
+        let touched = marker.touched();
+        aggregate::apply(self.map.values_mut(), d, alpha);
+        self.hash(&touched, &mut |_, _| ());
+        Ok(self)
+    }
+
     fn step_through(mut self, d: &Sparse, alpha: f32, reached: Hook<'_>) -> Result<Self, StoreError> {
-        if !d.indices.is_sorted_by(|a, b| a < b) {
-            return Err(StoreError::Step(
-                "its indices do not ascend; decode the aggregate with alice-update".into(),
-            ));
-        }
+        ascending(d)?;
         let before = self.map.values();
         let entries = || {
             let inside = d.indices.iter().zip(&d.values).map(|(&index, _)| index);
@@ -336,6 +349,16 @@ impl Master {
     /// Size of the undo journal, bytes; zero where there is none.
     pub fn undo_bytes(&self) -> u64 {
         self.undo.as_ref().map_or(0, Journal::bytes)
+    }
+}
+
+/// Refuses a step that would not be the one of [`aggregate::apply`] for everybody.
+fn ascending(d: &Sparse) -> Result<(), StoreError> {
+    match d.indices.is_sorted_by(|a, b| a < b) {
+        true => Ok(()),
+        false => Err(StoreError::Step(
+            "its indices do not ascend; decode the aggregate with alice-update".into(),
+        )),
     }
 }
 

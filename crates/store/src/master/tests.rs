@@ -121,6 +121,36 @@ fn step_should_give_the_bits_and_the_root_of_the_plain_arithmetic() {
 }
 
 #[test]
+fn step_for_good_should_be_the_same_step_without_a_way_back() {
+    let case = case();
+    let master = open(&case.path).step_for_good(&case.d, 0.7).unwrap();
+    assert_eq!(bits(master.theta()), bits(&case.after));
+    assert_eq!(master.root(), model_root(&tensors(), &case.after));
+    let hashed = master.bytes_hashed();
+    assert!(hashed < parameters() * 4, "{hashed}");
+    assert_eq!((master.previous(), master.undo_bytes()), (None, 0));
+    assert!(master.revert().is_err());
+    let master = open(&case.path);
+    assert_eq!((master.opened(), master.previous()), (Opened::Rehashed, None));
+    assert_eq!(master.root(), model_root(&tensors(), &case.after));
+    // What lies beyond is left out, what does not ascend is refused.
+    let beyond = Sparse {
+        indices: vec![index(parameters() - 1), index(parameters()), index(u64::MAX)],
+        values: vec![1.0, 2.0, 3.0],
+    };
+    let mut expected = case.after.clone();
+    aggregate::apply(&mut expected, &beyond, 0.5);
+    let master = master.step_for_good(&beyond, 0.5).unwrap();
+    assert_eq!(master.root(), model_root(&tensors(), &expected));
+    let twice = Sparse {
+        indices: vec![index(5), index(5)],
+        values: vec![1.0, 1.0],
+    };
+    assert!(matches!(master.step_for_good(&twice, 0.5), Err(StoreError::Step(_))));
+    assert_eq!(root_on_disk(&case.path), model_root(&tensors(), &expected));
+}
+
+#[test]
 fn step_should_hash_only_the_groups_that_it_touched() {
     let dir = tempfile::tempdir().unwrap();
     let master = create(&dir.path().join("theta"), &theta(1));

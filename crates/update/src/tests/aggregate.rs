@@ -220,6 +220,16 @@ fn the_next_state_should_be_the_golden_one() {
     apply(&mut theta, &d, 0.7);
     let theta: Vec<u8> = theta.iter().flat_map(|v| v.to_le_bytes()).collect();
     golden("theta.blake3", format!("{}\n", blake3::hash(&theta)).as_bytes());
+    // Fewer bits, and entries that weigh as the runs have it.
+    for bits in [2, 4] {
+        let bytes = publish(&layout, bits, &mean(&layout, &pairs, 4), seed);
+        let d = decode_published(&layout, &bytes).unwrap();
+        golden(&format!("aggregate-{bits}bit.ald"), &bytes);
+        golden(
+            &format!("aggregate-{bits}bit.txt"),
+            listing(&d.indices, &d.values).as_bytes(),
+        );
+    }
 }
 
 proptest! {

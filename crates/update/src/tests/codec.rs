@@ -384,6 +384,17 @@ fn every_density_should_fill_its_budget() {
             positions,
             values,
         } = encoded.bits;
+        // As many sets of k positions as there are in each chunk, told apart: no code takes fewer bits for all of them than their logarithm.
+        let bound: f64 = layout
+            .chunks()
+            .map(|range| {
+                let inside = |at: &&u64| range.contains(&(**at as usize));
+                let k = encoded.sent.indices.iter().filter(inside).count();
+                let factor = |i: usize| ((range.len() - i) as f64 / (k - i) as f64).log2();
+                (0..k).map(factor).sum::<f64>()
+            })
+            .sum();
+        assert!(positions as f64 <= 1.05 * bound, "{positions} bits, bound {bound:.0}");
         let bits = counts + scales + positions + values;
         assert_eq!(bits.div_ceil(8) + HEADER_BYTES as u64, encoded.bytes.len() as u64);
     }
