@@ -41,7 +41,8 @@ pub enum MinerError {
     #[error("{0}; `alice-miner plan` says more")]
     DoesNotFit(String),
     /// A file of the miner.
-    #[error("cannot {action} {}: {problem}; check the disk and the permissions", .path.display())]
+    #[error("cannot {action} {}: {problem}; check the disk and the permissions (a file that stays unreadable can be moved away, \
+        what it held is lost then)", .path.display())]
     File {
         /// What was tried.
         action: &'static str,

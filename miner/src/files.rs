@@ -88,7 +88,8 @@ pub fn make_dir(path: &Path) -> Result<(), MinerError> {
     fs::create_dir_all(path).map_err(|e| MinerError::file("make the directory", path, &e))
 }
 
-/// All values stored as `*.json` in a directory, in the order of their names. Unreadable ones are reported, not fatal.
+/// All values stored as `*.json` in a directory, in the order of their names. Damaged ones are reported and left out; one that
+/// cannot be read is an error, for what is missing may be taken for never having been there.
 pub fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, MinerError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -100,10 +101,12 @@ pub fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, MinerError> {
     paths.sort();
     let mut all = Vec::with_capacity(paths.len());
     for path in paths {
-        match read_json(&path) {
-            Ok(Some(value)) => all.push(value),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "a stored file is left out"),
+        let Some(bytes) = read_optional(&path, JSON_BYTES_MAX)? else {
+            continue;
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => all.push(value),
+            Err(error) => tracing::warn!(%error, path = %path.display(), "a stored file is left out"),
         }
     }
     Ok(all)

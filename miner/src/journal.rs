@@ -130,7 +130,11 @@ impl Journal {
     pub fn open(run_dir: &Path) -> Result<Self, MinerError> {
         files::make_dir(run_dir)?;
         let path = run_dir.join("journal.json");
-        let bytes = files::read_optional(&path, files::JSON_BYTES_MAX)?;
+        // What is too long for a journal is a damaged one.
+        let bytes = match files::len(&path)? {
+            Some(len) if len > files::JSON_BYTES_MAX => Some(Vec::new()),
+            _ => files::read_optional(&path, files::JSON_BYTES_MAX)?,
+        };
         let state = bytes.map_or(Ok(State::Idle), |bytes| serde_json::from_slice(&bytes));
         let state = state.unwrap_or_else(|error| {
             tracing::warn!(%error, path = %path.display(), "the journal is left out; the task in it is lost");

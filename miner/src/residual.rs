@@ -258,7 +258,7 @@ impl Residuals {
             .zip(&self.ledgers)
             .map(|(p, ledger)| self.residual_file(p, ledger.generation()))
             .collect();
-        if self.waiting_file().exists() {
+        if files::len(&self.waiting_file())?.is_some() {
             // Whose it is stands in the journal; the generation after the valid one is kept for every fragment.
             needed.extend(
                 (0..)
@@ -424,7 +424,28 @@ mod tests {
             assert_eq!(update(&mut residuals, &spec, 0, 2), first, "{name}");
             residuals.adopt(0).unwrap();
             let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-            assert_eq!(residuals.left(0).unwrap().0, waiting, "{name}");
+            let (ids, before) = residuals.left(0).unwrap();
+            assert_eq!(ids, waiting, "{name}");
+            // What waited through the damage comes back whole: it has decayed twice, as if nothing had happened.
+            let mut residuals = residuals;
+            let first_only = |id: [u8; 32]| {
+                Some(if id == [1; 32] {
+                    Standing::Refused
+                } else {
+                    Standing::Pending
+                })
+            };
+            residuals.settle(first_only).unwrap();
+            let returned = if waiting.len() == 2 { DECAY * DECAY } else { 0.0 };
+            let (start, after) = (
+                residuals.layout(0).unwrap().covered().start,
+                residuals.left(0).unwrap().1,
+            );
+            let mut expected = before;
+            for (index, value) in first.indices.iter().zip(&first.values) {
+                expected[*index as usize - start] += returned * value;
+            }
+            assert_eq!(after, expected, "{name}");
         }
     }
 

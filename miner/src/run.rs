@@ -137,18 +137,16 @@ impl Run {
             State::Idle => (true, None, false),
             State::Leased { lease } => (lease.task.run_hash == self.hash, None, false),
             State::Ready { outgoing } => {
-                let intact = self.journal.update(outgoing)?.is_some();
-                (
-                    outgoing.lease.task.run_hash == self.hash,
-                    receipts.get(&outgoing.id),
-                    intact,
-                )
+                let record = receipts.get(&outgoing.id);
+                // Once there is an answer the bytes are not needed, whatever has become of them.
+                let intact = record.is_none() && self.journal.update(outgoing)?.is_some();
+                (outgoing.lease.task.run_hash == self.hash, record, intact)
             }
         };
         Ok(Surroundings {
             same_run,
             update_intact,
-            residual_waits: self.residuals.waiting_file().exists(),
+            residual_waits: files::len(&self.residuals.waiting_file())?.is_some(),
             receipt_stored: record.is_some_and(|r| r.receipt.is_some()),
             refusal_stored: record.is_some_and(|r| r.refusal.is_some() || r.closed.is_some()),
             block,

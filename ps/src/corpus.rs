@@ -6,7 +6,10 @@ use alice_corpus::{YARDSTICK_FILE, reserve_file};
 use alice_data::{CORPUS_FILE, Manifest, PartName, RESERVE_FILE, TokenSource, tasks_available};
 use alice_primitives::Hash;
 use alice_spec::RunSpec;
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 /// Under which name the database keeps [`described`], for an export without the server.
 pub const META: &str = "text";
@@ -95,10 +98,27 @@ impl Corpus {
     }
 }
 
+/// The manifests of the reserve's generations that are there, in their order.
+fn reserves(dir: &Path) -> Result<Vec<PathBuf>, PsError> {
+    let mut found = Vec::new();
+    for generation in 0..alice_corpus::GENERATIONS_MAX {
+        let path = dir.join(reserve_file(generation));
+        if is_there(&path)? {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// An error is no answer: what is not seen could not be kept private.
+fn is_there(path: &Path) -> Result<bool, PsError> {
+    path.try_exists().map_err(|e| PsError::file("look at", path, &e))
+}
+
 /// The yardstick, if there is one. A shard of any generation of the reserve in it would be served to everybody.
 fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsError> {
     let path = dir.join(YARDSTICK_FILE);
-    if !path.exists() {
+    if !is_there(&path)? {
         return Ok(None);
     }
     let yardstick = Manifest::read(&path)?;
@@ -109,24 +129,14 @@ fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsErro
             problem,
         })
     };
-    if let Some(about) = yardstick
-        .about
-        .as_ref()
-        .filter(|about| about.part != PartName::Yardstick)
-    {
-        return public(format!("it says that it is {:?}", about.part));
+    let part = yardstick.about.as_ref().map(|about| about.part);
+    if let Some(part) = part.filter(|part| *part != PartName::Yardstick) {
+        return public(format!("it says that it is {part:?}"));
     }
     let named: HashSet<Hash> = yardstick.shards.iter().map(|s| s.blob).collect();
-    for generation in 0..alice_corpus::GENERATIONS_MAX {
-        let reserve = dir.join(reserve_file(generation));
-        if !reserve.exists() {
-            continue;
-        }
-        if let Some(shard) = Manifest::read(&reserve)?
-            .shards
-            .iter()
-            .find(|s| named.contains(&s.blob))
-        {
+    for reserve in reserves(dir)? {
+        let private = Manifest::read(&reserve)?;
+        if let Some(shard) = private.shards.iter().find(|s| named.contains(&s.blob)) {
             return public(format!("its shard {} is in {}", Hex32(shard.blob), reserve.display()));
         }
     }
@@ -134,7 +144,7 @@ fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsErro
     Ok(Some(yardstick).filter(|yardstick| !yardstick.shards.is_empty()))
 }
 
-/// One line for a model card: names and licences of the texts. Empty where nothing is said of them.
+/// One line for a model card: names and licences of the texts, as who built the corpus gave them. Empty where nothing is said.
 pub fn described(sources: &[TextSource]) -> String {
     let plain = |text: &str| text.replace(char::is_control, " ");
     let mut line = String::new();
@@ -182,11 +192,7 @@ fn served(manifest: &Manifest) -> CorpusManifest {
 /// The generation of the reserve that has the run's root; the first that is there if none has.
 fn read_reserve(spec: &RunSpec, dir: &Path) -> Result<Manifest, PsError> {
     let mut first = None;
-    for generation in 0..alice_corpus::GENERATIONS_MAX {
-        let path = dir.join(reserve_file(generation));
-        if !path.exists() {
-            continue;
-        }
+    for path in reserves(dir)? {
         let manifest = Manifest::read(&path)?;
         if manifest.root == spec.reserve_root() {
             return Ok(manifest);
@@ -197,5 +203,34 @@ fn read_reserve(spec: &RunSpec, dir: &Path) -> Result<Manifest, PsError> {
         Some(manifest) => Ok(manifest),
         // Says which file is missing.
         None => Ok(Manifest::read(&dir.join(RESERVE_FILE))?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(name: &str, url: Option<&str>, documents: u64) -> TextSource {
+        TextSource {
+            name: name.into(),
+            license: "CC0-1.0".into(),
+            url: url.map(Into::into),
+            documents,
+            bytes: 1,
+        }
+    }
+
+    #[test]
+    fn a_cards_line_should_name_texts_and_licences_and_end() {
+        assert_eq!(described(&[]), "");
+        let two = [
+            source("a", Some("https://example.org"), 1),
+            source("none of it", None, 0),
+            source("b\nc", None, 2),
+        ];
+        assert_eq!(described(&two), "a (CC0-1.0, https://example.org), b c (CC0-1.0)");
+        let many: Vec<_> = (0..1000).map(|n| source(&format!("source {n}"), None, 1)).collect();
+        let line = described(&many);
+        assert!(line.len() <= 4096 && line.ends_with(", and others"), "{}", line.len());
     }
 }

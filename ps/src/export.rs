@@ -203,6 +203,8 @@ async fn from_server(url: &str, args: &ExportArgs, chain: Option<&Chain>) -> Res
         start,
         work: Some(beside.unwrap_or(Path::new("."))),
     };
+    // Asked before the hours of work, for the card only.
+    let text = corpus::described(&client.corpus().await?.sources);
     let replayed = match epoch {
         Some(Which::First) => audit::first_state(source).await?,
         Some(Which::After(epoch)) => audit::audit(source, epoch, &mut report).await?,
@@ -211,7 +213,7 @@ async fn from_server(url: &str, args: &ExportArgs, chain: Option<&Chain>) -> Res
     let task_tokens = replayed.net.spec.cost().task_tokens;
     let mut about = About::new(0);
     about.genesis_hash = Some(replayed.net.genesis);
-    about.text = corpus::described(&client.corpus().await?.sources);
+    about.text = text;
     for found in &history {
         add_epoch(
             &mut about,

@@ -29,8 +29,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()> + Send + 'static
     let (net, files, db) = init::open_state(&config.data_dir, text, spec).await?;
     init::bind_key(&db, key.public()).await?;
     let corpus = Corpus::open(&net.spec, &config.corpus_dir)?;
-    db.bind(corpus::META, corpus::described(&corpus.manifest.sources).as_bytes())
-        .await?;
+    // Names and licences may be put right later.
+    let text = corpus::described(&corpus.manifest.sources);
+    db.set_meta(corpus::META, text.as_bytes()).await?;
     run_tokenizer::publish(&net.spec, &config.corpus_dir, &BlobStore::open(&files.blobs())?).await?;
     let scorer = start_scorer(&config, &net.spec, &corpus).await?;
     let shards = BlobStore::open(&config.corpus_dir)?;

@@ -1,6 +1,10 @@
-//! `alice-ps tokenizer train`: a vocabulary from text files.
+//! `alice-ps tokenizer train`: a vocabulary from text files, or from the training text of a corpus to be built.
 
-use crate::{PsError, cli::to_json, corpus_build};
+use crate::{
+    PsError,
+    cli::to_json,
+    corpus_build::{self, SourceFormat},
+};
 use alice_api::Hex32;
 use alice_corpus::{DOCUMENT_BYTES_MAX, Format, TrainingDocuments};
 use alice_tokenizer::{Progress, TOKENIZER_MODEL_FILE, Tokenizer, TrainOptions};
@@ -23,6 +27,12 @@ pub struct TrainArgs {
     /// Key (JSON lines) or column (Parquet) that holds the text of --source
     #[arg(long, value_name = "NAME", default_value = "text", requires = "source")]
     pub text_column: String,
+    /// Format of --source [default: by the endings of names]
+    #[arg(long, value_enum, requires = "source")]
+    pub format: Option<SourceFormat>,
+    /// Longest document of --source, MiB
+    #[arg(long, value_name = "MIB", default_value_t = (DOCUMENT_BYTES_MAX >> 20) as u32, requires = "source")]
+    pub document_mib: u32,
     /// Documents of a thousand that `corpus build` keeps for the validation reserve [default: 20, or what the list says]
     #[arg(long, value_name = "N", requires = "source")]
     pub reserve_permille: Option<u32>,
@@ -99,12 +109,18 @@ fn from_files(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsErro
 
 /// Learns from what `corpus build` makes training text of.
 fn from_sources(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsError> {
-    let mut list = corpus_build::source_list(&args.source, Some(NO_LICENSE), None, &args.text_column)?;
+    let format = args.format.map(Format::from);
+    let mut list = corpus_build::source_list(&args.source, Some(NO_LICENSE), format, &args.text_column)?;
     list.split.reserve_permille = args.reserve_permille.unwrap_or(list.split.reserve_permille);
     list.split.yardstick_permille = args.yardstick_permille.unwrap_or(list.split.yardstick_permille);
+    // With another split, text that the vocabulary was learned from would become the reserve.
+    eprintln!(
+        "leaving out {} ‰ of the documents for the reserve and {} ‰ for the yardstick; give corpus build the same",
+        list.split.reserve_permille, list.split.yardstick_permille
+    );
     // The library takes errors of readers; what one says is kept beside.
     let mut failed = None;
-    let texts = TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX)?.map(|text| match text {
+    let texts = TrainingDocuments::open(&list, (args.document_mib as usize) << 20)?.map(|text| match text {
         Ok(text) => {
             *documents += 1;
             Ok(std::io::Cursor::new(text))

@@ -242,6 +242,7 @@ async fn a_stopped_audit_should_leave_nothing_behind() {
     let work = tempfile::tempdir().unwrap();
     let left = || std::fs::read_dir(work.path()).unwrap().count();
     for signal in ["-INT", "-TERM"] {
+        while waiting.try_recv().is_ok() {}
         let audit = program()
             .args(["audit", "--ps", &url, "--work"])
             .arg(work.path())
@@ -259,7 +260,12 @@ async fn a_stopped_audit_should_leave_nothing_behind() {
         let ended = tokio::task::spawn_blocking(|| audit.wait_with_output().unwrap());
         let ended = tokio::time::timeout(patience, ended).await.expect("it ends").unwrap();
         assert_eq!(ended.status.code(), Some(1), "{signal}: {}", text(&ended.stderr));
-        assert_eq!(text(&ended.stderr), "error: stopped\n");
+        // On a busy machine it may have to be ended in the middle of a step, and says so.
+        assert!(
+            text(&ended.stderr).starts_with("error: stopped"),
+            "{}",
+            text(&ended.stderr)
+        );
         assert_eq!(left(), 0, "{signal}");
     }
 }

@@ -1,7 +1,8 @@
 //! The client against a server in the same process: repetitions, the server's reasons, resumed transfers, bounds.
 
 use alice_api::{
-    ApiError, Client, ClientError, CommitRequest, DeclareRequest, ErrorCode, Hex32, Key, UploadState, client::Retry,
+    ApiError, Client, ClientError, CommitRequest, CorpusManifest, DeclareRequest, ErrorCode, Hex32, Key, Shard,
+    UploadState, client::Retry,
 };
 use axum::{
     Json, Router,
@@ -109,6 +110,30 @@ async fn answers_that_are_not_the_apis_should_be_named() {
     let error = client.model().await.unwrap_err();
     assert!(matches!(&error, ClientError::Http { status: 403, .. }), "{error}");
     assert!(error.to_string().contains("alice-ps"));
+}
+
+/// A list of shards is longer than any other answer: `genesis-7b` has a trillion tokens, a million shards.
+#[tokio::test]
+async fn a_large_corpus_should_be_read() {
+    let shard = |n: u32| Shard {
+        blob: hash(&n.to_le_bytes()),
+        tokens: 1 << 20,
+    };
+    let manifest = CorpusManifest {
+        root: hash(b"root"),
+        shards: (0..200_000).map(shard).collect(),
+        sources: vec![],
+    };
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    assert!(bytes.len() as u64 > alice_api::client::JSON_BYTES_MAX);
+    assert!(bytes.len() as u64 * 5 < alice_api::client::CORPUS_BYTES_MAX);
+    let get_bytes = get(move || async move { bytes });
+    let router = Router::new()
+        .route("/v1/corpus", get_bytes.clone())
+        .route("/v1/yardstick", get_bytes);
+    let client = serve(router).await;
+    assert_eq!(client.corpus().await.unwrap(), manifest);
+    assert_eq!(client.yardstick().await.unwrap(), manifest);
 }
 
 #[tokio::test]

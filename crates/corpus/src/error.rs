@@ -87,7 +87,7 @@ pub enum CorpusError {
     /// An interrupted build with other inputs.
     #[error(
         "{} holds a build that was interrupted, of other sources, settings or files that have changed since; \
-         give the same ones to finish it, or remove {} to start over", .dir.display(), .state.display()
+         give the same ones to finish it; to start over, build into another folder and remove this one", .dir.display()
     )]
     OtherBuild {
         /// Output folder.
@@ -96,7 +96,10 @@ pub enum CorpusError {
         state: PathBuf,
     },
     /// State of an interrupted build that cannot be used.
-    #[error("the interrupted build cannot go on: {problem}; remove {} to start over", .state.display())]
+    #[error(
+        "the interrupted build cannot go on: {problem} ({}); to start over, build into another folder and remove this one",
+        .state.display()
+    )]
     Checkpoint {
         /// What is wrong.
         problem: String,

@@ -20,8 +20,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 const BATCH_BYTES: usize = 1 << 20;
 /// Or with so many bytes read.
 const READ_BYTES: u64 = 16 << 20;
-/// Or with so many documents, those that are left out included: where nothing is new, the bar moves all the same, and a crash
-/// does not begin again far behind.
+/// Or with so many documents, those that are left out included: where nothing is new, the bar moves all the same, and a
+/// crash does not begin again far behind.
 const BATCH_DOCUMENTS: usize = 4096;
 
 /// How far the inputs are read.

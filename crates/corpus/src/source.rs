@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 const LIST_BYTES_MAX: u64 = 1 << 20;
 /// Longest name and licence, bytes.
 const NAME_BYTES_MAX: usize = 128;
+/// Longest address, bytes.
+const URL_BYTES_MAX: usize = 1024;
 /// Most generations of a reserve.
 pub const GENERATIONS_MAX: u32 = 64;
 /// Most that reserve and yardstick may take together, thousandths.
@@ -136,6 +138,14 @@ impl Source {
             license: self.license.chars().take(NAME_BYTES_MAX).collect(),
             problem,
         };
+        if self
+            .url
+            .as_deref()
+            .is_some_and(|url| url.len() > URL_BYTES_MAX || url.chars().any(char::is_control))
+        {
+            let problem = format!("must be one line of at most {URL_BYTES_MAX} bytes");
+            return Err(CorpusError::setting("source.url", problem));
+        }
         if self.license.is_empty() || !plain(&self.license) {
             return Err(bad("one line of text is needed".into()));
         }

@@ -1,4 +1,4 @@
-//! What a corpus consists of, and its root. The JSON is the one of `GET /v1/corpus`.
+//! What a corpus consists of, and its root: `docs/spec/corpus.md`.
 
 use crate::{About, DataError};
 use alice_primitives::{Hash, tagged_hash, tags};

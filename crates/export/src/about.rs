@@ -368,7 +368,7 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
         tokenizer = spec.data.tokenizer,
     );
     if !about.text.is_empty() {
-        let _ = write!(out, "\nText: {}\n", about.text);
+        let _ = write!(out, "\nText, as who built the corpus describes it: {}\n", about.text);
     }
     if !about.losses.is_empty() {
         out += "\n## Held-out loss\n\n| epoch | tokens | loss, nats a token |\n|---|---|---|\n";

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The target is there already.
-    #[error("{} exists and is not empty; choose another name or remove it", .0.display())]
+    #[error("{} exists; choose another name, or remove it", .0.display())]
     TargetExists(PathBuf),
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]

@@ -134,7 +134,10 @@ impl Tokenizer {
         file.take(crate::MODEL_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(TokenizerError::io("read", path))?;
-        Self::parse_model(&bytes)
+        Self::parse_model(&bytes).map_err(|error| match error {
+            TokenizerError::Model(problem) => TokenizerError::Model(format!("{}: {problem}", path.display())),
+            other => other,
+        })
     }
 
     fn special(&self, id: u32) -> Value {

@@ -101,7 +101,7 @@ pub struct HostNeed {
 }
 
 impl HostNeed {
-    /// All of it but θ, which stays in its file.
+    /// What an update takes once the device is done. Updates that wait for a verdict come on top, 12 bytes an entry.
     pub fn total(&self) -> u64 {
         self.update + self.encoder + self.sent
     }

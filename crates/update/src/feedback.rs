@@ -58,8 +58,8 @@ impl Ledger {
         self.covered.clone()
     }
 
-    /// Number of commits so far; the residual that belongs to this ledger has the same number. Residual 0 is zero and
-    /// is stored nowhere.
+    /// Number of commits since the residual was zero; the residual that belongs to this ledger has the same number. Residual
+    /// 0 is zero and is stored nowhere.
     pub fn generation(&self) -> u64 {
         self.generation
     }

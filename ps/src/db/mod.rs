@@ -118,6 +118,19 @@ impl Db {
         self.meta(key).await.map(Option::unwrap_or_default)
     }
 
+    /// Stores a fact, whatever was known before.
+    pub async fn set_meta(&self, key: &'static str, value: &[u8]) -> Result<(), DbError> {
+        let _guard = self.write().await;
+        sqlx::query(
+            "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        )
+        .bind(key)
+        .bind(value)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Closes all connections; what was acknowledged is on disk with or without it.
     pub async fn close(&self) {
         self.pool.close().await;

@@ -19,7 +19,8 @@ use std::{ops::Range, sync::Arc};
 /// Bytes that are read at a time: what one download takes of the memory.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// A public blob: a shard of training text or yardstick, a snapshot's chunk, an aggregate, a manifest, or the update of a scored epoch.
+/// A public blob: a shard of training text or yardstick, a snapshot's chunk, an aggregate, a manifest, or the update of a
+/// scored epoch.
 #[utoipa::path(get, path = "/v1/blobs/{hash}", params(("hash" = String, Path)), responses(
     (status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 206, description = "the range"),
     (status = 404, body = ApiError), (status = 416, description = "beyond the end"),

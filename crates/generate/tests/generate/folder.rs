@@ -243,6 +243,24 @@ fn prompts_of_any_bytes_should_be_taken_and_empty_ones_refused() {
 }
 
 #[test]
+fn what_cannot_be_should_be_refused_before_weights_are_read() {
+    let made = Made::new();
+    let folder = Folder::open(made.path()).unwrap();
+    assert_eq!(request(&[b'x'; CONTEXT], 1).check(&folder).unwrap().len(), CONTEXT);
+    let mut hot = request(b"a", 1);
+    hot.sampling.temperature = f64::NAN;
+    for (bad, words) in [
+        (request(&[b'x'; CONTEXT + 1], 1), "33 tokens"),
+        (request(b"a", 0), "--max-tokens"),
+        (request(b"", 1), "empty"),
+        (hot, "--temperature"),
+    ] {
+        let error = bad.check(&folder).unwrap_err();
+        assert!(error.is_usage() && error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_begin_token_should_be_put_before_texts_where_the_tokenizer_asks() {
     let made = Made::new();
     made.json(TOKENIZER_CONFIG_FILE, &json!({"tokenizer_class": "LlamaTokenizer"}));

@@ -384,7 +384,8 @@ fn every_density_should_fill_its_budget() {
             positions,
             values,
         } = encoded.bits;
-        // As many sets of k positions as there are in each chunk, told apart: no code takes fewer bits for all of them than their logarithm.
+        // So many sets of k positions there are in each chunk; no code tells all of them apart with fewer bits than their
+        // logarithm.
         let bound: f64 = layout
             .chunks()
             .map(|range| {
