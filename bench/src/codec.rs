@@ -21,6 +21,9 @@ struct Args {
     /// Encodes one update of this run's real shapes, decodes it again and compares.
     #[arg(long)]
     seven_b: bool,
+    /// Fragment of the run that --seven-b encodes, as its tasks do; all parameters if none.
+    #[arg(long)]
+    fragment: Option<u32>,
     /// Run specification for --seven-b.
     #[arg(long, default_value = "chain-spec/runs/genesis-7b.toml")]
     run: PathBuf,
@@ -41,7 +44,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     let report = if args.seven_b {
-        seven_b::report(&args.run, args.threads)?
+        seven_b::report(&args.run, args.fragment, args.threads)?
     } else if let Some(path) = &args.file {
         speed::of_file(path, &args.k)?
     } else {

@@ -12,10 +12,16 @@ use std::time::Instant;
 /// Values that are made and pushed at once.
 const PIECE: usize = 1 << 24;
 
-pub fn report(run: &Path, threads: usize) -> Result<Vec<Table>> {
+pub fn report(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Vec<Table>> {
     let text = std::fs::read_to_string(run).with_context(|| format!("{} cannot be read", run.display()))?;
     let spec = RunSpec::parse(&text)?;
-    let layout = Layout::from_spec(&spec);
+    let tensors = fragment.map_or(0..spec.tensors().len(), |p| spec.fragment_tensors(p));
+    ensure!(
+        !tensors.is_empty(),
+        "the run has fragments 0 to {} only",
+        spec.task.fragments - 1
+    );
+    let layout = Layout::from_spec(&spec).fragment(tensors.clone());
     let header = Header {
         run_hash: spec.run_hash(),
         epoch: 1,
@@ -23,8 +29,10 @@ pub fn report(run: &Path, threads: usize) -> Result<Vec<Table>> {
     };
     let mut encoder = Encoder::new(&layout, &spec.update)?.threads(threads);
     let mut piece = vec![0.0f32; PIECE];
+    let learning = layout.covered().len();
     let (mut at, mut making, mut pushing) = (0u64, Clock::default(), Clock::default());
-    for (number, tensor) in spec.tensors().iter().map(TensorShape::len).enumerate() {
+    let lens = spec.tensors().into_iter().map(|tensor: TensorShape| tensor.len());
+    for (number, tensor) in lens.enumerate().skip(tensors.start).take(tensors.len()) {
         // Each tensor has its own size of values, as in a real model.
         let size = 1e-4 * (1 + number % 7) as f32;
         let mut left = tensor;
@@ -47,11 +55,12 @@ pub fn report(run: &Path, threads: usize) -> Result<Vec<Table>> {
         encoded.bytes.len() as u64 <= spec.update.budget_bytes,
         "the update is larger than its budget"
     );
-    let (entries, parameters) = (decoded.indices.len() as f64, spec.parameters() as f64);
+    let (entries, parameters) = (decoded.indices.len() as f64, learning as f64);
     let budget = spec.update.budget_bytes as f64;
     let mut rows = vec![
         vec![json!("run"), json!(spec.name)],
-        vec![json!("parameters"), json!(spec.parameters())],
+        vec![json!("parameters of the run"), json!(spec.parameters())],
+        vec![json!("parameters of the update"), json!(learning)],
         vec![json!("budget, bytes"), json!(spec.update.budget_bytes)],
         vec![json!("update, bytes"), json!(encoded.bytes.len())],
         vec![

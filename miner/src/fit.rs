@@ -50,6 +50,8 @@ pub struct Fit {
     memory: Option<u64>,
     /// What a GPU had free before the first task.
     free_at_start: Option<u64>,
+    /// The device is known to have no bf16 of its own.
+    without_bf16: bool,
 }
 
 /// What the plan comes to for a run on a device.
@@ -59,6 +61,8 @@ pub struct Plan {
     pub fragment: Option<u32>,
     /// Bytes that a task may take; none where nobody knows.
     pub usable: Option<u64>,
+    /// On the CPU, what the update takes of the same memory; none on a GPU.
+    kept_for_host: Option<u64>,
     /// Each combination that was looked at, in order of preference.
     pub rows: Vec<Row>,
 }
@@ -108,23 +112,26 @@ impl Fit {
             micro_batch: args.micro_batch,
             memory: args.device_memory.as_deref().map(parse_size).transpose()?,
             free_at_start: None,
+            without_bf16: false,
         })
     }
 
-    /// Looks once at what a GPU has free, for every plan from here on: libtorch keeps what a task has taken, so that later
-    /// there would seem to be too little for the next one.
+    /// Looks once at what a GPU that is there can do and has free, for every plan from here on: libtorch keeps what a task has
+    /// taken, so that later there would seem to be too little for the next one.
     pub fn measure(&mut self, device: Device) {
         if device != Device::Cpu {
             self.free_at_start = free_memory(device);
+            self.without_bf16 = !alice_model::has_bf16(device);
         }
     }
 
     /// Plans tasks of a fragment (none: of any of the run's).
     pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
+        // On the CPU device and host are the same memory.
+        let host = host_bytes(spec, fragment);
         let usable = match device {
-            // Device and host are the same memory.
             Device::Cpu => (self.memory.or_else(|| free_memory(device)))
-                .map(|bytes| bytes.saturating_sub(host_bytes(spec, fragment)) / CPU_SHARE.1 * CPU_SHARE.0),
+                .map(|bytes| bytes.saturating_sub(host) / CPU_SHARE.1 * CPU_SHARE.0),
             _ => match self.memory {
                 Some(bytes) => Some(plan::usable_on_gpu(bytes)),
                 None => (self.free_at_start.or_else(|| free_memory(device))).map(plan::usable_of_free),
@@ -133,15 +140,15 @@ impl Fit {
         let rows = self.candidates(device).map(|options| {
             let micro_batch = usable.map_or(
                 Some(options.micro_batch.unwrap_or(spec.inner.batch_sequences)),
-                |bytes| plan::micro_batch(spec, fragment, options, bytes),
+                |bytes| plan::micro_batch(spec, fragment, options, device, bytes),
             );
             let options = Options {
                 micro_batch: Some(micro_batch.unwrap_or(1)),
                 ..options
             };
             let need = match fragment {
-                Some(p) => plan::need(spec, p, options),
-                None => plan::worst(spec, options).1,
+                Some(p) => plan::need(spec, p, options, device),
+                None => plan::worst(spec, options, device).1,
             };
             Row {
                 options,
@@ -152,6 +159,7 @@ impl Fit {
         Plan {
             fragment,
             usable,
+            kept_for_host: (device == Device::Cpu).then_some(host),
             rows: rows.collect(),
         }
     }
@@ -161,6 +169,7 @@ impl Fit {
         let precisions = match (self.precision, device) {
             (Some(precision), _) => vec![precision],
             (None, Device::Cpu) => vec![Precision::F32, Precision::Bf16],
+            (None, _) if self.without_bf16 => vec![Precision::F32],
             (None, _) => vec![Precision::Bf16, Precision::F32],
         };
         let all = precisions.into_iter().flat_map(plan::combinations);
@@ -194,12 +203,17 @@ impl Plan {
             (Some(row), _) => format!("{}: {} of memory ({room})", words(&row.options), gib(row.need.total())),
             (None, Some(row)) => {
                 let total = row.need.total();
-                let device = COMMON_GIB
-                    .iter()
-                    .find(|size| plan::usable_on_gpu(**size << 30) >= total);
-                let device = device.map_or("no common device".into(), |size| format!("a device of {size} GiB"));
+                let would_do = match self.kept_for_host {
+                    Some(host) => {
+                        let bytes = host.saturating_add(total.div_ceil(CPU_SHARE.0).saturating_mul(CPU_SHARE.1));
+                        format!("{} GiB of free memory", bytes.div_ceil(1 << 30))
+                    }
+                    None => (COMMON_GIB.iter())
+                        .find(|size| plan::usable_on_gpu(**size << 30) >= total)
+                        .map_or("no common device".into(), |size| format!("a device of {size} GiB")),
+                };
                 format!(
-                    "nothing fits: the least, {}, needs {} ({room}); {device} would do",
+                    "nothing fits: the least, {}, needs {} ({room}); {would_do} would do",
                     words(&row.options),
                     gib(total)
                 )
@@ -269,6 +283,24 @@ pub fn moments_word(moments: Moments) -> &'static str {
 /// Bytes as GiB.
 pub fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIB)
+}
+
+/// What a task took of the device, beside its plan, for the end of a line.
+pub fn beside_plan(peak: u64, planned: u64) -> String {
+    format!(", {} MiB of memory (plan {})", peak >> 20, planned >> 20)
+}
+
+/// What to do where a task took more of the device than is kept for it; none where it did not.
+pub fn above_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
+    let most = plan::taken_at_most(device, planned);
+    (peak > most).then(|| {
+        format!(
+            "the task took {} of the device where the plan expects at most {}; if memory runs short, say less with \
+             --device-memory, and please report it with the output of `alice-miner plan`",
+            gib(peak),
+            gib(most)
+        )
+    })
 }
 
 /// What the host needs beside the device; on the CPU both are the same memory. θ is not in it: it is mapped from its file.
@@ -348,7 +380,7 @@ mod tests {
     #[test]
     fn the_first_combination_that_fits_should_be_chosen() {
         let spec = spec("genesis-7b");
-        let of = |memory, device| fit(memory, |_| ()).plan(&spec, None, device);
+        let of = |memory: &str, device| fit(memory, |_| ()).plan(&spec, None, device);
         let chosen = |memory| of(memory, Device::Cuda(0)).chosen().map(|row| row.options);
         let frugal = chosen("24GiB").unwrap();
         assert_eq!(
@@ -367,9 +399,34 @@ mod tests {
             summary.contains("nothing fits") && summary.contains("24 GiB would do"),
             "{summary}"
         );
+        // What is said to be enough is enough, and a GiB less is not: on the CPU the update is in the same memory.
+        let cpu = of("24GiB", Device::Cpu).summary();
+        let (_, enough) = cpu.rsplit_once("; ").unwrap();
+        let size: u64 = enough.split_once(" GiB of free memory").unwrap().0.parse().unwrap();
+        let at = |gib: u64| of(&format!("{gib}GiB"), Device::Cpu).chosen().is_some();
+        assert!(size > 24 && at(size) && !at(size - 1), "{cpu}");
         // The CPU keeps f32 where it can.
         let cpu = of("200GiB", Device::Cpu).chosen().unwrap().options;
         assert_eq!(cpu.precision, Precision::F32);
+    }
+
+    #[test]
+    fn bf16_should_be_chosen_where_the_device_has_it() {
+        let spec = spec("small");
+        let precision = |without_bf16| {
+            let fit = Fit {
+                memory: Some(80 << 30),
+                without_bf16,
+                ..Fit::default()
+            };
+            fit.plan(&spec, None, Device::Cuda(0))
+                .chosen()
+                .unwrap()
+                .options
+                .precision
+        };
+        assert_eq!([precision(false), precision(true)], [Precision::Bf16, Precision::F32]);
+        assert!(alice_model::has_bf16(Device::Cpu));
     }
 
     #[test]
@@ -401,6 +458,31 @@ mod tests {
             change(&mut args);
             let error = Fit::new(&args).unwrap_err();
             assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_task_should_be_reported_where_it_takes_more_than_is_kept_for_it() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(beside_plan(3 << 20, 2 << 20), ", 3 MiB of memory (plan 2)");
+        // What a plan chose for all that may be used takes no more than there is.
+        let spec = spec("genesis-7b");
+        for (device, free) in [(Device::Cpu, 200 * GIB), (Device::Cuda(0), 23 * GIB + GIB / 2)] {
+            let plan = Fit {
+                memory: (device == Device::Cpu).then_some(free),
+                free_at_start: Some(free),
+                ..Fit::default()
+            }
+            .plan(&spec, None, device);
+            let planned = plan.chosen().unwrap().need.total();
+            let most = plan::taken_at_most(device, planned);
+            assert!(planned < most && most <= free, "{planned} {most} {free}");
+            assert_eq!(above_plan(device, most, planned), None);
+            let warning = above_plan(device, most + GIB, planned).unwrap();
+            assert!(
+                warning.contains("--device-memory") && warning.contains(&gib(most)),
+                "{warning}"
+            );
         }
     }
 

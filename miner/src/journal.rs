@@ -53,8 +53,6 @@ pub enum State {
 pub struct Surroundings {
     /// The run of the journal's lease is the run that is mined now.
     pub same_run: bool,
-    /// The update's file is there and has the hash of the journal.
-    pub update_intact: bool,
     /// The residual of after the commit still waits beside the valid one.
     pub residual_waits: bool,
     /// A receipt for the update is stored.
@@ -72,7 +70,7 @@ pub enum Step {
     Claim,
     /// Train for this lease.
     Train(Lease),
-    /// Declare, upload and commit the stored bytes.
+    /// Declare, upload and commit the stored bytes, or ask for the answer where they are lost.
     Send(Outgoing),
     /// The receipt is stored: make the residual of after the commit the valid one.
     AdoptResidual(Outgoing),
@@ -108,14 +106,15 @@ pub fn next_step(state: &State, around: Surroundings) -> Step {
             Surroundings {
                 refusal_stored: true, ..
             } => Step::Clear("refused"),
-            // Also where the deadline is over: the server may have it, and gives the same receipt again.
-            Surroundings {
-                update_intact: true, ..
-            } => Step::Send(outgoing.clone()),
-            _ => Step::Clear("the stored update is damaged"),
+            // Also where the deadline is over, or the bytes are lost: the server may have them, and gives the same receipt
+            // again.
+            _ => Step::Send(outgoing.clone()),
         },
     }
 }
+
+/// Called after every write; an error stops there, as a kill would.
+type Hook<'a> = &'a mut dyn FnMut() -> Result<(), MinerError>;
 
 /// Journal and the files that belong to it, in one directory for each run.
 #[derive(Debug)]
@@ -163,9 +162,22 @@ impl Journal {
 
     /// Stores the update and the ledger of after the commit, then notes that they are complete.
     pub fn ready(&mut self, outgoing: Outgoing, update: &[u8], ledger: &[u8]) -> Result<(), MinerError> {
+        self.ready_through(outgoing, update, ledger, &mut || Ok(()))
+    }
+
+    fn ready_through(
+        &mut self,
+        outgoing: Outgoing,
+        update: &[u8],
+        ledger: &[u8],
+        written: Hook<'_>,
+    ) -> Result<(), MinerError> {
         files::write_atomic(&self.update_file(), update)?;
+        written()?;
         files::write_atomic(&waiting_file(&self.dir), ledger)?;
-        self.write(State::Ready { outgoing })
+        written()?;
+        self.write(State::Ready { outgoing })?;
+        written()
     }
 
     /// The stored update; none where it is gone or damaged. That it could not be read is an error: it may be committed
@@ -182,9 +194,16 @@ impl Journal {
     /// Forgets the work in hand. The journal goes first: files without a journal are overwritten by the next task,
     /// a journal without files would be a damaged update.
     pub fn clear(&mut self) -> Result<(), MinerError> {
+        self.clear_through(&mut || Ok(()))
+    }
+
+    fn clear_through(&mut self, written: Hook<'_>) -> Result<(), MinerError> {
         self.write(State::Idle)?;
+        written()?;
         files::remove(&self.update_file())?;
-        files::remove(&waiting_file(&self.dir))
+        written()?;
+        files::remove(&waiting_file(&self.dir))?;
+        written()
     }
 
     fn write(&mut self, state: State) -> Result<(), MinerError> {
@@ -231,7 +250,6 @@ pub(crate) mod tests {
 
     const CALM: Surroundings = Surroundings {
         same_run: true,
-        update_intact: true,
         residual_waits: true,
         receipt_stored: false,
         refusal_stored: false,
@@ -306,66 +324,71 @@ pub(crate) mod tests {
             ),
             Step::Clear(_)
         ));
-        assert!(matches!(
-            next_step(
-                &state,
-                Surroundings {
-                    update_intact: false,
-                    ..CALM
-                }
-            ),
-            Step::Clear(_)
-        ));
     }
 
     /// Runs the whole sequence on real files with a crash (the value dropped, the directory opened again) after each
     /// write, and checks that exactly one receipt and one residual come out.
     #[test]
     fn a_crash_after_any_write_should_end_with_the_same_files() {
-        for crash_after in 0..8 {
+        // Lease 1; update 2, ledger 3, journal 4; the server's answer 5; residual 6; journal 7 and both files.
+        for crash_after in 1..=10 {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join("ledger-0.bin"), "old").unwrap();
+            let ledger = dir.path().join("ledger-0.bin");
+            std::fs::write(&ledger, "old").unwrap();
             let (mut receipt, mut sent, mut writes, mut trained) = (false, Vec::new(), 0, 0);
             let mut journal = Journal::open(dir.path()).unwrap();
-            let mut done = false;
-            while !done {
-                let around = |journal: &Journal, receipt_stored| Surroundings {
-                    update_intact: match journal.state() {
-                        State::Ready { outgoing } => journal.update(outgoing).unwrap().is_some(),
-                        _ => false,
-                    },
+            loop {
+                let around = Surroundings {
                     residual_waits: waiting_file(dir.path()).exists(),
-                    receipt_stored,
+                    receipt_stored: receipt,
                     ..CALM
                 };
-                match next_step(journal.state(), around(&journal, receipt)) {
-                    Step::Claim if receipt => done = true,
-                    Step::Claim => journal.leased(lease(1)).unwrap(),
+                let mut written = || {
+                    writes += 1;
+                    assert!(writes < 30);
+                    if writes == crash_after {
+                        Err(MinerError::Stopped)
+                    } else {
+                        Ok(())
+                    }
+                };
+                let result = match next_step(journal.state(), around) {
+                    Step::Claim if receipt => break,
+                    Step::Claim => journal.leased(lease(1)).and_then(|()| written()),
                     Step::Train(_) => {
                         trained += 1;
-                        journal.ready(outgoing(b"update"), b"update", b"new").unwrap();
+                        journal.ready_through(outgoing(b"update"), b"update", b"new", &mut written)
                     }
                     Step::Send(out) => {
                         sent.push((out.id, journal.update(&out).unwrap().unwrap()));
                         // The server has it from here on; the receipt is stored only if we live on.
-                        receipt = writes != crash_after || sent.len() > 1;
+                        let stored = written();
+                        receipt = stored.is_ok();
+                        stored
                     }
                     Step::AdoptResidual(_) => {
-                        files::rename(&waiting_file(dir.path()), &dir.path().join("ledger-0.bin")).unwrap();
+                        files::rename(&waiting_file(dir.path()), &ledger).and_then(|()| written())
                     }
                     Step::RestoreResidual(_) => unreachable!("nothing is refused here"),
-                    Step::Clear(_) => journal.clear().unwrap(),
-                }
-                if writes == crash_after {
+                    Step::Clear(_) => journal.clear_through(&mut written),
+                };
+                if result.is_err() {
                     journal = Journal::open(dir.path()).unwrap();
                 }
-                writes += 1;
-                assert!(writes < 20);
             }
-            assert_eq!(trained, 1);
+            assert!(writes >= crash_after.min(9), "{writes}");
+            // Before the journal says so, nothing is ready.
+            assert_eq!(
+                trained,
+                if [2, 3].contains(&crash_after) { 2 } else { 1 },
+                "{crash_after}"
+            );
+            assert_eq!(sent.len(), if crash_after == 5 { 2 } else { 1 });
             assert!(sent.iter().all(|s| *s == (Hex32([9; 32]), b"update".to_vec())));
-            assert_eq!(std::fs::read(dir.path().join("ledger-0.bin")).unwrap(), b"new");
-            assert!(!dir.path().join("outgoing.update").exists());
+            assert_eq!(std::fs::read(&ledger).unwrap(), b"new");
+            // Where the journal was all that could be cleared, the next task writes over it.
+            assert_eq!(dir.path().join("outgoing.update").exists(), crash_after == 7);
+            assert!(!waiting_file(dir.path()).exists());
         }
     }
 

@@ -2,7 +2,7 @@
 //! network or a server does ends it; it says what it waits for.
 
 use crate::{
-    MinerError,
+    MinerError, fit,
     journal::{Outgoing, Step, next_step},
     key::MiningKey,
     moments,
@@ -20,9 +20,12 @@ use crate::{
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
-use alice_trainer::{MomentsFrom, Options};
+use alice_trainer::{MemoryWatch, MomentsFrom, Options};
 use serde_json::json;
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// Between two looks at the server while there is nothing to do.
 const POLL: Retry = Retry {
@@ -68,8 +71,10 @@ pub struct Miner {
     standings: Standings,
     /// Epochs that this process has worked in.
     worked: BTreeSet<u32>,
-    /// What fitted the device in the last task.
-    micro_batch: Option<u32>,
+    /// For each fragment with which the device ran out of memory, the micro-batch that fitted then.
+    micro_batches: BTreeMap<u32, u32>,
+    /// Memory of the device since this process began; none where there is no way to tell.
+    memory: Option<MemoryWatch>,
 }
 
 impl Miner {
@@ -101,7 +106,8 @@ impl Miner {
             network,
             standings: Standings::default(),
             worked: BTreeSet::new(),
-            micro_batch: None,
+            micro_batches: BTreeMap::new(),
+            memory: MemoryWatch::start(device),
         })
     }
 
@@ -358,18 +364,23 @@ impl Miner {
             run.journal.clear()?;
             return Err(MinerError::DoesNotFit(plan.summary()));
         };
+        // What turned out not to fit is not tried again.
+        let known = self.micro_batches.get(&task.fragment).copied();
+        let micro_batch = plan.options.micro_batch.into_iter().chain(known).min();
         let job = work::Job {
             spec: run.spec.clone(),
             device: self.device,
             theta,
             options: Options {
-                // What turned out not to fit is not tried again.
-                micro_batch: plan.options.micro_batch.into_iter().chain(self.micro_batch).min(),
+                micro_batch,
                 ..plan.options
             },
             sequences,
             moments: (self.settings.keep_moments).then(|| moments::file(&run.dir, task.fragment)),
         };
+        if let Some(memory) = &self.memory {
+            memory.forget_peak();
+        }
         let mut desk = PayDesk {
             genesis: run.genesis,
             epoch: self.standings.epoch,
@@ -379,29 +390,37 @@ impl Miner {
             pays: &mut self.pays,
             follower: &mut self.follower,
         };
-        let result = match work::train(job, lease, &mut desk, reporter, stop).await? {
-            Trained::Done(result) => result,
+        let (result, mut left) = match work::train(job, lease, &mut desk, reporter, stop).await? {
+            Trained::Done(result, left) => (result, left),
             Trained::TooLate => {
                 run.journal.clear()?;
                 self.worked.insert(task.epoch);
                 return self.note_too_late(lease, status);
             }
         };
-        self.micro_batch = Some(result.micro_batch);
+        if micro_batch.is_some_and(|asked| result.micro_batch < asked) {
+            self.micro_batches.insert(task.fragment, result.micro_batch);
+        }
         self.standings.loss = Some(result.loss_last);
         self.standings.tokens_per_second = Some(result.tokens as f64 / result.seconds.max(1e-9));
+        let (peak, planned) = (self.memory.and_then(|memory| memory.peak()), plan.need.total());
+        let memory = peak.map_or(String::new(), |peak| fit::beside_plan(peak, planned));
         reporter.event(
             "trained",
             &format!(
-                "epoch {}: loss {:.3} → {:.3}, {} tokens in {:.1} s, micro-batch {}",
+                "epoch {}: loss {:.3} → {:.3}, {} tokens in {:.1} s, micro-batch {}{memory}",
                 task.epoch, result.loss_first, result.loss_last, result.tokens, result.seconds, result.micro_batch
             ),
             json!({
                 "epoch": task.epoch, "loss_first": result.loss_first, "loss_last": result.loss_last,
                 "tokens": result.tokens, "seconds": result.seconds, "micro_batch": result.micro_batch,
                 "moments_steps": match result.moments { MomentsFrom::Carried { steps } => steps, _ => 0 },
+                "memory_peak": peak, "memory_planned": planned,
             }),
         );
+        if let Some(warning) = peak.and_then(|peak| fit::above_plan(self.device, peak, planned)) {
+            tracing::warn!("{warning}");
+        }
         let miner = self.key.key.public();
         let mut store = || {
             work::store(
@@ -414,14 +433,20 @@ impl Miner {
                 reporter,
             )
         };
-        match store() {
+        let stored = match store() {
             // A full disk, perhaps: the update is worth more than the moments.
-            Err(error) if moments::give_way(&run.dir, task.fragment) => {
+            Err(error @ (MinerError::File { .. } | MinerError::Residual(_)))
+                if left.take().is_some() | moments::give_way(&run.dir, task.fragment) =>
+            {
                 tracing::warn!(%error, "the update could not be stored; the optimiser's moments give way to it");
                 store()
             }
             stored => stored,
+        };
+        if let (Ok(()), Some(left)) = (&stored, left) {
+            left.keep();
         }
+        stored
     }
 
     /// Even work that was never sent gets its reason.
@@ -456,9 +481,7 @@ impl Miner {
     async fn send(&mut self, outgoing: &Outgoing, status: &Status) -> Result<(), MinerError> {
         let Some(run) = &self.run else { return Ok(()) };
         // Gone between two looks: the next look puts the journal away.
-        let Some(update) = run.journal.update(outgoing)? else {
-            return Ok(());
-        };
+        let update = run.journal.update(outgoing)?;
         let sender = Sender {
             client: &self.settings.client,
             key: &self.key.key,
@@ -466,7 +489,14 @@ impl Miner {
             ps_key: status.ps_key,
             stop: &self.stop,
         };
-        let record = match sender.send(outgoing, update, &mut self.reporter).await {
+        let answer = match update {
+            Some(update) => sender.send(outgoing, update, &mut self.reporter).await,
+            None => {
+                tracing::warn!(id = %outgoing.id, "the stored update is damaged; asking whether it had been committed");
+                sender.ask(outgoing).await
+            }
+        };
+        let record = match answer {
             // Sent again at every look, until nothing can come of it any more.
             Err(MinerError::Untrue { what, problem })
                 if status.epoch > outgoing.lease.task.epoch.saturating_add(verdicts::VERDICT_EPOCHS_MAX) =>

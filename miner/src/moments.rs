@@ -34,17 +34,46 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// Runs `train` with the moments of `path` and keeps there what it leaves, unless `stop` is set meanwhile. No failure of a
+/// The moments that a task has left, beside those of the task before. They take their place with [`keep`](Self::keep), once the task's
+/// update is stored: a task that is done again after a crash must not start from moments that have seen its text. They are removed
+/// if dropped.
+#[derive(Debug)]
+pub struct Left {
+    part: PathBuf,
+    path: PathBuf,
+}
+
+impl Left {
+    /// Makes them the ones for the next task.
+    pub fn keep(self) {
+        // Not synced: an update waits to be sent, and the checksum shows a torn file.
+        if let Err(error) = files::rename(&self.part, &self.path) {
+            warn(&self.path, NOT_KEPT, &error);
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // Half a file, or one that nobody kept; there is none where it was kept.
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
+
+const NOT_KEPT: &str = "the optimiser's moments cannot be kept for the next task";
+
+fn warn(path: &Path, what: &str, error: &dyn std::fmt::Display) {
+    tracing::warn!(%error, path = %path.display(), "{what}");
+}
+
+/// Runs `train` with the moments of `path` and hands out those that it leaves, unless `stop` is set meanwhile. No failure of a
 /// file keeps it from training.
 pub fn carrying(
     path: &Path,
     stop: &AtomicBool,
     train: impl FnOnce(Carry<'_>) -> Result<TaskResult, TrainError>,
-) -> Result<TaskResult, TrainError> {
-    let part = path.with_extension("part");
-    let warn = |what: &str, error: &dyn std::fmt::Display| {
-        tracing::warn!(%error, path = %path.display(), "{what}");
-    };
+) -> Result<(TaskResult, Option<Left>), TrainError> {
+    let warn = |what: &str, error: &dyn std::fmt::Display| warn(path, what, error);
     let mut from = match File::open(path) {
         Ok(file) => Some(BufReader::with_capacity(BUFFER, file)),
         Err(error) => {
@@ -54,13 +83,17 @@ pub fn carrying(
             None
         }
     };
-    let mut to = match File::create(&part) {
+    let left = Left {
+        part: path.with_extension("part"),
+        path: path.to_owned(),
+    };
+    let mut to = match File::create(&left.part) {
         Ok(file) => Some(Stoppable {
             file: BufWriter::with_capacity(BUFFER, file),
             stop,
         }),
         Err(error) => {
-            warn("the optimiser's moments cannot be kept for the next task", &error);
+            warn(NOT_KEPT, &error);
             None
         }
     };
@@ -68,32 +101,23 @@ pub fn carrying(
         from: from.as_mut().map(|from| from as &mut dyn Read),
         to: to.as_mut().map(|to| to as &mut dyn Write),
     });
-    if let Ok(result) = &result {
-        if let MomentsFrom::Refused(problem) = &result.moments {
-            warn("the optimiser's moments start from nothing", problem);
-        }
-        if let Some(problem) = &result.moments_lost {
-            warn("the optimiser's moments cannot be kept for the next task", problem);
-        }
+    let result = result?;
+    if let MomentsFrom::Refused(problem) = &result.moments {
+        warn("the optimiser's moments start from nothing", problem);
     }
-    let complete = result.as_ref().is_ok_and(|result| result.moments_lost.is_none());
-    if let Some(to) = to {
-        let kept = complete.then(|| keep(to.file, &part, path));
-        if let Some(Err(error)) = &kept {
-            warn("the optimiser's moments cannot be kept for the next task", error);
-        }
-        if !matches!(kept, Some(Ok(()))) {
-            // What an older task has left stays; half a file does not.
-            let _ = std::fs::remove_file(&part);
-        }
+    if let Some(problem) = &result.moments_lost {
+        warn(NOT_KEPT, problem);
+        return Ok((result, None));
     }
-    result
-}
-
-/// Not synced: an update waits to be sent, and the checksum shows a torn file.
-fn keep(to: BufWriter<File>, part: &Path, path: &Path) -> Result<(), String> {
-    drop(to.into_inner().map_err(|e| e.to_string())?);
-    files::rename(part, path).map_err(|e| e.to_string())
+    let written = to.map(|to| to.file.into_inner());
+    match written {
+        Some(Ok(_)) => Ok((result, Some(left))),
+        Some(Err(error)) => {
+            warn(NOT_KEPT, &error);
+            Ok((result, None))
+        }
+        None => Ok((result, None)),
+    }
 }
 
 /// A file that is given up when the task must end.
@@ -122,11 +146,15 @@ mod tests {
 
     /// A task of two steps from `path`; it ends after `steps`.
     fn task(path: &Path, steps: u32) -> Result<TaskResult, TrainError> {
-        task_until(path, steps, false)
+        let (result, left) = task_until(path, steps, false)?;
+        if let Some(left) = left {
+            left.keep();
+        }
+        Ok(result)
     }
 
     /// The same, where `stop` is set before anything is written.
-    fn task_until(path: &Path, steps: u32, stop: bool) -> Result<TaskResult, TrainError> {
+    fn task_until(path: &Path, steps: u32, stop: bool) -> Result<(TaskResult, Option<Left>), TrainError> {
         let mut spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
         (spec.model.hidden, spec.model.heads, spec.model.kv_heads) = (16, 2, 2);
         (spec.model.layers, spec.model.ffn, spec.model.context) = (1, 32, 16);
@@ -168,9 +196,15 @@ mod tests {
         assert_eq!(names(dir.path()), ["moments-0.bin"]);
         // One that must end while it writes has its update all the same, and leaves what was there.
         let before = std::fs::read(&path).unwrap();
-        let late = task_until(&path, 9, true).unwrap();
-        assert!(late.moments_lost.is_some());
+        let (late, left) = task_until(&path, 9, true).unwrap();
+        assert!(late.moments_lost.is_some() && left.is_none());
         assert_eq!(std::fs::read(&path).unwrap(), before);
+        // One whose update was not stored leaves what was there, too: it may be done again.
+        let (_, left) = task_until(&path, 9, false).unwrap();
+        assert_eq!(names(dir.path()).len(), 2);
+        drop(left.unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(names(dir.path()), ["moments-0.bin"]);
         // What a killed process has left goes when the run is opened; moments give way once.
         std::fs::write(dir.path().join("moments-3.part"), b"half").unwrap();
         sweep(dir.path());

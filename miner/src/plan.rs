@@ -41,7 +41,11 @@ pub fn execute(args: &PlanArgs) -> Result<(), MinerError> {
         number => Some(fragment_number(number, spec.task.fragments)?),
     };
     let device = device_of(args)?;
-    let plan = Fit::new(&args.fit)?.plan(&spec, fragment, device);
+    let mut fit = Fit::new(&args.fit)?;
+    if args.fit.device_memory.is_none() {
+        fit.measure(device);
+    }
+    let plan = fit.plan(&spec, fragment, device);
     if args.json {
         let mut value = plan.json();
         value["run"] = json!(spec.name);

@@ -133,19 +133,16 @@ impl Run {
 
     /// What there is besides the journal.
     pub fn surroundings(&self, receipts: &Receipts, block: u32) -> Result<Surroundings, MinerError> {
-        let (same_run, record, update_intact) = match self.journal.state() {
-            State::Idle => (true, None, false),
-            State::Leased { lease } => (lease.task.run_hash == self.hash, None, false),
+        let (same_run, record) = match self.journal.state() {
+            State::Idle => (true, None),
+            State::Leased { lease } => (lease.task.run_hash == self.hash, None),
             State::Ready { outgoing } => {
                 let record = receipts.get(&outgoing.id);
-                // Once there is an answer the bytes are not needed, whatever has become of them.
-                let intact = record.is_none() && self.journal.update(outgoing)?.is_some();
-                (outgoing.lease.task.run_hash == self.hash, record, intact)
+                (outgoing.lease.task.run_hash == self.hash, record)
             }
         };
         Ok(Surroundings {
             same_run,
-            update_intact,
             residual_waits: files::len(&self.residuals.waiting_file())?.is_some(),
             receipt_stored: record.is_some_and(|r| r.receipt.is_some()),
             refusal_stored: record.is_some_and(|r| r.refusal.is_some() || r.closed.is_some()),

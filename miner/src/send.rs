@@ -50,6 +50,24 @@ impl Sender<'_> {
         }
     }
 
+    /// Asks what the server knows of an update whose bytes are lost: it may have been committed before. If it was not, nothing can
+    /// come of it any more.
+    pub async fn ask(&self, out: &Outgoing) -> Result<Record, MinerError> {
+        match self.stop.or(self.client.submission(&out.id)).await {
+            Ok(status) => {
+                self.check(&status.receipt, out)?;
+                Ok(Record {
+                    receipt: Some(status.receipt),
+                    ..self.record(out)
+                })
+            }
+            Err(MinerError::Client(error)) if error.code() == Some(ErrorCode::NotFound) => {
+                Ok(self.given_up(out, "it was damaged on disk before it was committed".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The record of an update that never got a receipt worth its name.
     pub fn given_up(&self, out: &Outgoing, why: String) -> Record {
         Record {

@@ -11,17 +11,15 @@ use std::{
     sync::Arc,
 };
 
-/// Most deltas between a snapshot and the current model.
+/// Most deltas that a server may name.
 const DELTAS_MAX: usize = 10_000;
-/// An encoded aggregate may take this much more than one byte a parameter, bytes.
-const DELTA_SLACK_BYTES: u64 = 1 << 20;
 
 /// How to get from the weights that are here to those of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
     /// They are here.
     Here,
-    /// Apply `deltas[from..to]`.
+    /// Apply `steps(manifest)[from..to]`.
     Deltas {
         /// First delta.
         from: usize,
@@ -35,27 +33,45 @@ pub enum Plan {
     },
 }
 
+/// All published steps: those that led to the snapshot, and those after it.
+fn steps(manifest: &ModelManifest) -> impl Iterator<Item = &Delta> {
+    manifest
+        .earlier
+        .iter()
+        .flat_map(|earlier| &earlier.deltas)
+        .chain(&manifest.deltas)
+}
+
 /// Decides how to reach `target`; none where the manifest does not lead there.
 pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> Option<Plan> {
     if here == Some(target) {
         return Some(Plan::Here);
     }
-    // Position 0 is the snapshot, position i the model after delta i.
-    let roots: Vec<&Hex32> = std::iter::once(&manifest.snapshot.model_root)
-        .chain(manifest.deltas.iter().map(|d| &d.model_root))
+    // Position i is the model before step i.
+    let first = manifest
+        .earlier
+        .as_ref()
+        .map_or(&manifest.snapshot.model_root, |earlier| &earlier.model_root);
+    let roots: Vec<&Hex32> = std::iter::once(first)
+        .chain(steps(manifest).map(|delta| &delta.model_root))
         .collect();
     let to = roots.iter().rposition(|r| *r == target)?;
-    let from = here.and_then(|here| roots.iter().take(to).rposition(|r| *r == here));
-    Some(match from {
-        Some(from) => Plan::Deltas { from, to },
-        None => Plan::Snapshot { to },
-    })
+    match here.and_then(|here| roots.iter().take(to).rposition(|r| *r == here)) {
+        Some(from) => Some(Plan::Deltas { from, to }),
+        None => {
+            let snapshot = manifest.earlier.as_ref().map_or(0, |earlier| earlier.deltas.len());
+            Some(Plan::Snapshot {
+                to: to.checked_sub(snapshot)?,
+            })
+        }
+    }
 }
 
 /// The weights of one run.
 pub struct Weights {
     tensors: Vec<TensorShape>,
     layout: Layout,
+    delta_bytes_max: u64,
     path: PathBuf,
     /// None where there are none, or an attempt to change them failed: then the file is opened again.
     master: Option<Arc<Master>>,
@@ -64,9 +80,11 @@ pub struct Weights {
 impl Weights {
     /// Opens the weights of a run's directory, if there are any.
     pub fn open(spec: &RunSpec, run_dir: &Path) -> Self {
+        let layout = Layout::from_spec(spec);
         let mut weights = Self {
             tensors: spec.tensors(),
-            layout: Layout::from_spec(spec),
+            delta_bytes_max: aggregate::published_bytes_max(&layout, spec.update.publish_bits),
+            layout,
             path: run_dir.join("theta.bin"),
             master: None,
         };
@@ -109,25 +127,25 @@ impl Weights {
             return Ok(master);
         }
         let manifest = source.stop.or(source.client.model()).await?;
-        if manifest.deltas.len() > DELTAS_MAX {
+        let published = steps(&manifest).count();
+        if published > DELTAS_MAX {
             return Err(MinerError::untrue(
                 "model",
-                format!("{} deltas, at most {DELTAS_MAX}", manifest.deltas.len()),
+                format!("{published} deltas, at most {DELTAS_MAX}"),
             ));
         }
         let way = plan(&manifest, self.root().as_ref(), target)
             .ok_or_else(|| MinerError::untrue("task", format!("its model {target} is not the published one")))?;
-        let deltas = match way {
-            Plan::Here => 0..0,
-            Plan::Deltas { from, to } => from..to,
+        let deltas: Vec<&Delta> = match way {
+            Plan::Here => Vec::new(),
+            Plan::Deltas { from, to } => steps(&manifest).take(to).skip(from).collect(),
             Plan::Snapshot { to } => {
                 let joined = self.snapshot(&manifest.snapshot, source, reporter).await;
                 reporter.bar_done();
                 self.master = Some(Arc::new(joined?));
-                0..to
+                manifest.deltas.iter().take(to).collect()
             }
         };
-        let deltas = manifest.deltas.get(deltas).unwrap_or_default();
         let bar = reporter.bar("model steps", deltas.len() as u64, false);
         for delta in deltas {
             let result = self.apply(delta, source).await;
@@ -199,24 +217,22 @@ impl Weights {
     }
 
     async fn apply(&mut self, delta: &Delta, source: &Source<'_>) -> Result<(), MinerError> {
-        let bytes_max = self.layout.total() as u64 * 2 + DELTA_SLACK_BYTES;
-        if delta.bytes > bytes_max {
+        if delta.bytes > self.delta_bytes_max {
             return Err(MinerError::untrue(
                 "delta",
                 format!("{} bytes for {} parameters", delta.bytes, self.layout.total()),
             ));
         }
         let bytes = source.stop.or(source.client.blob(&delta.blob, delta.bytes)).await?;
-        let sparse = aggregate::decode_published(&self.layout, &bytes)
+        let d = aggregate::Published::check(&self.layout, &bytes)
             .map_err(|e| MinerError::untrue("delta", format!("of epoch {}: {e}", delta.epoch)))?;
-        drop(bytes);
         let master = self
             .master
             .take()
             .and_then(Arc::into_inner)
             .ok_or_else(|| MinerError::file("change", &self.path, &"a trainer still reads the weights"))?;
         let master = master
-            .step(&sparse, f32::from_bits(delta.alpha_bits))
+            .step(&d, f32::from_bits(delta.alpha_bits))
             .map_err(self.failed())?;
         let found = Hex32(master.root());
         if found == delta.model_root {
@@ -259,6 +275,7 @@ pub struct Source<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alice_api::Earlier;
 
     fn root(n: u8) -> Hex32 {
         Hex32([n; 32])
@@ -283,7 +300,36 @@ mod tests {
                 chunks: vec![],
             },
             deltas: deltas.iter().map(delta).collect(),
+            earlier: None,
         }
+    }
+
+    #[test]
+    fn weights_from_before_the_snapshot_should_go_over_deltas() {
+        let mut m = manifest(3, &[4, 5]);
+        let earlier = manifest(1, &[2, 3]);
+        m.earlier = Some(Earlier {
+            model_root: root(1),
+            deltas: earlier.deltas,
+        });
+        assert_eq!(
+            plan(&m, Some(&root(2)), &root(3)),
+            Some(Plan::Deltas { from: 1, to: 2 })
+        );
+        assert_eq!(
+            plan(&m, Some(&root(1)), &root(5)),
+            Some(Plan::Deltas { from: 0, to: 4 })
+        );
+        assert_eq!(
+            plan(&m, Some(&root(3)), &root(4)),
+            Some(Plan::Deltas { from: 2, to: 3 })
+        );
+        let roots: Vec<_> = steps(&m).map(|delta| delta.model_root).collect();
+        assert_eq!(roots, [root(2), root(3), root(4), root(5)]);
+        // The snapshot is still the way for all others, and does not lead back.
+        assert_eq!(plan(&m, Some(&root(99)), &root(4)), Some(Plan::Snapshot { to: 1 }));
+        assert_eq!(plan(&m, None, &root(3)), Some(Plan::Snapshot { to: 0 }));
+        assert_eq!(plan(&m, None, &root(2)), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::{
     MinerError,
     journal::{Journal, Outgoing},
-    moments,
+    moments::{self, Left},
     payout::PayDesk,
     report::Reporter,
     residual::Residuals,
@@ -34,8 +34,8 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a task was stopped by.
 pub enum Trained {
-    /// It is done.
-    Done(Box<TaskResult>),
+    /// It is done; with the moments that it has left.
+    Done(Box<TaskResult>, Option<Left>),
     /// The deadline passed before it was done.
     TooLate,
 }
@@ -90,7 +90,7 @@ pub async fn train(
             };
             match &job.moments {
                 Some(path) => moments::carrying(path, &end, train),
-                None => train(Carry::default()),
+                None => train(Carry::default()).map(|result| (result, None)),
             }
         }
     });
@@ -127,7 +127,7 @@ pub async fn train(
     };
     reporter.bar_done();
     match result {
-        Ok(Ok(result)) => Ok(Trained::Done(Box::new(result))),
+        Ok(Ok((result, left))) => Ok(Trained::Done(Box::new(result), left)),
         Ok(Err(_)) if stop.requested() => Err(MinerError::Stopped),
         Ok(Err(_)) if too_late => Ok(Trained::TooLate),
         Ok(Err(error)) => Err(MinerError::Train(error.to_string())),

@@ -136,6 +136,35 @@ async fn a_miner_killed_between_commit_and_receipt_should_get_the_same_receipt()
     assert_eq!(ps.seen().bytes.values().next(), Some(&stored));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_whose_bytes_are_lost_should_be_asked_for_before_it_is_given_up() {
+    for committed in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (ps, url) = FakePs::start().await;
+        ps.seen().lose_commits = u32::MAX;
+        mine_and_die(dir.path(), &url, || ps.seen().commits > 0).await;
+        std::fs::write(run_dir(dir.path(), &ps).join("outgoing.update"), "garbage").unwrap();
+        ps.seen().lose_commits = 0;
+        if committed {
+            mine(dir.path(), &url).await.unwrap();
+            assert_one_accepted(dir.path(), &ps);
+            continue;
+        }
+        // As if the commit had never arrived.
+        ps.seen().receipts.clear();
+        mine(dir.path(), &url).await.unwrap();
+        let receipts = Receipts::open(dir.path()).unwrap();
+        let reasons: Vec<String> = receipts.iter().map(Record::reason).collect();
+        assert!(
+            matches!(&reasons[..], [reason] if reason.contains("damaged on disk")),
+            "{reasons:?}"
+        );
+        // What was to be sent is in the residual again, and nothing waits.
+        let (pending, residual) = left(dir.path(), &ps);
+        assert!(pending.is_empty() && residual.iter().any(|v| *v != 0.0));
+    }
+}
+
 /// Mines one task against a server that was told what to say; returns the record, the residual and the sent update.
 async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, (Vec<[u8; 32]>, Vec<f32>), alice_update::Update) {
     let dir = tempfile::tempdir().unwrap();
@@ -233,6 +262,32 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
     let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
     assert_eq!(Hex32(update.header.base_root), ps.root, "trained on the newest model");
     assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root), "bit by bit");
+    // Three starts later, what had come whole was asked for once.
+    let sent = &ps.seen().sent;
+    assert!(
+        ps.model.snapshot.chunks.iter().all(|chunk| sent[chunk] == 1),
+        "{sent:?}"
+    );
+    assert_eq!(sent[&ps.model.deltas[0].blob], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_keeps_up_should_not_fetch_a_new_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_later().await;
+    let run = run_dir(dir.path(), &ps);
+    std::fs::create_dir_all(&run).unwrap();
+    let mut theta = alice_model::init_theta(&ps.spec, &common::GENESIS);
+    theta.iter_mut().for_each(|v| *v *= common::LATER);
+    std::fs::write(run.join("theta.bin"), alice_store::theta::to_le_bytes(&theta)).unwrap();
+    mine(dir.path(), &url).await.unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root));
+    let sent = &ps.seen().sent;
+    assert!(
+        !ps.model.snapshot.chunks.iter().any(|chunk| sent.contains_key(chunk)),
+        "{sent:?}"
+    );
+    assert_eq!(sent[&ps.model.earlier.as_ref().unwrap().deltas[0].blob], 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

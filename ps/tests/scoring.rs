@@ -529,6 +529,13 @@ async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
     let model: ModelManifest = ps.get("/v1/model").await.parse();
     assert_eq!((model.model_step, model.snapshot.step, model.deltas.len()), (2, 2, 0));
     assert_eq!(model.snapshot.model_root, model.model_root);
+    // Those who have the weights before need no snapshot.
+    let earlier = model.earlier.unwrap();
+    let first: Vec<_> = (ps.service.db.snapshots().await.unwrap().iter().map(|s| s.model_root)).collect();
+    assert_eq!(earlier.model_root, first[0]);
+    let roots: Vec<_> = earlier.deltas.iter().map(|delta| delta.model_root).collect();
+    let after_first: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
+    assert_eq!(roots, [after_first.model_root, model.model_root]);
     let theta = open_theta(&ps, &model.model_root.0);
     assert_eq!(theta.opened(), Opened::AsLeft);
     assert_eq!(model_root(&ps.service.net.tensors, theta.theta()), theta.root());

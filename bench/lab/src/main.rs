@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value = "cpu")]
     device: String,
     /// I/N: only every N-th of the runs that are missing, from the I-th on (from 0), for N processes side by side, each
-    /// with its own --out; put their runs.jsonl together afterwards. e8 runs in the first.
+    /// with its own --out; put their runs.jsonl (and e8.json) together afterwards.
     #[arg(long, value_parser = share, default_value = "0/1")]
     share: (usize, usize),
     /// Held-out sequences.
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
     };
     let mut experiments = experiments::all(scale);
     let all = args.experiments.iter().any(|name| name == "all");
-    let judge = args.share.0 == 0 && (all || args.experiments.iter().any(|name| name == "e8"));
+    let judge = all || args.experiments.iter().any(|name| name == "e8");
     if !all {
         for name in args.experiments.iter().filter(|name| *name != "e8") {
             if !experiments.iter().any(|e| e.name == name) {
@@ -131,14 +131,19 @@ fn main() -> Result<()> {
         })?;
     }
     let done = done.into_inner().unwrap_or_default();
+    // Another scale has other plots.
+    let scale = match (args.rounds, args.batch) {
+        (24, 8) => String::new(),
+        (rounds, batch) => format!("-{rounds}x{batch}"),
+    };
     for experiment in &experiments {
         let table = report::Table::new(experiment, &done, &model, args.seeds, bench.spec.parameters());
         print!("{table}");
-        let path = args.out.join(format!("{}.svg", experiment.name));
+        let path = args.out.join(format!("{}{scale}.svg", experiment.name));
         std::fs::write(&path, table.svg()).with_context(|| format!("writing {}", path.display()))?;
     }
     if judge {
-        probe::experiment(&bench, &args.out, args.rounds, args.seeds, args.report)?;
+        probe::experiment(&bench, &args.out, args.rounds, args.seeds, args.share, args.report)?;
     }
     Ok(())
 }

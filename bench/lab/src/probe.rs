@@ -7,9 +7,9 @@ use crate::network::{self, Bench};
 use alice_data::{TokenSource, permutation};
 use alice_model::{Device, Llama, TorchOracle, init_theta};
 use alice_primitives::tagged_hash;
-use alice_score::{Candidate, LossOracle, paired, reference_norm, score_round};
+use alice_score::{Candidate, LossOracle, Paired, paired, reference_norm, score_round};
 use alice_spec::RunSpec;
-use alice_update::{ErrorFeedback, Layout, Update, aggregate};
+use alice_update::{ErrorFeedback, Layout, Sparse, Update, aggregate};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ use tch::Kind;
 const EVERY: u32 = 3;
 /// Sequences that an update is worth something on.
 const GAIN_SEQUENCES: usize = 512;
+/// Steps of uneven tasks: worker w does those at w mod 4.
+const UNEVEN: [u32; 4] = [30, 15, 8, 4];
 
 /// A rule that gives an update its improvement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,17 +30,42 @@ pub enum Rule {
     Probe(u32),
     /// α f ⟨∇ℓ, u⟩.
     Linear,
+    /// Fall of the loss over the update's part of the step, R times: the parts of all add up to the step.
+    Part(At),
+}
+
+/// Where an update's part is added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum At {
+    /// To the model before the step.
+    Start,
+    /// Half way of the step, half of the part before it and half behind: one point of the integral along the step of
+    /// the gradient times the part (Aumann and Shapley 1974), which sums to the step's gain.
+    Middle,
+    /// Last, to all the other parts.
+    End,
 }
 
 impl Rule {
-    /// κ = 1, the run's κ, one update's part in a mean of eight, and the limit κ → 0.
-    const ALL: [Self; 4] = [Self::Probe(1000), Self::Probe(200), Self::Probe(125), Self::Linear];
+    /// κ = 1, the run's κ, one update's part in a mean of eight, the limit κ → 0, and the part that it has in the step.
+    const ALL: [Self; 7] = [
+        Self::Probe(1000),
+        Self::Probe(200),
+        Self::Probe(125),
+        Self::Linear,
+        Self::Part(At::Start),
+        Self::Part(At::Middle),
+        Self::Part(At::End),
+    ];
 
     fn name(self) -> String {
         match self {
             Self::Probe(125) => "κ = 1/R".into(),
             Self::Probe(thousandths) => format!("κ = {}", f64::from(thousandths) / 1000.0),
             Self::Linear => "linear".into(),
+            Self::Part(At::Start) => "part, first".into(),
+            Self::Part(At::Middle) => "part, in the middle".into(),
+            Self::Part(At::End) => "part, last".into(),
         }
     }
 }
@@ -55,6 +82,9 @@ pub struct Judged {
     rank: f64,
     /// Mean improvement over the gain of the step that is made of all of them.
     of_gain: f64,
+    /// Mean improvement by the length of the task, as in [`UNEVEN`]; empty in results of before it was kept.
+    #[serde(default)]
+    by_task: Vec<f64>,
 }
 
 /// A run's judgements.
@@ -64,11 +94,15 @@ pub struct Outcome {
     /// Rank correlation of the worth measured on two halves of its sequences: no rule can be expected to reach more.
     ceiling: f64,
     judged_rounds: u32,
+    /// Mean worth by the length of the task.
+    #[serde(default)]
+    worth_by_task: Vec<f64>,
 }
 
 /// Sums over the rounds of a run.
 #[derive(Default)]
 struct Sums {
+    by_task: [f64; UNEVEN.len()],
     refused: f64,
     z: f64,
     rank: f64,
@@ -76,37 +110,51 @@ struct Sums {
 }
 
 /// Runs E8 for the seeds that have no result yet and prints the table of all.
-pub fn experiment(bench: &Bench, out: &Path, rounds: u32, seeds: u64, report: bool) -> Result<()> {
+pub fn experiment(
+    bench: &Bench,
+    out: &Path,
+    rounds: u32,
+    seeds: u64,
+    share: (usize, usize),
+    report: bool,
+) -> Result<()> {
     let path = out.join("e8.json");
     let mut done: BTreeMap<String, Outcome> = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
-    let arms = [("equal tasks", false), ("tasks of 4, 8, 15 and 30 steps", true)];
-    let key = |uneven: bool, seed: u64| {
-        let arm = experiments::ours(Scale { rounds, batch: 8 });
-        let model = hex::encode(bench.spec.run_hash());
-        format!("{}/{uneven}", arm.key(&model, seed))
-    };
-    for seed in (1..=seeds).filter(|_| !report) {
-        for (label, uneven) in arms {
-            if done.contains_key(&key(uneven, seed)) {
-                continue;
-            }
-            let outcome = run(bench, rounds, seed, uneven)?;
-            eprintln!("e8: {label}, seed {seed}, {} rounds judged", outcome.judged_rounds);
-            done.insert(key(uneven, seed), outcome);
-            let part = path.with_extension("part");
-            std::fs::write(&part, serde_json::to_vec_pretty(&done)?)?;
-            std::fs::rename(&part, &path)?;
-        }
+    let scale = Scale { rounds, batch: 8 };
+    let weights = [
+        ("4 / R", experiments::ours(scale)),
+        ("1 / R", experiments::ours_over_all(scale)),
+    ];
+    let tasks = [("equal tasks", false), ("tasks of 4, 8, 15 and 30 steps", true)];
+    let cases: Vec<(String, Arm, bool)> = weights
+        .iter()
+        .flat_map(|(weight, arm)| tasks.map(|(task, uneven)| (format!("{task}, {weight}"), arm.clone(), uneven)))
+        .collect();
+    let model = hex::encode(bench.spec.run_hash());
+    let key = |arm: &Arm, uneven: bool, seed: u64| format!("{}/{uneven}", arm.key(&model, seed));
+    let missing: Vec<_> = (1..=seeds)
+        .flat_map(|seed| cases.iter().map(move |case| (seed, case)))
+        .filter(|(seed, (_, arm, uneven))| !report && !done.contains_key(&key(arm, *uneven, *seed)))
+        .collect();
+    for (seed, (label, arm, uneven)) in missing.into_iter().skip(share.0).step_by(share.1) {
+        let outcome = run(bench, arm, seed, *uneven)?;
+        eprintln!("e8: {label}, seed {seed}, {} rounds judged", outcome.judged_rounds);
+        done.insert(key(arm, *uneven, seed), outcome);
+        let part = path.with_extension("part");
+        std::fs::write(&part, serde_json::to_vec_pretty(&done)?)?;
+        std::fs::rename(&part, &path)?;
     }
     println!("\ne8: How does a score judge honest updates?\n");
     println!("| workers | rule | refused | mean z | rank agreement | mean score / gain of the step |");
     println!("|---|---|---|---|---|---|");
-    for (label, uneven) in arms {
-        let outcomes: Vec<&Outcome> = (1..=seeds).filter_map(|seed| done.get(&key(uneven, seed))).collect();
+    for (label, arm, uneven) in &cases {
+        let outcomes: Vec<&Outcome> = (1..=seeds)
+            .filter_map(|seed| done.get(&key(arm, *uneven, seed)))
+            .collect();
         for rule in Rule::ALL {
             let of = |value: &dyn Fn(&Judged) -> f64| {
                 let values: Vec<f64> = outcomes
@@ -124,13 +172,35 @@ pub fn experiment(bench: &Bench, out: &Path, rounds: u32, seeds: u64, report: bo
             println!("| {label} | two halves of the worth's sequences | | | {ceiling} | |");
         }
     }
+    println!("\nOver the 30 steps' score, tasks of 15, 8 and 4 steps:\n");
+    println!("| workers | rule | 15 | 8 | 4 |");
+    println!("|---|---|---|---|---|");
+    for (label, arm, _) in cases.iter().filter(|(_, _, uneven)| *uneven) {
+        let outcomes: Vec<&Outcome> = (1..=seeds).filter_map(|seed| done.get(&key(arm, true, seed))).collect();
+        let row = |name: String, of: &dyn Fn(&Outcome) -> Option<Vec<f64>>| {
+            let ratio = |task: usize| {
+                let ratios = outcomes
+                    .iter()
+                    .filter_map(|o| Some(of(o)?.get(task)? / of(o)?.first()?));
+                let summary = crate::report::Summary::of(&ratios.collect::<Vec<f64>>());
+                summary.map_or("no result".into(), |s| s.to_string())
+            };
+            println!("| {label} | {name} | {} | {} | {} |", ratio(1), ratio(2), ratio(3));
+        };
+        for rule in Rule::ALL {
+            row(rule.name(), &|o| {
+                Some(o.judged.iter().find(|j| j.rule == rule)?.by_task.clone())
+            });
+        }
+        row("worth".into(), &|o| Some(o.worth_by_task.clone()));
+    }
     Ok(())
 }
 
 /// A run of our arm in which every third round is judged. With `uneven`, workers do a different share of their task.
-fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
+fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
     let spec = &bench.spec;
-    let arm = experiments::ours(Scale { rounds, batch: 8 });
+    let rounds = arm.rounds;
     let codec = arm.codec.context("our arm is compressed")?;
     let entry_weight = arm.outer.entry_weight.unwrap_or(1);
     let layout = Layout::from_spec(spec);
@@ -145,10 +215,15 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
     let mut previous = None;
     let mut sums: BTreeMap<Rule, Sums> = Rule::ALL.into_iter().map(|rule| (rule, Sums::default())).collect();
     let (mut ceiling, mut gain, mut judged_rounds) = (0.0, 0.0, 0u32);
+    let mut worth_by_task = [0.0; UNEVEN.len()];
     for round in 0..rounds {
         let mut updates = Vec::new();
         for (w, (optimizer, feedback)) in (0u32..).zip(&mut workers) {
-            let steps = if uneven { [30, 15, 8, 4][w as usize % 4] } else { 30 };
+            let steps = if uneven {
+                UNEVEN[w as usize % UNEVEN.len()]
+            } else {
+                arm.steps
+            };
             let arm = Arm { steps, ..arm.clone() };
             let d = network::local(bench, &arm, seed, &mut model, &everything, optimizer, &theta, round, w)?;
             updates.push(network::send(spec, &codec, &layout, feedback, d, round)?.0);
@@ -179,6 +254,7 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
             let worth = at.worth(&mut oracle, &other)?;
             ceiling += spearman(&worth.first_half, &worth.second_half);
             gain += worth.step;
+            add_by_task(&mut worth_by_task, &worth.whole);
             judged_rounds += 1;
             for (rule, sums) in &mut sums {
                 let scores = at.scores(*rule, &mut model, &mut oracle, &reserve, &split)?;
@@ -188,6 +264,7 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
                 sums.improvement += scores.iter().map(|s| s.improvement).sum::<f64>() / n;
                 let improvements: Vec<f64> = scores.iter().map(|s| s.improvement).collect();
                 sums.rank += spearman(&improvements, &worth.whole);
+                add_by_task(&mut sums.by_task, &improvements);
             }
         }
         let mut median = norms.clone();
@@ -206,12 +283,14 @@ fn run(bench: &Bench, rounds: u32, seed: u64, uneven: bool) -> Result<Outcome> {
             z: sums.z / rounds,
             rank: sums.rank / rounds,
             of_gain: sums.improvement / gain,
+            by_task: sums.by_task.map(|sum| sum / rounds).to_vec(),
         })
         .collect();
     Ok(Outcome {
         judged,
         ceiling: ceiling / rounds,
         judged_rounds,
+        worth_by_task: worth_by_task.map(|sum| sum / rounds).to_vec(),
     })
 }
 
@@ -284,18 +363,62 @@ impl Round<'_> {
             Rule::Linear => {
                 let slopes = self.slopes(model, reserve, split)?;
                 let zero = vec![0.0; split.len()];
-                let scores = slopes.iter().map(|slopes| {
-                    let paired = paired(slopes, &zero);
-                    let z = paired.mean / paired.standard_error;
-                    Score {
-                        improvement: paired.mean,
-                        z,
-                        accepted: z >= self.spec.score.z,
-                    }
-                });
-                Ok(scores.collect())
+                Ok(slopes
+                    .iter()
+                    .map(|slopes| self.judged(&paired(slopes, &zero), 1.0))
+                    .collect())
+            }
+            Rule::Part(at) => {
+                let step = self.step(&self.weighted());
+                // How much of the step has been taken before the part, and how much of the part.
+                let (taken, of_part) = match at {
+                    At::Start => (0.0, 0.0),
+                    At::Middle => (0.5, 0.5),
+                    At::End => (1.0, 1.0),
+                };
+                let mut base = self.theta.to_vec();
+                aggregate::apply(&mut base, &step, taken);
+                let mut scores = Vec::new();
+                for part in self.parts() {
+                    let mut at = base.clone();
+                    aggregate::apply(&mut at, &part, -of_part);
+                    let before = oracle.losses(&at, split)?;
+                    aggregate::apply(&mut at, &part, 1.0);
+                    let after = oracle.losses(&at, split)?;
+                    scores.push(self.judged(&paired(&before, &after), self.updates.len() as f64));
+                }
+                Ok(scores)
             }
         }
+    }
+
+    fn judged(&self, paired: &Paired, times: f64) -> Score {
+        let z = paired.mean / paired.standard_error;
+        Score {
+            improvement: times * paired.mean,
+            z,
+            accepted: z >= self.spec.score.z,
+        }
+    }
+
+    /// What each update brings to the step: its entries times its factor, over the coordinate's divisor.
+    fn parts(&self) -> Vec<Sparse> {
+        let mut senders = vec![0u32; self.theta.len()];
+        for index in self.updates.iter().flat_map(|update| &update.indices) {
+            senders[*index as usize] += 1;
+        }
+        let least = self.updates.len() as f64 / f64::from(self.entry_weight);
+        let alpha = self.spec.outer.alpha;
+        let part = |(update, factor): (&Update, &f32)| Sparse {
+            indices: update.indices.clone(),
+            values: std::iter::zip(&update.indices, &update.values)
+                .map(|(index, value)| {
+                    let divisor = f64::from(senders[*index as usize]).max(least);
+                    (alpha * f64::from(factor * value) / divisor) as f32
+                })
+                .collect(),
+        };
+        self.updates.iter().zip(self.factors).map(part).collect()
     }
 
     /// α f ⟨∇ℓ_j, u⟩ for each update and each sequence j.
@@ -334,7 +457,7 @@ impl Round<'_> {
     /// What the step loses without each update: loss after the step in which that update is empty less the loss after the
     /// whole step. R stays the same; a coordinate of which it was one of several senders has one less.
     fn worth(&self, oracle: &mut TorchOracle, sequences: &[u32]) -> Result<Worth> {
-        let weighted: Vec<(&Update, f32)> = self.updates.iter().zip(self.factors.iter().copied()).collect();
+        let weighted = self.weighted();
         let before = oracle.losses(self.theta, sequences)?;
         let with = oracle.losses(&self.moved(&weighted), sequences)?;
         let half = sequences.len() / 2;
@@ -356,12 +479,32 @@ impl Round<'_> {
         Ok(worth)
     }
 
+    fn weighted(&self) -> Vec<(&Update, f32)> {
+        self.updates.iter().zip(self.factors.iter().copied()).collect()
+    }
+
+    /// The step of these updates: α times their mean.
+    fn step(&self, updates: &[(&Update, f32)]) -> Sparse {
+        let mut step = aggregate::mean(self.layout, updates, self.entry_weight);
+        step.values
+            .iter_mut()
+            .for_each(|value| *value *= self.spec.outer.alpha as f32);
+        step
+    }
+
     /// The weights after the step of these updates.
     fn moved(&self, updates: &[(&Update, f32)]) -> Vec<f32> {
         let mut moved = self.theta.to_vec();
-        let mean = aggregate::mean(self.layout, updates, self.entry_weight);
-        aggregate::apply(&mut moved, &mean, self.spec.outer.alpha as f32);
+        aggregate::apply(&mut moved, &self.step(updates), 1.0);
         moved
+    }
+}
+
+/// Adds the mean over the workers with each length of task.
+fn add_by_task(sums: &mut [f64; UNEVEN.len()], values: &[f64]) {
+    let of_each = values.len() as f64 / UNEVEN.len() as f64;
+    for (w, value) in values.iter().enumerate() {
+        sums[w % UNEVEN.len()] += value / of_each;
     }
 }
 
@@ -396,14 +539,22 @@ mod tests {
     fn a_run_should_be_judged_and_the_linear_rule_be_the_probes_limit() {
         let dir = tempfile::tempdir().unwrap();
         let bench = network::tests::bench(dir.path());
-        let outcome = run(&bench, 4, 1, false).unwrap();
+        let arm = experiments::ours(Scale { rounds: 4, batch: 8 });
+        let outcome = run(&bench, &arm, 1, false).unwrap();
         assert_eq!(outcome.judged_rounds, 2);
         let of = |rule: Rule| outcome.judged.iter().find(|j| j.rule == rule).unwrap();
         // Honest updates of a young model help, and every rule sees it.
         for rule in Rule::ALL {
             let judged = of(rule);
-            assert!(judged.refused < 0.2 && judged.z > 1.64, "{judged:?}");
+            if !matches!(rule, Rule::Part(At::End)) {
+                assert!(judged.refused < 0.2 && judged.z > 1.64, "{judged:?}");
+            }
         }
+        // The parts add up to the step, first in, last in, and in between.
+        let middle = of(Rule::Part(At::Middle)).of_gain;
+        assert!((middle - 1.0).abs() < 0.2, "{middle}");
+        let (first, last) = (of(Rule::Part(At::Start)).of_gain, of(Rule::Part(At::End)).of_gain);
+        assert!(last < middle && middle < first, "{last} {middle} {first}");
         let (probe, linear) = (of(Rule::Probe(125)).of_gain, of(Rule::Linear).of_gain);
         assert!((probe / linear - 1.0).abs() < 0.5, "{probe} {linear}");
     }

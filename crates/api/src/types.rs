@@ -70,6 +70,18 @@ pub struct ModelManifest {
     pub snapshot: Snapshot,
     /// Deltas from the snapshot to the current model, in order of application.
     pub deltas: Vec<Delta>,
+    /// Steps that led to the snapshot, for those who have the weights before one of them: fewer bytes than the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier: Option<Earlier>,
+}
+
+/// Steps that end in a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Earlier {
+    /// Root of the model that the first delta is for.
+    pub model_root: Hex32,
+    /// Deltas in order of application; the last one leads to the snapshot.
+    pub deltas: Vec<Delta>,
 }
 
 /// The canonical f32 weights (little endian, tensors in canonical order, nothing between them), cut into chunks.

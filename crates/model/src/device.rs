@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::OnceLock;
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 /// Version of libtorch that this crate's bindings are for.
 pub const LIBTORCH_VERSION: &str = "2.13.0";
@@ -180,11 +180,6 @@ pub fn memory(device: Device) -> Option<DeviceMemory> {
     let Device::Cuda(index) = device else { return None };
     let index = libc::c_int::try_from(index).ok()?;
     cuda(usize::try_from(index).ok()?).ok()?;
-    let symbol = |name: &std::ffi::CStr| {
-        // SAFETY: `name` is NUL-terminated; the default handle searches what is loaded.
-        let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        (!address.is_null()).then_some(address)
-    };
     let (get, set_device, get_device, last_error) = (
         symbol(c"cudaMemGetInfo")?,
         symbol(c"cudaSetDevice")?,
@@ -226,6 +221,55 @@ pub fn memory(device: Device) -> Option<DeviceMemory> {
 /// Memory of an NVIDIA GPU; none where libraries cannot be searched.
 #[cfg(not(unix))]
 pub fn memory(_: Device) -> Option<DeviceMemory> {
+    None
+}
+
+/// Address of a function of a library that is loaded.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn symbol(name: &std::ffi::CStr) -> Option<*mut libc::c_void> {
+    // SAFETY: `name` is NUL-terminated; the default handle searches what is loaded.
+    let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
+}
+
+/// Whether a device that [`DeviceChoice::resolve`] has given multiplies numbers of bf16 by itself: NVIDIA GPUs do from compute
+/// capability 8.0 on, and earlier ones are slower with it than with f32. Of others it is whether libtorch does a product
+/// at all. True where nobody knows.
+pub fn has_bf16(device: Device) -> bool {
+    match device {
+        Device::Cuda(index) => compute_capability_major(index).is_none_or(|major| major >= 8),
+        _ => {
+            let ones = Tensor::f_ones([2, 2], (Kind::BFloat16, device));
+            ones.and_then(|ones| ones.f_matmul(&ones)?.f_sum(Kind::Float)?.f_double_value(&[]))
+                .is_ok_and(|sum| sum == 8.0)
+        }
+    }
+}
+
+/// The first number of an NVIDIA GPU's compute capability.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn compute_capability_major(index: usize) -> Option<libc::c_int> {
+    type GetAttribute = unsafe extern "C" fn(*mut libc::c_int, libc::c_int, libc::c_int) -> libc::c_int;
+    /// cudaDevAttrComputeCapabilityMajor.
+    const MAJOR: libc::c_int = 75;
+    let device = libc::c_int::try_from(index).ok()?;
+    cuda(index).ok()?;
+    let address = symbol(c"cudaDeviceGetAttribute")?;
+    let mut major = 0;
+    // SAFETY: a function of the CUDA runtime with this signature, the same in all its versions ("CUDA Runtime API", Device
+    // Management). It writes to the integer behind the pointer, which outlives the call, and asks nothing of a context.
+    let status = unsafe {
+        let get = std::mem::transmute::<*mut libc::c_void, GetAttribute>(address);
+        get(&raw mut major, MAJOR, device)
+    };
+    (status == 0 && major > 0).then_some(major)
+}
+
+/// None where libraries cannot be searched.
+#[cfg(not(unix))]
+fn compute_capability_major(_: usize) -> Option<i32> {
     None
 }
 

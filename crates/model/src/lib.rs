@@ -19,7 +19,9 @@ mod oracle;
 pub mod upcycle;
 
 pub use decoder::{Decoder, DecoderConfig, Experts, KvCache};
-pub use device::{DeviceChoice, DeviceError, DeviceInfo, DeviceMemory, devices, memory, set_threads, threads};
+pub use device::{
+    DeviceChoice, DeviceError, DeviceInfo, DeviceMemory, devices, has_bf16, memory, set_threads, threads,
+};
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};
 pub use llama::{Llama, Objective, Precision};

@@ -51,6 +51,17 @@ pub fn usable_of_free(bytes: u64) -> u64 {
 /// they need.
 pub const CPU_SHARE: (u64, u64) = (3, 5);
 
+/// What libtorch and its kernels take of the CPU's memory at their first use: TODO.
+const CPU_LIBRARIES: u64 = 1 << 28;
+
+/// The most that a process is expected to take of the device for tensors that need so many bytes, by the shares above.
+pub fn taken_at_most(device: Device, need: u64) -> u64 {
+    match device {
+        Device::Cpu => (need / CPU_SHARE.0 * CPU_SHARE.1).saturating_add(CPU_LIBRARIES),
+        _ => (need / GPU_SHARE.0 * GPU_SHARE.1).saturating_add(DEVICE_RESERVE),
+    }
+}
+
 /// Bytes on the device at the peak of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Need {
@@ -135,9 +146,9 @@ struct Shape {
 }
 
 /// What a task of `fragment` needs on the device with these options. A micro-batch that is not set is the whole batch.
-pub fn need(spec: &RunSpec, fragment: u32, options: Options) -> Need {
+pub fn need(spec: &RunSpec, fragment: u32, options: Options, device: Device) -> Need {
     let shape = Shape::new(spec, fragment, options);
-    let step = shape.step(options.moments);
+    let step = shape.step(options.moments, device);
     let fixed = Need {
         weights: 4 * shape.learning + shape.e * (shape.parameters - shape.learning),
         gradients: 4 * shape.learning,
@@ -336,8 +347,8 @@ impl Shape {
     }
 
     /// Temporaries of a part of a tensor: a square and a denominator; with 8 bits also both moments, their codes and shares.
-    fn step(&self, moments: Moments) -> u64 {
-        let part = (adamw::part_of(Device::Cpu) as u64).min(self.largest);
+    fn step(&self, moments: Moments, device: Device) -> u64 {
+        let part = (adamw::part_of(device) as u64).min(self.largest);
         let values = match moments {
             Moments::F32 => 3,
             Moments::Bits8 => 7,
@@ -362,14 +373,14 @@ pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
 }
 
 /// The fragment that needs most with these options, and what it needs.
-pub fn worst(spec: &RunSpec, options: Options) -> (u32, Need) {
-    let needs = (0..spec.task.fragments.max(1)).map(|p| (p, need(spec, p, options)));
+pub fn worst(spec: &RunSpec, options: Options, device: Device) -> (u32, Need) {
+    let needs = (0..spec.task.fragments.max(1)).map(|p| (p, need(spec, p, options, device)));
     needs.rev().max_by_key(|(_, need)| need.total()).unwrap_or_default()
 }
 
 /// The largest micro-batch of a batch, halved as often as needed, with which tasks of a fragment (none: of any) stay within
 /// `bytes`.
-pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, bytes: u64) -> Option<u32> {
+pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, device: Device, bytes: u64) -> Option<u32> {
     let batch = spec.inner.batch_sequences;
     let mut size = options.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
     loop {
@@ -378,8 +389,8 @@ pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, byte
             ..options
         };
         let need = match fragment {
-            Some(p) => need(spec, p, options),
-            None => worst(spec, options).1,
+            Some(p) => need(spec, p, options, device),
+            None => worst(spec, options, device).1,
         };
         if need.total() <= bytes {
             return Some(size);

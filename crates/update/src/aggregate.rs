@@ -1,10 +1,10 @@
 //! From accepted updates to the model's next state (protocol §6), operation by operation: anyone with θ(e), the accepted
 //! updates and the manifest's f_i and α recomputes θ(e+1) bit for bit.
 
-pub use crate::publish::{decode_published, publish};
+pub use crate::publish::{Published, decode_published, publish, published_bytes_max};
 
 use crate::layout::Layout;
-use crate::sparse::{Sparse, Update, add_scaled};
+use crate::sparse::{Entries, Sparse, Update, add_scaled};
 use alice_primitives::{tagged_hash, tags};
 
 /// Mean of the accepted updates over the union of their coordinates (§6.1–2), ascending by index.
@@ -77,9 +77,16 @@ pub fn rounding_seed(model_root: &[u8; 32], accepted_ids: &[[u8; 32]]) -> [u8; 3
     tagged_hash(tags::ROUNDING_SEED, &[model_root, accepted_ids.as_flattened()])
 }
 
-/// The model's step (§6.5): `theta[j] −= alpha · d[j]`, a multiplication and a subtraction in f32, each rounded.
-pub fn apply(theta: &mut [f32], d: &Sparse, alpha: f32) {
-    apply_at(0, theta, d, alpha);
+/// The model's step (§6.5): `theta[j] −= alpha · d[j]`, a multiplication and a subtraction in f32, each rounded. Entries beyond
+/// `theta` are left out.
+pub fn apply(theta: &mut [f32], d: &impl Entries, alpha: f32) {
+    for (index, value) in d.entries() {
+        let Some(slot) = usize::try_from(index).ok().and_then(|at| theta.get_mut(at)) else {
+            break;
+        };
+        let step = alpha * value;
+        *slot -= step;
+    }
 }
 
 /// The same where `theta` holds only the coordinates from `start` on: a model that is not in memory as a whole is

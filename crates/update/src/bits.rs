@@ -65,6 +65,11 @@ impl<'a> BitReader<'a> {
         }
     }
 
+    /// Bits that are left.
+    pub(crate) fn bits_left(&self) -> usize {
+        self.rest.len().saturating_mul(8).saturating_add(self.have as usize)
+    }
+
     #[inline]
     fn refill(&mut self) {
         if let Some(word) = self.rest.first_chunk::<8>() {

@@ -42,6 +42,16 @@ struct Pending {
     values: Vec<f32>,
 }
 
+/// Marks as come back what waits beyond so many updates or entries, counted from the newest, which always waits.
+fn give_up_oldest(pending: &mut [Pending], updates_max: usize, entries_max: u64) {
+    let (mut updates, mut entries) = (0, 0u64);
+    for (age, pending) in pending.iter_mut().rev().enumerate() {
+        updates += 1;
+        entries = entries.saturating_add(pending.indices.len() as u64);
+        pending.returned = age > 0 && (updates > updates_max || entries > entries_max);
+    }
+}
+
 impl Ledger {
     /// Nothing was sent, and the residual is zero. `covered` are the coordinates of the residual:
     /// [`Layout::covered`](crate::Layout::covered).
@@ -111,12 +121,7 @@ impl Ledger {
         for value in pending.iter_mut().flat_map(|pending| pending.values.iter_mut()) {
             *value *= decay;
         }
-        let (mut updates, mut entries) = (0, 0u64);
-        for (age, pending) in pending.iter_mut().rev().enumerate() {
-            updates += 1;
-            entries = entries.saturating_add(pending.indices.len() as u64);
-            pending.returned = age > 0 && (updates > PENDING_MAX || entries > PENDING_ENTRIES_MAX);
-        }
+        give_up_oldest(&mut pending, PENDING_MAX, PENDING_ENTRIES_MAX);
         Self {
             covered: self.covered.clone(),
             generation: self.generation.saturating_add(1),
@@ -391,5 +396,31 @@ impl<'a> Fields<'a> {
         let (head, rest) = split.ok_or(FeedbackError::Damaged("too short"))?;
         self.rest = rest;
         Ok(head.as_chunks().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_should_be_given_up_beyond_so_many_updates_or_entries() {
+        let waiting = |entries: &[usize], updates_max, entries_max| -> Vec<bool> {
+            let of = |n: &usize| Pending {
+                id: [0; 32],
+                returned: false,
+                indices: vec![0; *n],
+                values: vec![0.0; *n],
+            };
+            let mut pending: Vec<Pending> = entries.iter().map(of).collect();
+            give_up_oldest(&mut pending, updates_max, entries_max);
+            pending.iter().map(|pending| !pending.returned).collect()
+        };
+        assert_eq!(waiting(&[3, 3, 3], 3, 9), [true, true, true]);
+        assert_eq!(waiting(&[3, 3, 3], 2, 9), [false, true, true]);
+        assert_eq!(waiting(&[3, 3, 3], 3, 8), [false, true, true]);
+        assert_eq!(waiting(&[1, 8, 3], 3, 10), [false, false, true]);
+        // The newest waits, however large it is.
+        assert_eq!(waiting(&[3, 20], 3, 10), [false, true]);
     }
 }

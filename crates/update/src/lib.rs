@@ -36,7 +36,7 @@ pub use feedback::{ErrorFeedback, Ledger, PENDING_ENTRIES_MAX, PENDING_MAX};
 pub use layout::{CHUNK_MAX, Chunks, Layout, PARAMETERS_MAX};
 pub use levels::{SCALES, scale};
 pub use residual::{Precision, RESIDUAL_BLOCK, ResidualReader, ResidualWriter};
-pub use sparse::{Header, Sparse, Update};
+pub use sparse::{Entries, Header, Sparse, Update};
 
 #[cfg(test)]
 mod tests;

@@ -2,13 +2,14 @@
 
 use crate::bits::{BitReader, BitWriter};
 use crate::error::{DecodeError, Place};
-use crate::layout::Layout;
+use crate::layout::{Chunks, Layout};
 use crate::levels::{ceil_code, scale};
 use crate::rate::explicit_bits;
 use crate::rice::{self, Gap};
-use crate::sparse::Sparse;
+use crate::sparse::{Entries, Sparse};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
+use std::collections::BTreeMap;
 
 const MAGIC: &[u8; 4] = b"ALD1";
 const BITS_MAX: u8 = 8;
@@ -81,32 +82,150 @@ pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Ve
     writer.finish()
 }
 
+/// The most bytes that any D of a layout takes with levels of `bits`, so that nobody fetches more.
+pub fn published_bytes_max(layout: &Layout, bits: u8) -> u64 {
+    let bits = u64::from(bits.clamp(1, BITS_MAX));
+    let of_chunk = |len: u32| {
+        let entries = (0..=len).map(|count| rice::gaps_bits_max(len, count) + u64::from(count) * bits);
+        u64::from(explicit_bits(len)) + 8 + entries.max().unwrap_or(0)
+    };
+    // Chunks have few different lengths.
+    let mut known = BTreeMap::new();
+    let chunks = layout.chunks().map(|range| {
+        let len = range.len() as u32;
+        *known.entry(len).or_insert_with(|| of_chunk(len))
+    });
+    MAGIC.len() as u64 + 1 + chunks.sum::<u64>().div_ceil(8)
+}
+
 /// Decodes D. Memory is bounded by the layout and by the length of the bytes.
 pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
-    if !layout.is_addressable() {
-        return Err(DecodeError::Parameters(layout.total()));
-    }
-    let body = bytes
-        .strip_prefix(MAGIC.as_slice())
-        .ok_or(DecodeError::Magic { expected: "ALD1" })?;
-    let (&bits, body) = body
-        .split_first()
-        .ok_or(DecodeError::Truncated { what: Place::Header })?;
-    if !(1..=BITS_MAX).contains(&bits) {
-        return Err(DecodeError::ValueBits(bits));
-    }
-    let levels = (1u32 << (bits - 1)) as f32;
-    let entries_max = (body.len() * 8 / (1 + usize::from(bits))).min(layout.covered().len());
+    let mut walk = Walk::new(layout, bytes)?;
+    let entries_max = walk.entries_max().min(layout.covered().len());
     let mut sparse = Sparse {
         indices: Vec::with_capacity(entries_max),
         values: Vec::with_capacity(entries_max),
     };
-    let mut reader = BitReader::new(body);
-    for (chunk, range) in layout.chunks().enumerate() {
-        let place = Place::Chunk(chunk);
-        let truncated = DecodeError::Truncated { what: place };
+    while let Some((index, value)) = walk.entry()? {
+        sparse.indices.push(index);
+        sparse.values.push(value);
+    }
+    walk.reader.finish()?;
+    Ok(sparse)
+}
+
+/// D as it was published, checked from end to end. Its entries are decoded as they are walked: D of a large model has far more
+/// bytes decoded than encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Published<'a> {
+    layout: &'a Layout,
+    bytes: &'a [u8],
+}
+
+impl<'a> Published<'a> {
+    /// Checks all of `bytes`; errors are those of [`decode_published`].
+    pub fn check(layout: &'a Layout, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut walk = Walk::new(layout, bytes)?;
+        while walk.entry()?.is_some() {}
+        walk.reader.finish()?;
+        Ok(Self { layout, bytes })
+    }
+}
+
+impl Entries for Published<'_> {
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
+        // Nothing fails here any more: `check` walked the same way.
+        let mut walk = Walk::new(self.layout, self.bytes).ok();
+        std::iter::from_fn(move || walk.as_mut()?.entry().ok().flatten())
+    }
+}
+
+/// A walk over the entries of an encoded D.
+struct Walk<'a> {
+    chunks: std::iter::Enumerate<Chunks<'a>>,
+    reader: BitReader<'a>,
+    bits: u32,
+    /// Largest level.
+    levels: f32,
+    chunk: Open,
+}
+
+/// The chunk that a walk is in.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    number: usize,
+    start: u64,
+    len: u32,
+    /// Entries that are left in it.
+    left: u32,
+    scale: f32,
+    /// Rice parameter of its gaps.
+    parameter: u32,
+    /// Position after the last entry.
+    next: u32,
+}
+
+impl<'a> Walk<'a> {
+    fn new(layout: &'a Layout, bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        if !layout.is_addressable() {
+            return Err(DecodeError::Parameters(layout.total()));
+        }
+        let body = bytes
+            .strip_prefix(MAGIC.as_slice())
+            .ok_or(DecodeError::Magic { expected: "ALD1" })?;
+        let (&bits, body) = body
+            .split_first()
+            .ok_or(DecodeError::Truncated { what: Place::Header })?;
+        if !(1..=BITS_MAX).contains(&bits) {
+            return Err(DecodeError::ValueBits(bits));
+        }
+        Ok(Self {
+            chunks: layout.chunks().enumerate(),
+            reader: BitReader::new(body),
+            bits: bits.into(),
+            levels: (1u32 << (bits - 1)) as f32,
+            chunk: Open::default(),
+        })
+    }
+
+    /// No entry takes fewer bits than its value and the end of its gap.
+    fn entries_max(&self) -> usize {
+        self.reader.bits_left() / (1 + self.bits as usize)
+    }
+
+    /// The next entry; none behind the last one.
+    #[inline]
+    fn entry(&mut self) -> Result<Option<(u64, f32)>, DecodeError> {
+        while self.chunk.left == 0 {
+            if !self.open()? {
+                return Ok(None);
+            }
+        }
+        let Self { reader, chunk, .. } = self;
+        let place = Place::Chunk(chunk.number);
+        let position = match rice::read_gap(reader, chunk.parameter, chunk.len - chunk.next) {
+            Gap::Value(gap) => chunk.next + gap,
+            Gap::TooLarge => return Err(DecodeError::Index { place, len: chunk.len }),
+            Gap::Truncated => return Err(DecodeError::Truncated { what: place }),
+        };
+        let code = reader.read(self.bits).ok_or(DecodeError::Truncated { what: place })?;
+        chunk.next = position + 1;
+        chunk.left -= 1;
+        // The fraction is exact; the product is the only rounding.
+        let magnitude = chunk.scale * (((code >> 1) + 1) as f32 / self.levels);
+        let value = if code & 1 == 1 { -magnitude } else { magnitude };
+        Ok(Some((chunk.start + u64::from(position), value)))
+    }
+
+    /// Opens the next chunk; false where there is none.
+    fn open(&mut self) -> Result<bool, DecodeError> {
+        let Some((number, range)) = self.chunks.next() else {
+            return Ok(false);
+        };
+        let place = Place::Chunk(number);
+        let truncated = || DecodeError::Truncated { what: place };
         let len = range.len() as u32;
-        let count = reader.read(explicit_bits(len)).ok_or_else(|| truncated.clone())?;
+        let count = self.reader.read(explicit_bits(len)).ok_or_else(truncated)?;
         if count > len {
             return Err(DecodeError::Count {
                 place,
@@ -114,28 +233,19 @@ pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
                 found: count,
             });
         }
-        if count == 0 {
-            continue;
+        self.chunk = Open {
+            number,
+            start: range.start as u64,
+            len,
+            left: count,
+            ..Open::default()
+        };
+        if count > 0 {
+            self.chunk.scale = published_scale(self.reader.read(8).ok_or_else(truncated)? as u8);
+            self.chunk.parameter = rice::parameter(len, count);
         }
-        let chunk_scale = published_scale(reader.read(8).ok_or_else(|| truncated.clone())? as u8);
-        let parameter = rice::parameter(len, count);
-        let mut next = 0u32;
-        for _ in 0..count {
-            let position = match rice::read_gap(&mut reader, parameter, len - next) {
-                Gap::Value(gap) => next + gap,
-                Gap::TooLarge => return Err(DecodeError::Index { place, len }),
-                Gap::Truncated => return Err(truncated),
-            };
-            let code = reader.read(u32::from(bits)).ok_or_else(|| truncated.clone())?;
-            // The fraction is exact; the product is the only rounding.
-            let magnitude = chunk_scale * (((code >> 1) + 1) as f32 / levels);
-            sparse.indices.push(range.start as u64 + u64::from(position));
-            sparse.values.push(if code & 1 == 1 { -magnitude } else { magnitude });
-            next = position + 1;
-        }
+        Ok(true)
     }
-    reader.finish()?;
-    Ok(sparse)
 }
 
 /// Words of a ChaCha20 stream by their index, with four blocks kept at hand since coordinates ascend.

@@ -54,6 +54,18 @@ pub struct Sparse {
     pub values: Vec<f32>,
 }
 
+/// Entries of a sparse vector in ascending order of index, to be walked as often as needed.
+pub trait Entries {
+    /// (index in the whole model's flat vector, value).
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)>;
+}
+
+impl Entries for Sparse {
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
+        self.indices.iter().copied().zip(self.values.iter().copied())
+    }
+}
+
 /// `dst[index − start] += factor · value`, two roundings for each coordinate; what lies outside of `dst` is left out.
 pub(crate) fn add_scaled(indices: &[u64], values: &[f32], start: u64, dst: &mut [f32], factor: f32) {
     // The indices ascend, so what lies in `dst` is one run of them.

@@ -1,9 +1,9 @@
 //! A parameter server in the test's own process: real types, signatures and hashes, one tiny run, no scoring.
 
 use alice_api::{
-    ApiError, ClaimRequest, CommitRequest, CorpusManifest, DeclareRequest, Delta, EpochSummary, ErrorCode, Hex32, Key,
-    Lease, ModelManifest, Outcome, PayoutEntry, PayoutPage, Phase, Receipt, ReceiptBody, Shard, Snapshot, Status,
-    SubmissionStatus, Task, UploadState, Verdict, VerdictBody, sign,
+    ApiError, ClaimRequest, CommitRequest, CorpusManifest, DeclareRequest, Delta, Earlier, EpochSummary, ErrorCode,
+    Hex32, Key, Lease, ModelManifest, Outcome, PayoutEntry, PayoutPage, Phase, Receipt, ReceiptBody, Shard, Snapshot,
+    Status, SubmissionStatus, Task, UploadState, Verdict, VerdictBody, sign,
 };
 use alice_data::{Manifest, ShardEntry};
 use alice_primitives::pages;
@@ -23,6 +23,8 @@ use std::{
 };
 
 pub const GENESIS: [u8; 32] = [42; 32];
+/// What makes another model of the first state.
+pub const LATER: f32 = 1.01;
 const EPOCH_BLOCKS: u32 = 30;
 
 /// What the test tells the server, and what the server saw.
@@ -37,6 +39,8 @@ pub struct Seen {
     pub damaged: Option<Hex32>,
     /// How often it was sent.
     pub damaged_sent: u32,
+    /// How often each blob was sent as it is.
+    pub sent: BTreeMap<Hex32, u32>,
     /// The first delta is announced with a root that it does not lead to.
     pub false_step: bool,
     /// How often the model was asked for.
@@ -83,12 +87,14 @@ impl FakePs {
                     chunks: vec![],
                 },
                 deltas: vec![],
+                earlier: None,
             }
         })
         .await
     }
 
-    /// Starts a server whose model has gone on: a snapshot of step 4 in several chunks, and two deltas after it.
+    /// Starts a server whose model has gone on: a snapshot of step 4 in several chunks, a delta that led to it from the first
+    /// state times [`LATER`], and two deltas after it.
     pub async fn start_later() -> (Arc<Self>, String) {
         Self::serve(|theta, spec, blobs| {
             let (tensors, layout) = (spec.tensors(), Layout::from_spec(spec));
@@ -97,20 +103,9 @@ impl FakePs {
                 blobs.insert(hash, bytes);
                 hash
             };
-            theta.iter_mut().for_each(|v| *v *= 1.01);
-            let chunk_bytes = 4096;
-            let snapshot = Snapshot {
-                model_root: Hex32(alice_store::model_root(&tensors, theta)),
-                step: 4,
-                bytes: spec.parameters() * 4,
-                chunk_bytes,
-                chunks: alice_store::theta::to_le_bytes(theta)
-                    .chunks(chunk_bytes as usize)
-                    .map(|c| put(c.to_vec()))
-                    .collect(),
-            };
-            let mut deltas = Vec::new();
-            for epoch in [8u32, 9] {
+            theta.iter_mut().for_each(|v| *v *= LATER);
+            let before = Hex32(alice_store::model_root(&tensors, theta));
+            let mut step = |theta: &mut Vec<f32>, epoch: u32| {
                 let mean = Sparse {
                     indices: (0..100).map(|i| i * 7 + u64::from(epoch)).collect(),
                     values: vec![0.001 * epoch as f32; 100],
@@ -118,19 +113,37 @@ impl FakePs {
                 let bytes = aggregate::publish(&layout, 8, &mean, [epoch as u8; 32]);
                 let d = aggregate::decode_published(&layout, &bytes).unwrap();
                 aggregate::apply(theta, &d, 0.5);
-                deltas.push(Delta {
+                Delta {
                     epoch,
                     model_root: Hex32(alice_store::model_root(&tensors, theta)),
                     bytes: bytes.len() as u64,
                     blob: put(bytes),
                     alpha_bits: 0.5f32.to_bits(),
-                });
-            }
+                }
+            };
+            let earlier = Earlier {
+                model_root: before,
+                deltas: vec![step(theta, 7)],
+            };
+            let at_snapshot = theta.clone();
+            let deltas = vec![step(theta, 8), step(theta, 9)];
+            let chunk_bytes = 4096;
+            let snapshot = Snapshot {
+                model_root: earlier.deltas[0].model_root,
+                step: 4,
+                bytes: spec.parameters() * 4,
+                chunk_bytes,
+                chunks: alice_store::theta::to_le_bytes(&at_snapshot)
+                    .chunks(chunk_bytes as usize)
+                    .map(|c| put(c.to_vec()))
+                    .collect(),
+            };
             ModelManifest {
                 model_root: deltas[1].model_root,
                 model_step: 6,
                 snapshot,
                 deltas,
+                earlier: Some(earlier),
             }
         })
         .await
@@ -160,6 +173,7 @@ impl FakePs {
                 model_step: 0,
                 snapshot,
                 deltas: vec![],
+                earlier: None,
             }
         })
         .await
@@ -317,6 +331,8 @@ async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
     if seen.damaged == Some(hash) {
         bytes[0] ^= 1;
         seen.damaged_sent += 1;
+    } else {
+        *seen.sent.entry(hash).or_default() += 1;
     }
     bytes.into_response()
 }

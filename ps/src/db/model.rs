@@ -1,9 +1,13 @@
 //! Which network and run the directory belongs to, and the steps of the model.
 
 use super::{Db, DbError, from_json, hash, number, to_json};
-use alice_api::{Delta, Hex32, ModelManifest, Snapshot};
+use alice_api::{Delta, Earlier, Hex32, ModelManifest, Snapshot};
 use alice_primitives::Hash;
 use sqlx::{Sqlite, Transaction};
+use std::collections::VecDeque;
+
+/// Most steps before a snapshot that are offered to those who are behind.
+const EARLIER_MAX: u32 = 256;
 
 /// The newest step of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,26 +68,46 @@ impl Db {
         let Some((from, snapshot)) = row else { return Ok(None) };
         let rows: Vec<(i64, Vec<u8>, Option<String>)> =
             sqlx::query_as("SELECT step, root, delta FROM steps WHERE step >= ? ORDER BY step")
-                .bind(from)
+                .bind(from.saturating_sub(EARLIER_MAX.into()))
                 .fetch_all(&mut *tx)
                 .await?;
         let snapshot: Snapshot = from_json("a snapshot", &snapshot)?;
         let (mut root, mut step, mut deltas) = (snapshot.model_root, snapshot.step, Vec::new());
-        for (at, at_root, delta) in rows {
-            (root, step) = (Hex32(hash("a model root", at_root)?), number("a step", at)?);
+        // Each delta before the snapshot, with the root that it is for.
+        let mut before: VecDeque<(Hex32, Delta)> = VecDeque::new();
+        for (row, (at, at_root, delta)) in rows.into_iter().enumerate() {
+            let base = std::mem::replace(&mut root, Hex32(hash("a model root", at_root)?));
+            step = number("a step", at)?;
+            if row == 0 {
+                continue;
+            }
+            let delta = delta.ok_or(DbError::Damaged {
+                what: "a step",
+                problem: format!("step {at} has no delta"),
+            })?;
+            let delta: Delta = from_json("a delta", &delta)?;
             if at > from {
-                let delta = delta.ok_or(DbError::Damaged {
-                    what: "a step",
-                    problem: format!("step {at} has no delta"),
-                })?;
-                deltas.push(from_json::<Delta>("a delta", &delta)?);
+                deltas.push(delta);
+            } else {
+                before.push_back((base, delta));
             }
         }
+        // As far back as a way over deltas has fewer bytes than the snapshot.
+        let mut bytes: u64 = before.iter().map(|(_, delta)| delta.bytes).sum();
+        while bytes >= snapshot.bytes {
+            let Some((_, delta)) = before.pop_front() else { break };
+            bytes -= delta.bytes;
+        }
+        let earlier = before.front().map(|(base, _)| *base).map(|model_root| Earlier {
+            model_root,
+            deltas: before.into_iter().map(|(_, delta)| delta).collect(),
+        });
         Ok(Some(ModelManifest {
             model_root: root,
             model_step: step,
             snapshot,
             deltas,
+            earlier,
         }))
     }
 

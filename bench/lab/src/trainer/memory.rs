@@ -7,8 +7,7 @@
 //! gaps between its blocks included. Other programs must not use the card meanwhile.
 
 use crate::case::{OptionArgs, device, spec, train, weights};
-use alice_model::Device;
-use alice_trainer::plan;
+use alice_trainer::{MemoryWatch, plan};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::process::Command;
@@ -163,46 +162,20 @@ fn child(args: &Args) -> Result<()> {
     (small.model.heads, small.model.kv_heads, small.model.context) = (2, 2, 32);
     let theta = weights(&spec);
     train(&small, fragment, &weights(&small), device, options, &mut |_| ())?;
-    let base = resident(device)?;
+    let watch = MemoryWatch::start(device).context("nothing tells how much memory is taken of this device")?;
     let mut speed = 0f64;
     let result = train(&spec, fragment, &theta, device, options, &mut |p| {
         speed = p.tokens_per_second
     })?;
     ensure!(Some(result.micro_batch) == options.micro_batch, "memory was short");
-    let peak = match device {
-        Device::Cpu => memory_line("VmHWM:")?,
-        _ => taken(device)?,
-    };
-    let need = plan::need(&spec, fragment, options);
+    let peak = watch.peak().context("memory can no longer be measured")?;
+    let need = plan::need(&spec, fragment, options, device);
     let line = json!({
         "model": model, "fragments": fragments, "fragment": fragment,
         "parameters": spec.parameters(), "learning": spec.fragment_parameters(fragment),
-        "planned": need.total(), "measured": peak.saturating_sub(base), "base": base, "need": need,
+        "planned": need.total(), "measured": peak, "need": need,
         "tokens_per_second": speed,
     });
     println!("{line}");
     Ok(())
-}
-
-/// Memory taken now. On the CPU the largest size seen is set back to it where the kernel allows that.
-fn resident(device: Device) -> Result<u64> {
-    if device != Device::Cpu {
-        return taken(device);
-    }
-    // "5" resets VmHWM (proc_pid_clear_refs(5)).
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-    memory_line("VmRSS:")
-}
-
-/// What is taken of a GPU, by this process and, where there are any, by others.
-fn taken(device: Device) -> Result<u64> {
-    let memory = alice_model::memory(device).context("the device does not say how much memory is free")?;
-    Ok(memory.total.saturating_sub(memory.free))
-}
-
-fn memory_line(name: &str) -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("memory is measured with Linux' /proc only")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    Ok(kib.with_context(|| format!("/proc/self/status has no {name}"))? * 1024)
 }

@@ -26,7 +26,7 @@ use crate::{
 };
 use alice_primitives::Hash;
 use alice_spec::TensorShape;
-use alice_update::{Sparse, aggregate};
+use alice_update::{Entries, aggregate};
 use journal::{Entry, Found, Journal};
 use sidecar::Sidecar;
 use std::io::Write;
@@ -226,40 +226,32 @@ impl Master {
     /// The model's step, θ[j] −= α·d[j] with the operations of [`aggregate::apply`]. Once it returns, the step survives a
     /// power failure; before, the weights are those before the step, or will be when they are opened again.
     ///
-    /// Entries of `d` beyond the weights are left out. Its indices must ascend, or nothing is changed.
-    pub fn step(self, d: &Sparse, alpha: f32) -> Result<Self, StoreError> {
+    /// `d` is walked several times. Its entries beyond the weights are left out; its indices must ascend, or nothing is changed.
+    pub fn step(self, d: &impl Entries, alpha: f32) -> Result<Self, StoreError> {
         self.step_through(d, alpha, &mut |_, _| Ok(()))
     }
 
     /// [`Master::step`] with no way back: nothing is journalled, nothing synced. For weights that are made anew after a
     /// crash, such as those of an audit; opened again, they are hashed from end to end.
-    pub fn step_for_good(mut self, d: &Sparse, alpha: f32) -> Result<Self, StoreError> {
-        ascending(d)?;
+    pub fn step_for_good(mut self, d: &impl Entries, alpha: f32) -> Result<Self, StoreError> {
+        let touched = self.touched(d)?;
         file::remove(&tree_path(self.map.path()))?;
         file::remove(&undo_path(self.map.path()))?;
         self.undo = None;
-        let parameters = self.groups.parameters();
-        let mut marker = self.groups.marker();
-        let inside = d.indices.iter().take_while(|at| **at < parameters);
-        inside.for_each(|at| marker.mark(*at));
-        let touched = marker.touched();
         aggregate::apply(self.map.values_mut(), d, alpha);
         self.hash(&touched, &mut |_, _| ());
         Ok(self)
     }
 
-    fn step_through(mut self, d: &Sparse, alpha: f32, reached: Hook<'_>) -> Result<Self, StoreError> {
-        ascending(d)?;
+    fn step_through(mut self, d: &impl Entries, alpha: f32, reached: Hook<'_>) -> Result<Self, StoreError> {
+        let touched = self.touched(d)?;
         let before = self.map.values();
         let entries = || {
-            let inside = d.indices.iter().zip(&d.values).map(|(&index, _)| index);
-            inside.map_while(|at| Some((at, before.get(usize::try_from(at).ok()?)?.to_bits())))
+            let old = |(at, _)| -> Option<Entry> { Some((at, before.get(usize::try_from(at).ok()?)?.to_bits())) };
+            d.entries().map_while(old)
         };
         let undo_path = undo_path(self.map.path());
         let journal = Journal::write(&undo_path, self.groups.id(), &self.root, entries)?;
-        let mut marker = self.groups.marker();
-        entries().for_each(|(at, _): Entry| marker.mark(at));
-        let touched = marker.touched();
         reached(Stage::Journalled, &mut self.map)?;
         aggregate::apply(self.map.values_mut(), d, alpha);
         self.undo = Some(journal);
@@ -270,6 +262,21 @@ impl Master {
             undo.finish(&root)?;
         }
         Ok(self)
+    }
+
+    /// Groups that a step changes. Refuses one that would not be the same for everybody.
+    fn touched(&self, d: &impl Entries) -> Result<Vec<usize>, StoreError> {
+        let (mut marker, mut next) = (self.groups.marker(), 0);
+        for (at, _) in d.entries() {
+            if at < next {
+                return Err(StoreError::Step(
+                    "its indices do not ascend; decode the aggregate with alice-update".into(),
+                ));
+            }
+            next = at.saturating_add(1);
+            marker.mark(at);
+        }
+        Ok(marker.touched())
     }
 
     /// Goes back to the weights before the last step. Once it returns, that survives a power failure; interrupted, it is
@@ -349,16 +356,6 @@ impl Master {
     /// Size of the undo journal, bytes; zero where there is none.
     pub fn undo_bytes(&self) -> u64 {
         self.undo.as_ref().map_or(0, Journal::bytes)
-    }
-}
-
-/// Refuses a step that would not be the one of [`aggregate::apply`] for everybody.
-fn ascending(d: &Sparse) -> Result<(), StoreError> {
-    match d.indices.is_sorted_by(|a, b| a < b) {
-        true => Ok(()),
-        false => Err(StoreError::Step(
-            "its indices do not ascend; decode the aggregate with alice-update".into(),
-        )),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     model_root,
     theta::{read_theta, to_le_bytes, write_theta, write_values},
 };
+use alice_update::Sparse;
 use proptest::prelude::*;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -118,6 +119,23 @@ fn step_should_give_the_bits_and_the_root_of_the_plain_arithmetic() {
     let master = open(&case.path);
     assert_eq!((master.opened(), master.bytes_hashed()), (Opened::AsLeft, 0));
     assert_eq!(master.root(), model_root(&tensors(), &case.after));
+}
+
+#[test]
+fn a_published_aggregate_should_be_stepped_without_being_decoded_as_a_whole() {
+    let case = case();
+    let lens: Vec<u64> = tensors().iter().map(|tensor| tensor.len()).collect();
+    let layout = alice_update::Layout::new(&lens, 4096);
+    let bytes = aggregate::publish(&layout, 8, &case.d, [5; 32]);
+    let decoded = aggregate::decode_published(&layout, &bytes).unwrap();
+    let mut expected = case.before.clone();
+    aggregate::apply(&mut expected, &decoded, 0.7);
+    let published = aggregate::Published::check(&layout, &bytes).unwrap();
+    let master = open(&case.path).step(&published, 0.7).unwrap();
+    assert_eq!(bits(master.theta()), bits(&expected));
+    assert_eq!(master.root(), model_root(&tensors(), &expected));
+    let master = master.revert().unwrap();
+    assert_eq!(bits(master.theta()), bits(&case.before));
 }
 
 #[test]

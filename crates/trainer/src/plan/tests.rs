@@ -5,6 +5,7 @@ fn spec(name: &str) -> RunSpec {
 }
 
 const GIB: u64 = 1 << 30;
+const GPU: Device = Device::Cuda(0);
 
 fn options(precision: Precision, moments: Moments, checkpoint: bool) -> Options {
     Options {
@@ -19,7 +20,7 @@ fn options(precision: Precision, moments: Moments, checkpoint: bool) -> Options 
 fn the_state_should_be_counted_by_parameter() {
     let spec = spec("genesis-7b");
     assert_eq!((spec.parameters(), spec.task.fragments), (6_738_415_616, 8));
-    let plain = need(&spec, 3, options(Precision::F32, Moments::F32, false));
+    let plain = need(&spec, 3, options(Precision::F32, Moments::F32, false), GPU);
     let learning = spec.fragment_parameters(3);
     assert_eq!(learning, 4 * 202_383_360);
     assert_eq!(plain.weights, 4 * spec.parameters());
@@ -27,7 +28,7 @@ fn the_state_should_be_counted_by_parameter() {
         (plain.gradients, plain.moments, plain.copies),
         (4 * learning, 8 * learning, 0)
     );
-    let small = need(&spec, 3, options(Precision::Bf16, Moments::Bits8, true));
+    let small = need(&spec, 3, options(Precision::Bf16, Moments::Bits8, true), GPU);
     assert_eq!(small.weights, 4 * learning + 2 * (spec.parameters() - learning));
     assert_eq!(small.moments, 2 * learning + learning / 32);
 }
@@ -39,7 +40,7 @@ fn every_saving_option_should_save() {
         for fragments in [1, 2] {
             spec.task.fragments = fragments;
             for fragment in 0..fragments {
-                let total = |options| need(&spec, fragment, options).total();
+                let total = |options| need(&spec, fragment, options, Device::Cpu).total();
                 let plain = options(Precision::F32, Moments::F32, false);
                 let two = Options {
                     micro_batch: Some(2),
@@ -60,9 +61,9 @@ fn every_saving_option_should_save() {
 #[test]
 fn a_fragment_should_need_less_than_everything() {
     let mut spec = spec("genesis-7b");
-    let cut = worst(&spec, options(Precision::Bf16, Moments::Bits8, true));
+    let cut = worst(&spec, options(Precision::Bf16, Moments::Bits8, true), GPU);
     spec.task.fragments = 1;
-    let whole = worst(&spec, options(Precision::Bf16, Moments::Bits8, true));
+    let whole = worst(&spec, options(Precision::Bf16, Moments::Bits8, true), GPU);
     assert_eq!(whole.0, 0);
     assert!(cut.1.total() < whole.1.total() / 2, "{cut:?} {whole:?}");
     // The first fragment: every block behind it must pass the gradient on.
@@ -75,7 +76,8 @@ fn genesis_should_fit_24_gib_as_fragments_only() {
     let bytes = usable_on_gpu(24 * GIB);
     let fits = |spec: &RunSpec| -> Vec<Options> {
         let all = [Precision::F32, Precision::Bf16].into_iter().flat_map(combinations);
-        all.filter(|o| micro_batch(spec, None, *o, bytes).is_some()).collect()
+        all.filter(|o| micro_batch(spec, None, *o, GPU, bytes).is_some())
+            .collect()
     };
     assert_eq!(
         fits(&spec),
@@ -86,6 +88,19 @@ fn genesis_should_fit_24_gib_as_fragments_only() {
     );
     spec.task.fragments = 1;
     assert_eq!(fits(&spec), []);
+}
+
+#[test]
+fn the_optimiser_should_take_larger_parts_on_a_gpu() {
+    let mut spec = spec("genesis-7b");
+    // So little text that the optimiser's step is the peak.
+    spec.model.context = 16;
+    let frugal = options(Precision::Bf16, Moments::Bits8, true);
+    let working = |device| need(&spec, 3, frugal, device).working;
+    let part = |device| adamw::part_of(device) as u64;
+    assert_eq!(working(GPU), 4 * 7 * part(GPU));
+    assert!(working(Device::Cpu) < working(GPU));
+    assert!(taken_at_most(GPU, 20 * GIB) < taken_at_most(Device::Cpu, 20 * GIB));
 }
 
 #[test]
@@ -100,6 +115,7 @@ fn the_micro_batch_should_be_the_largest_that_fits() {
                 micro_batch: Some(size),
                 ..options
             },
+            Device::Cpu,
         )
         .total()
     };
@@ -107,10 +123,10 @@ fn the_micro_batch_should_be_the_largest_that_fits() {
         micro_batch: None,
         ..options
     };
-    assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16)), Some(16));
-    assert_eq!(micro_batch(&spec, Some(0), any, bytes_of(16) - 1), Some(8));
-    assert_eq!(micro_batch(&spec, None, any, bytes_of(1)), Some(1));
-    assert_eq!(micro_batch(&spec, None, any, bytes_of(1) - 1), None);
+    assert_eq!(micro_batch(&spec, Some(0), any, Device::Cpu, bytes_of(16)), Some(16));
+    assert_eq!(micro_batch(&spec, Some(0), any, Device::Cpu, bytes_of(16) - 1), Some(8));
+    assert_eq!(micro_batch(&spec, None, any, Device::Cpu, bytes_of(1)), Some(1));
+    assert_eq!(micro_batch(&spec, None, any, Device::Cpu, bytes_of(1) - 1), None);
     assert_eq!(
         micro_batch(
             &spec,
@@ -119,6 +135,7 @@ fn the_micro_batch_should_be_the_largest_that_fits() {
                 micro_batch: Some(3),
                 ..options
             },
+            Device::Cpu,
             u64::MAX
         ),
         Some(3)

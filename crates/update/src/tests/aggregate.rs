@@ -101,6 +101,28 @@ fn published_values_should_lie_within_one_level() {
 }
 
 #[test]
+fn no_aggregate_should_take_more_bytes_than_are_fetched() {
+    let layout = Layout::new(&[4096, 5000, 1, 17], 1024);
+    for bits in [1, 2, 8] {
+        let bytes_max = crate::aggregate::published_bytes_max(&layout, bits);
+        let mut most = 0;
+        for step in [1, 2, 3, 4, 5, 7, 8, 16, 64, 500, 1023] {
+            // The gaps as far apart as can be, and all entries at the end of a chunk.
+            for start in [0, step as u64 - 1, 1000] {
+                let indices: Vec<u64> = (start..layout.total() as u64).step_by(step).collect();
+                let values = vec![1.0; indices.len()];
+                let bytes = publish(&layout, bits, &Sparse { indices, values }, [1; 32]);
+                most = most.max(bytes.len() as u64);
+            }
+        }
+        assert!(
+            most <= bytes_max && most * 10 >= bytes_max * 8,
+            "{bits}: {most} {bytes_max}"
+        );
+    }
+}
+
+#[test]
 fn rounding_should_be_unbiased() {
     let layout = Layout::new(&[4], 64);
     // The last value fixes the scale; the first three lie between levels.

@@ -1,9 +1,9 @@
 //! Bytes from strangers: the decoders never panic, and what they accept has one form only.
 
 use super::{header, layout, spec, values};
-use crate::aggregate::{decode_published, publish};
+use crate::aggregate::{Published, decode_published, publish};
 use crate::bits::BitWriter;
-use crate::{DecodeError, HEADER_BYTES, Layout, Place, Sparse, Update, decode, encode};
+use crate::{DecodeError, Entries, HEADER_BYTES, Layout, Place, Sparse, Update, decode, encode};
 use alice_spec::UpdateSpec;
 use proptest::prelude::*;
 
@@ -161,6 +161,13 @@ fn a_lie_about_the_size_should_not_allocate() {
     ));
 }
 
+/// D by walking over its checked bytes.
+fn walked(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
+    let published = Published::check(layout, bytes)?;
+    let (indices, values) = published.entries().unzip();
+    Ok(Sparse { indices, values })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
@@ -177,7 +184,8 @@ proptest! {
             prop_assert!(well_formed(&layout, &spec, &update));
         }
         let published = [b"ALD1".as_slice(), &[bits], &random].concat();
-        let _ = decode_published(&layout, if raw { &random } else { &published });
+        let published = if raw { &random } else { &published };
+        prop_assert_eq!(walked(&layout, published), decode_published(&layout, published));
     }
 
     #[test]
@@ -213,6 +221,7 @@ proptest! {
         if truncate {
             bytes.truncate(cut.index(bytes.len()));
         }
+        prop_assert_eq!(walked(&layout, &bytes), decode_published(&layout, &bytes));
         if let Ok(sparse) = decode_published(&layout, &bytes) {
             prop_assert!(sparse.indices.windows(2).all(|pair| pair[0] < pair[1]));
             prop_assert!(sparse.indices.last().is_none_or(|&last| last < 343));
