@@ -28,6 +28,9 @@ pub struct Arm {
     pub churn: f64,
     /// 0: round e trains on θ(e); 1: on θ(e−1).
     pub base_lag: u32,
+    /// Blocks of the model, where they are not those of the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<u32>,
 }
 
 /// The network's step from the mean pseudo-gradient g.

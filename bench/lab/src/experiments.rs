@@ -79,6 +79,7 @@ fn diloco(workers: u32, scale: Scale) -> Arm {
         fragments: 1,
         churn: 0.0,
         base_lag: 0,
+        layers: None,
     }
 }
 
@@ -363,6 +364,22 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
         "e12",
         "Should a residual lose what the network has done meanwhile?",
         arms,
+    );
+
+    // A deeper model in as many fragments as the 7B run has, an update with what 1.6 % of an eighth takes: by P and decay.
+    let deep = |fragments, decay| Arm {
+        layers: Some(8),
+        ..tight(2 * K_DENSE, decay, fragments, 4_100)
+    };
+    let of = [(1, 0.95), (4, 0.8), (4, 0.6), (8, 0.8), (8, 0.6), (8, 0.0)];
+    let label = |(p, decay): (u32, f64)| match p {
+        1 => format!("8 layers, 4,100 bytes, full, β {decay}"),
+        _ => format!("8 layers, 4,100 bytes, {p} fragments, β {decay}"),
+    };
+    add(
+        "e15",
+        "More fragments, shorter residuals?",
+        of.map(|case| (label(case), deep(case.0, case.1))).to_vec(),
     );
 
     let mut arms = vec![base()];

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 #[derive(Parser)]
 #[command(after_help = "Example: lab e1 e3 --text ~/.cache/alice/corpus-sotu --rounds 24 --seeds 3")]
 struct Args {
-    /// e1, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, deltas, deltas96, or all.
+    /// e1, e3, e4, e5, e6, e7, e8, e9, e10, e11, e12, e13, e14, e15, deltas, deltas96, or all.
     #[arg(required = true)]
     experiments: Vec<String>,
     /// Folder of .txt files.

@@ -67,7 +67,9 @@ enum Sent {
 /// Runs an arm with one seed.
 pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     let started = std::time::Instant::now();
-    let spec = &bench.spec;
+    let mut spec = bench.spec.clone();
+    spec.model.layers = arm.layers.unwrap_or(spec.model.layers);
+    let spec = &spec;
     let mut model = Llama::new(spec, bench.device)?;
     let mut theta = init_theta(spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
     let mut theta_before = theta.clone();

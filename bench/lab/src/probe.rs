@@ -97,6 +97,9 @@ pub struct Outcome {
     /// Mean worth by the length of the task.
     #[serde(default)]
     worth_by_task: Vec<f64>,
+    /// Mean norm of an update, over the round's median, by the length of the task.
+    #[serde(default)]
+    norm_by_task: Vec<f64>,
 }
 
 /// Sums over the rounds of a run.
@@ -136,8 +139,8 @@ pub fn experiment(
         .collect();
     let model = hex::encode(bench.spec.run_hash());
     let key = |arm: &Arm, uneven: bool, seed: u64| format!("{}/{uneven}", arm.key(&model, seed));
-    let missing: Vec<_> = (1..=seeds)
-        .flat_map(|seed| cases.iter().map(move |case| (seed, case)))
+    let missing: Vec<_> = (cases.iter())
+        .flat_map(|case| (1..=seeds).map(move |seed| (seed, case)))
         .filter(|(seed, (_, arm, uneven))| !report && !done.contains_key(&key(arm, *uneven, *seed)))
         .collect();
     for (seed, (label, arm, uneven)) in missing.into_iter().skip(share.0).step_by(share.1) {
@@ -193,6 +196,7 @@ pub fn experiment(
             });
         }
         row("worth".into(), &|o| Some(o.worth_by_task.clone()));
+        row("norm of the update".into(), &|o| Some(o.norm_by_task.clone()));
     }
     Ok(())
 }
@@ -215,7 +219,7 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
     let mut previous = None;
     let mut sums: BTreeMap<Rule, Sums> = Rule::ALL.into_iter().map(|rule| (rule, Sums::default())).collect();
     let (mut ceiling, mut gain, mut judged_rounds) = (0.0, 0.0, 0u32);
-    let mut worth_by_task = [0.0; UNEVEN.len()];
+    let (mut worth_by_task, mut norm_by_task) = ([0.0; UNEVEN.len()], [0.0; UNEVEN.len()]);
     for round in 0..rounds {
         let mut updates = Vec::new();
         for (w, (optimizer, feedback)) in (0u32..).zip(&mut workers) {
@@ -255,6 +259,8 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
             ceiling += spearman(&worth.first_half, &worth.second_half);
             gain += worth.step;
             add_by_task(&mut worth_by_task, &worth.whole);
+            let over_median: Vec<f64> = norms.iter().map(|norm| norm / median_of(&norms)).collect();
+            add_by_task(&mut norm_by_task, &over_median);
             judged_rounds += 1;
             for (rule, sums) in &mut sums {
                 let scores = at.scores(*rule, &mut model, &mut oracle, &reserve, &split)?;
@@ -267,9 +273,7 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
                 add_by_task(&mut sums.by_task, &improvements);
             }
         }
-        let mut median = norms.clone();
-        median.sort_by(f64::total_cmp);
-        previous = median.get((median.len() - 1) / 2).map(|norm| *norm as f32);
+        previous = Some(median_of(&norms) as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
         let mean = aggregate::mean(&layout, &weighted, entry_weight);
         aggregate::apply(&mut theta, &mean, arm.outer.alpha as f32);
@@ -291,6 +295,7 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
         ceiling: ceiling / rounds,
         judged_rounds,
         worth_by_task: worth_by_task.map(|sum| sum / rounds).to_vec(),
+        norm_by_task: norm_by_task.map(|sum| sum / rounds).to_vec(),
     })
 }
 
@@ -498,6 +503,13 @@ impl Round<'_> {
         aggregate::apply(&mut moved, &self.step(updates), 1.0);
         moved
     }
+}
+
+/// The lower median; 1 where there is nothing.
+fn median_of(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
 }
 
 /// Adds the mean over the workers with each length of task.

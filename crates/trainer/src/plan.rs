@@ -24,7 +24,7 @@
 
 use crate::{Moments, Options, adamw, moments};
 use alice_model::{Device, Precision};
-use alice_spec::RunSpec;
+use alice_spec::{RunSpec, UpdateSpec};
 use serde::Serialize;
 
 /// Taken of a GPU as soon as it is used, bytes: 0.5 GiB were seen (docs/measurements.md).
@@ -51,7 +51,8 @@ pub fn usable_of_free(bytes: u64) -> u64 {
 /// they need.
 pub const CPU_SHARE: (u64, u64) = (3, 5);
 
-/// What libtorch and its kernels take of the CPU's memory at their first use: TODO.
+/// Room for what libtorch and its kernels keep of the CPU's memory besides tensors: 38 MiB more than planned were seen in run
+/// `dev`, whose tasks need as much.
 const CPU_LIBRARIES: u64 = 1 << 28;
 
 /// The most that a process is expected to take of the device for tensors that need so many bytes, by the shares above.
@@ -361,15 +362,29 @@ impl Shape {
 pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
     let (learning, update) = (spec.fragment_parameters(fragment), &spec.update);
     let candidates = learning.saturating_mul(update.k_max.into()) / u64::from(update.chunk.max(1));
-    // No entry takes fewer bits than its value and the end of its gap.
-    let fit = update.budget_bytes.saturating_mul(8) / (1 + u64::from(update.value_bits));
     HostNeed {
         mapped_theta: 4 * spec.parameters(),
         loading: 4 * spec.tensors().iter().map(|t| t.len()).max().unwrap_or(0),
         update: 4 * learning,
         encoder: 6 * candidates,
-        sent: 3 * 12 * candidates.min(fit),
+        sent: 3 * 12 * entries_max(learning, update).min(candidates),
     }
+}
+
+/// No update of so many parameters has more entries: each takes its value's bits, and of its gap at least the remainder and the
+/// end of the quotient (`docs/spec/update.md`).
+fn entries_max(learning: u64, update: &UpdateSpec) -> u64 {
+    let chunk = u64::from(update.chunk.max(1));
+    let chunks = learning.div_ceil(chunk);
+    let bits = |k: u64| {
+        let gap = 24 * chunk.saturating_sub(k) / (25 * (k + 1));
+        let remainder = u64::from(gap.checked_ilog2().unwrap_or(0));
+        u128::from(chunks) * u128::from(k) * u128::from(u64::from(update.value_bits) + remainder + 1)
+    };
+    let budget = u128::from(update.budget_bytes) * 8;
+    let fits = (0..=u64::from(update.k_max)).rev().find(|k| bits(*k) <= budget);
+    // Some chunks have one more.
+    fits.map_or(0, |k| (k + 1).saturating_mul(chunks))
 }
 
 /// The fragment that needs most with these options, and what it needs.

@@ -91,11 +91,25 @@ fn genesis_should_fit_24_gib_as_fragments_only() {
 }
 
 #[test]
+fn the_update_should_be_counted_by_what_fits_its_budget() {
+    let spec = spec("genesis-7b");
+    // Made of random values (docs/measurements.md): 13.0 million entries in fragment 0, 13.5 in fragment 3.
+    for (fragment, seen) in [(0, 12_999_608), (3, 13_450_994)] {
+        let entries = host_need(&spec, fragment).sent / 36;
+        assert!(entries >= seen && entries < seen * 5 / 4, "{fragment}: {entries}");
+    }
+    // The smaller of both bounds holds.
+    let mut tight = spec.clone();
+    tight.update.k_max = 8;
+    assert_eq!(host_need(&tight, 0).sent / 36, tight.fragment_parameters(0) * 8 / 4096);
+}
+
+#[test]
 fn the_optimiser_should_take_larger_parts_on_a_gpu() {
     let mut spec = spec("genesis-7b");
     // So little text that the optimiser's step is the peak.
     spec.model.context = 16;
-    let frugal = options(Precision::Bf16, Moments::Bits8, true);
+    let frugal = options(Precision::F32, Moments::Bits8, true);
     let working = |device| need(&spec, 3, frugal, device).working;
     let part = |device| adamw::part_of(device) as u64;
     assert_eq!(working(GPU), 4 * 7 * part(GPU));
