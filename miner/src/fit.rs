@@ -1,10 +1,10 @@
 //! How tasks are made to fit the device: what the user said, and what the plan says for the rest.
 
 use crate::MinerError;
-use alice_model::Device;
+use alice_model::{Bf16, Device};
 use alice_spec::RunSpec;
 use alice_trainer::{
-    Moments, Options, Precision,
+    MemoryWatch, Moments, Options, Precision,
     plan::{self, CPU_SHARE, Need},
 };
 use serde::{Deserialize, Serialize};
@@ -50,8 +50,8 @@ pub struct Fit {
     memory: Option<u64>,
     /// What a GPU had free before the first task.
     free_at_start: Option<u64>,
-    /// The device is known to have no bf16 of its own.
-    without_bf16: bool,
+    /// What a GPU makes of bf16.
+    bf16: Bf16,
 }
 
 /// What the plan comes to for a run on a device.
@@ -112,7 +112,7 @@ impl Fit {
             micro_batch: args.micro_batch,
             memory: args.device_memory.as_deref().map(parse_size).transpose()?,
             free_at_start: None,
-            without_bf16: false,
+            bf16: Bf16::default(),
         })
     }
 
@@ -121,7 +121,7 @@ impl Fit {
     pub fn measure(&mut self, device: Device) {
         if device != Device::Cpu {
             self.free_at_start = free_memory(device);
-            self.without_bf16 = !alice_model::has_bf16(device);
+            self.bf16 = alice_model::bf16(device);
         }
     }
 
@@ -166,11 +166,12 @@ impl Fit {
 
     /// Combinations that the user's words leave, the one that changes least first.
     fn candidates(&self, device: Device) -> impl Iterator<Item = Options> {
-        let precisions = match (self.precision, device) {
+        let bf16 = if device == Device::Cpu { Bf16::Slow } else { self.bf16 };
+        let precisions = match (self.precision, bf16) {
             (Some(precision), _) => vec![precision],
-            (None, Device::Cpu) => vec![Precision::F32, Precision::Bf16],
-            (None, _) if self.without_bf16 => vec![Precision::F32],
-            (None, _) => vec![Precision::Bf16, Precision::F32],
+            (None, Bf16::Fast) => vec![Precision::Bf16, Precision::F32],
+            (None, Bf16::Slow) => vec![Precision::F32, Precision::Bf16],
+            (None, Bf16::Missing) => vec![Precision::F32],
         };
         let all = precisions.into_iter().flat_map(plan::combinations);
         all.filter(|o| self.moments.is_none_or(|m| m == o.moments) && self.checkpoint.is_none_or(|c| c == o.checkpoint))
@@ -285,13 +286,51 @@ pub fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIB)
 }
 
+/// Memory of the device beside the plans.
+#[derive(Debug)]
+pub struct MemoryBesidePlan {
+    watch: MemoryWatch,
+    /// On a GPU nothing that was taken is given back: the largest plan so far counts.
+    planned: u64,
+    said: bool,
+}
+
+impl MemoryBesidePlan {
+    /// Starts to watch; none where there is no way to tell.
+    pub fn start(device: Device) -> Option<Self> {
+        MemoryWatch::start(device).map(|watch| Self {
+            watch,
+            planned: 0,
+            said: false,
+        })
+    }
+
+    /// Before a task.
+    pub fn task_begins(&self) {
+        self.watch.forget_peak();
+    }
+
+    /// After a task that was planned with so many bytes: what was taken at most, and once what to do where that is more than the
+    /// plan allows for.
+    pub fn task_ended(&mut self, device: Device, planned: u64) -> Option<(u64, Option<String>)> {
+        let peak = self.watch.peak()?;
+        self.planned = match device {
+            Device::Cpu => planned,
+            _ => self.planned.max(planned),
+        };
+        let warning = above_plan(device, peak, self.planned).filter(|_| !self.said);
+        self.said |= warning.is_some();
+        Some((peak, warning))
+    }
+}
+
 /// What a task took of the device, beside its plan, for the end of a line.
 pub fn beside_plan(peak: u64, planned: u64) -> String {
     format!(", {} MiB of memory (plan {})", peak >> 20, planned >> 20)
 }
 
 /// What to do where a task took more of the device than is kept for it; none where it did not.
-pub fn above_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
+fn above_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
     let most = plan::taken_at_most(device, planned);
     (peak > most).then(|| {
         format!(
@@ -412,21 +451,28 @@ mod tests {
 
     #[test]
     fn bf16_should_be_chosen_where_the_device_has_it() {
-        let spec = spec("small");
-        let precision = |without_bf16| {
+        let precision = |run: &str, gib: u64, bf16| {
             let fit = Fit {
-                memory: Some(80 << 30),
-                without_bf16,
+                memory: Some(gib << 30),
+                bf16,
                 ..Fit::default()
             };
-            fit.plan(&spec, None, Device::Cuda(0))
-                .chosen()
-                .unwrap()
-                .options
-                .precision
+            let plan = fit.plan(&spec(run), None, Device::Cuda(0));
+            plan.chosen().map(|row| row.options.precision)
         };
-        assert_eq!([precision(false), precision(true)], [Precision::Bf16, Precision::F32]);
-        assert!(alice_model::has_bf16(Device::Cpu));
+        let (f32, bf16) = (Some(Precision::F32), Some(Precision::Bf16));
+        for (kind, roomy, tight) in [
+            (Bf16::Fast, bf16, bf16),
+            (Bf16::Slow, f32, bf16),
+            (Bf16::Missing, f32, None),
+        ] {
+            // In 24 GiB the 7B run fits in bf16 only.
+            assert_eq!(
+                (precision("small", 80, kind), precision("genesis-7b", 24, kind)),
+                (roomy, tight)
+            );
+        }
+        assert_eq!(alice_model::bf16(Device::Cpu), Bf16::Slow);
     }
 
     #[test]

@@ -80,15 +80,18 @@ pub enum Step {
     Clear(&'static str),
 }
 
+/// Whether work for a lease may still begin at this block of the server.
+pub fn lasts(lease: &Lease, block: u32) -> bool {
+    block < lease.task.deadline_block.min(lease.task.lease_block)
+}
+
 /// Decides from what a crash (or nothing at all) left behind.
 pub fn next_step(state: &State, around: Surroundings) -> Step {
     match state {
         State::Idle => Step::Claim,
         State::Leased { .. } if !around.same_run => Step::Clear("the task belongs to another run"),
-        State::Leased { lease } if around.block >= lease.task.deadline_block.min(lease.task.lease_block) => {
-            Step::Clear("the task's time is over")
-        }
-        State::Leased { lease } => Step::Train(lease.clone()),
+        State::Leased { lease } if lasts(lease, around.block) => Step::Train(lease.clone()),
+        State::Leased { .. } => Step::Clear("the task's time is over"),
         State::Ready { outgoing } => match around {
             Surroundings {
                 receipt_stored: true,

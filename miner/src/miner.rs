@@ -2,8 +2,9 @@
 //! network or a server does ends it; it says what it waits for.
 
 use crate::{
-    MinerError, fit,
-    journal::{Outgoing, Step, next_step},
+    MinerError,
+    fit::{self, MemoryBesidePlan},
+    journal::{Outgoing, Step, lasts, next_step},
     key::MiningKey,
     moments,
     pages::Pays,
@@ -20,7 +21,7 @@ use crate::{
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
-use alice_trainer::{MemoryWatch, MomentsFrom, Options};
+use alice_trainer::{MomentsFrom, Options};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,8 +74,8 @@ pub struct Miner {
     worked: BTreeSet<u32>,
     /// For each fragment with which the device ran out of memory, the micro-batch that fitted then.
     micro_batches: BTreeMap<u32, u32>,
-    /// Memory of the device since this process began; none where there is no way to tell.
-    memory: Option<MemoryWatch>,
+    /// Memory of the device; none where there is no way to tell.
+    memory: Option<MemoryBesidePlan>,
 }
 
 impl Miner {
@@ -107,7 +108,7 @@ impl Miner {
             standings: Standings::default(),
             worked: BTreeSet::new(),
             micro_batches: BTreeMap::new(),
-            memory: MemoryWatch::start(device),
+            memory: MemoryBesidePlan::start(device),
         })
     }
 
@@ -379,7 +380,7 @@ impl Miner {
             moments: (self.settings.keep_moments).then(|| moments::file(&run.dir, task.fragment)),
         };
         if let Some(memory) = &self.memory {
-            memory.forget_peak();
+            memory.task_begins();
         }
         let mut desk = PayDesk {
             genesis: run.genesis,
@@ -403,7 +404,12 @@ impl Miner {
         }
         self.standings.loss = Some(result.loss_last);
         self.standings.tokens_per_second = Some(result.tokens as f64 / result.seconds.max(1e-9));
-        let (peak, planned) = (self.memory.and_then(|memory| memory.peak()), plan.need.total());
+        let planned = plan.need.total();
+        let ended = self
+            .memory
+            .as_mut()
+            .and_then(|memory| memory.task_ended(self.device, planned));
+        let (peak, warning) = ended.map_or((None, None), |(peak, warning)| (Some(peak), warning));
         let memory = peak.map_or(String::new(), |peak| fit::beside_plan(peak, planned));
         reporter.event(
             "trained",
@@ -418,7 +424,7 @@ impl Miner {
                 "memory_peak": peak, "memory_planned": planned,
             }),
         );
-        if let Some(warning) = peak.and_then(|peak| fit::above_plan(self.device, peak, planned)) {
+        if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
         let miner = self.key.key.public();
@@ -433,16 +439,21 @@ impl Miner {
                 reporter,
             )
         };
-        let stored = match store() {
-            // A full disk, perhaps: the update is worth more than the moments.
-            Err(error @ (MinerError::File { .. } | MinerError::Residual(_)))
-                if left.take().is_some() | moments::give_way(&run.dir, task.fragment) =>
-            {
+        // A full disk, perhaps: the update is worth more than the moments, first this task's, then those of the one before.
+        let mut stored = store();
+        for older in [false, true] {
+            let Err(error @ (MinerError::File { .. } | MinerError::Residual(_))) = &stored else {
+                break;
+            };
+            let freed = match older {
+                false => left.take().is_some(),
+                true => moments::give_way(&run.dir, task.fragment),
+            };
+            if freed {
                 tracing::warn!(%error, "the update could not be stored; the optimiser's moments give way to it");
-                store()
+                stored = store();
             }
-            stored => stored,
-        };
+        }
         if let (Ok(()), Some(left)) = (&stored, left) {
             left.keep();
         }
@@ -479,8 +490,7 @@ impl Miner {
     }
 
     async fn send(&mut self, outgoing: &Outgoing, status: &Status) -> Result<(), MinerError> {
-        let Some(run) = &self.run else { return Ok(()) };
-        // Gone between two looks: the next look puts the journal away.
+        let Some(run) = &mut self.run else { return Ok(()) };
         let update = run.journal.update(outgoing)?;
         let sender = Sender {
             client: &self.settings.client,
@@ -492,8 +502,18 @@ impl Miner {
         let answer = match update {
             Some(update) => sender.send(outgoing, update, &mut self.reporter).await,
             None => {
-                tracing::warn!(id = %outgoing.id, "the stored update is damaged; asking whether it had been committed");
-                sender.ask(outgoing).await
+                tracing::debug!(id = %outgoing.id, "the stored update is damaged: has it been committed?");
+                match sender.ask(outgoing).await {
+                    Ok(Some(record)) => Ok(record),
+                    Ok(None) if lasts(&outgoing.lease, status.block) => {
+                        tracing::warn!("the stored update is damaged and was not committed; its task is trained again");
+                        // The moments have seen its text by now.
+                        moments::give_way(&run.dir, outgoing.lease.task.fragment);
+                        return run.journal.leased(outgoing.lease.clone());
+                    }
+                    Ok(None) => Ok(sender.given_up(outgoing, "it was damaged on disk before it was committed".into())),
+                    Err(error) => Err(error),
+                }
             }
         };
         let record = match answer {

@@ -50,20 +50,17 @@ impl Sender<'_> {
         }
     }
 
-    /// Asks what the server knows of an update whose bytes are lost: it may have been committed before. If it was not, nothing can
-    /// come of it any more.
-    pub async fn ask(&self, out: &Outgoing) -> Result<Record, MinerError> {
+    /// Asks for the receipt of an update whose bytes are lost; none where it never was committed.
+    pub async fn ask(&self, out: &Outgoing) -> Result<Option<Record>, MinerError> {
         match self.stop.or(self.client.submission(&out.id)).await {
             Ok(status) => {
                 self.check(&status.receipt, out)?;
-                Ok(Record {
+                Ok(Some(Record {
                     receipt: Some(status.receipt),
                     ..self.record(out)
-                })
+                }))
             }
-            Err(MinerError::Client(error)) if error.code() == Some(ErrorCode::NotFound) => {
-                Ok(self.given_up(out, "it was damaged on disk before it was committed".into()))
-            }
+            Err(MinerError::Client(error)) if error.code() == Some(ErrorCode::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -2,7 +2,7 @@
 //! root at every step. Nothing that does not have the right root is ever trained on.
 
 use crate::{MinerError, report::Reporter, stop::Stop};
-use alice_api::{Client, Delta, Hex32, ModelManifest, Snapshot};
+use alice_api::{Client, ClientError, Delta, Earlier, ErrorCode, Hex32, ModelManifest, Snapshot};
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::{Join, Master, Opened, StoreError, theta::write_values};
 use alice_update::{Layout, aggregate};
@@ -33,13 +33,17 @@ pub enum Plan {
     },
 }
 
+/// The steps that led to the snapshot; none where they would not.
+fn earlier(manifest: &ModelManifest) -> Option<&Earlier> {
+    let leads =
+        |earlier: &&Earlier| earlier.deltas.last().map(|last| last.model_root) == Some(manifest.snapshot.model_root);
+    manifest.earlier.as_ref().filter(leads)
+}
+
 /// All published steps: those that led to the snapshot, and those after it.
 fn steps(manifest: &ModelManifest) -> impl Iterator<Item = &Delta> {
-    manifest
-        .earlier
-        .iter()
-        .flat_map(|earlier| &earlier.deltas)
-        .chain(&manifest.deltas)
+    let earlier = earlier(manifest).into_iter().flat_map(|earlier| &earlier.deltas);
+    earlier.chain(&manifest.deltas)
 }
 
 /// Decides how to reach `target`; none where the manifest does not lead there.
@@ -48,10 +52,8 @@ pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> O
         return Some(Plan::Here);
     }
     // Position i is the model before step i.
-    let first = manifest
-        .earlier
-        .as_ref()
-        .map_or(&manifest.snapshot.model_root, |earlier| &earlier.model_root);
+    let earlier = earlier(manifest);
+    let first = earlier.map_or(&manifest.snapshot.model_root, |earlier| &earlier.model_root);
     let roots: Vec<&Hex32> = std::iter::once(first)
         .chain(steps(manifest).map(|delta| &delta.model_root))
         .collect();
@@ -59,7 +61,7 @@ pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> O
     match here.and_then(|here| roots.iter().take(to).rposition(|r| *r == here)) {
         Some(from) => Some(Plan::Deltas { from, to }),
         None => {
-            let snapshot = manifest.earlier.as_ref().map_or(0, |earlier| earlier.deltas.len());
+            let snapshot = earlier.map_or(0, |earlier| earlier.deltas.len());
             Some(Plan::Snapshot {
                 to: to.checked_sub(snapshot)?,
             })
@@ -134,11 +136,35 @@ impl Weights {
                 format!("{published} deltas, at most {DELTAS_MAX}"),
             ));
         }
-        let way = plan(&manifest, self.root().as_ref(), target)
+        let here = self.root();
+        match self.walk(&manifest, here.as_ref(), target, source, reporter).await {
+            // A step before the snapshot may be gone; the snapshot is not.
+            Err(MinerError::Client(error)) if here.is_some() && not_found(&error) => {
+                tracing::debug!(%error, "the snapshot is taken instead");
+                self.walk(&manifest, None, target, source, reporter).await?;
+            }
+            walked => walked?,
+        }
+        self.at(target).ok_or_else(|| {
+            let found = self.root().unwrap_or_default();
+            MinerError::untrue("model", format!("snapshot and deltas lead to {found}, not to {target}"))
+        })
+    }
+
+    /// Goes from the weights that are `here` (none: from nothing) to the target.
+    async fn walk(
+        &mut self,
+        manifest: &ModelManifest,
+        here: Option<&Hex32>,
+        target: &Hex32,
+        source: &Source<'_>,
+        reporter: &mut Reporter,
+    ) -> Result<(), MinerError> {
+        let way = plan(manifest, here, target)
             .ok_or_else(|| MinerError::untrue("task", format!("its model {target} is not the published one")))?;
         let deltas: Vec<&Delta> = match way {
             Plan::Here => Vec::new(),
-            Plan::Deltas { from, to } => steps(&manifest).take(to).skip(from).collect(),
+            Plan::Deltas { from, to } => steps(manifest).take(to).skip(from).collect(),
             Plan::Snapshot { to } => {
                 let joined = self.snapshot(&manifest.snapshot, source, reporter).await;
                 reporter.bar_done();
@@ -156,10 +182,7 @@ impl Weights {
             bar.inc(1);
         }
         reporter.bar_done();
-        self.at(target).ok_or_else(|| {
-            let found = self.root().unwrap_or_default();
-            MinerError::untrue("model", format!("snapshot and deltas lead to {found}, not to {target}"))
-        })
+        Ok(())
     }
 
     fn at(&self, target: &Hex32) -> Option<Arc<Master>> {
@@ -260,6 +283,10 @@ impl Weights {
     }
 }
 
+fn not_found(error: &ClientError) -> bool {
+    error.code() == Some(ErrorCode::NotFound)
+}
+
 /// Where weights come from.
 pub struct Source<'a> {
     /// The server.
@@ -275,7 +302,6 @@ pub struct Source<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alice_api::Earlier;
 
     fn root(n: u8) -> Hex32 {
         Hex32([n; 32])
@@ -330,6 +356,18 @@ mod tests {
         assert_eq!(plan(&m, Some(&root(99)), &root(4)), Some(Plan::Snapshot { to: 1 }));
         assert_eq!(plan(&m, None, &root(3)), Some(Plan::Snapshot { to: 0 }));
         assert_eq!(plan(&m, None, &root(2)), None);
+        // Steps that do not lead to the snapshot are as good as none.
+        for deltas in [manifest(1, &[2]).deltas, vec![]] {
+            m.earlier = Some(Earlier {
+                model_root: root(1),
+                deltas,
+            });
+            assert_eq!(plan(&m, Some(&root(1)), &root(4)), Some(Plan::Snapshot { to: 1 }));
+            assert_eq!(
+                plan(&m, Some(&root(3)), &root(4)),
+                Some(Plan::Deltas { from: 0, to: 1 })
+            );
+        }
     }
 
     #[test]

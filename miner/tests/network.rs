@@ -138,28 +138,31 @@ async fn a_miner_killed_between_commit_and_receipt_should_get_the_same_receipt()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_whose_bytes_are_lost_should_be_asked_for_before_it_is_given_up() {
-    for committed in [true, false] {
+    for (committed, epoch) in [(true, 0), (false, 0), (false, 1)] {
         let dir = tempfile::tempdir().unwrap();
         let (ps, url) = FakePs::start().await;
         ps.seen().lose_commits = u32::MAX;
         mine_and_die(dir.path(), &url, || ps.seen().commits > 0).await;
         std::fs::write(run_dir(dir.path(), &ps).join("outgoing.update"), "garbage").unwrap();
-        ps.seen().lose_commits = 0;
-        if committed {
-            mine(dir.path(), &url).await.unwrap();
+        {
+            let mut seen = ps.seen();
+            (seen.lose_commits, seen.epoch) = (0, epoch);
+            if !committed {
+                // As if the commit had never arrived.
+                seen.receipts.clear();
+                seen.bytes.clear();
+            }
+        }
+        mine(dir.path(), &url).await.unwrap();
+        if epoch == 0 {
+            // The receipt of the lost bytes; or the task once more, which gives the same ones.
             assert_one_accepted(dir.path(), &ps);
             continue;
         }
-        // As if the commit had never arrived.
-        ps.seen().receipts.clear();
-        mine(dir.path(), &url).await.unwrap();
+        // Too late for that.
         let receipts = Receipts::open(dir.path()).unwrap();
-        let reasons: Vec<String> = receipts.iter().map(Record::reason).collect();
-        assert!(
-            matches!(&reasons[..], [reason] if reason.contains("damaged on disk")),
-            "{reasons:?}"
-        );
-        // What was to be sent is in the residual again, and nothing waits.
+        let reason = receipts.iter().find(|record| record.epoch == 0).unwrap().reason();
+        assert!(reason.contains("damaged on disk"), "{reason}");
         let (pending, residual) = left(dir.path(), &ps);
         assert!(pending.is_empty() && residual.iter().any(|v| *v != 0.0));
     }
@@ -275,11 +278,7 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
 async fn a_machine_that_keeps_up_should_not_fetch_a_new_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let (ps, url) = FakePs::start_later().await;
-    let run = run_dir(dir.path(), &ps);
-    std::fs::create_dir_all(&run).unwrap();
-    let mut theta = alice_model::init_theta(&ps.spec, &common::GENESIS);
-    theta.iter_mut().for_each(|v| *v *= common::LATER);
-    std::fs::write(run.join("theta.bin"), alice_store::theta::to_le_bytes(&theta)).unwrap();
+    store_before_snapshot(dir.path(), &ps);
     mine(dir.path(), &url).await.unwrap();
     assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root));
     let sent = &ps.seen().sent;
@@ -288,6 +287,30 @@ async fn a_machine_that_keeps_up_should_not_fetch_a_new_snapshot() {
         "{sent:?}"
     );
     assert_eq!(sent[&ps.model.earlier.as_ref().unwrap().deltas[0].blob], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_step_that_is_gone_should_lead_to_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_later().await;
+    ps.seen().gone = Some(ps.model.earlier.as_ref().unwrap().deltas[0].blob);
+    store_before_snapshot(dir.path(), &ps);
+    mine(dir.path(), &url).await.unwrap();
+    assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root));
+    let sent = &ps.seen().sent;
+    assert!(
+        ps.model.snapshot.chunks.iter().all(|chunk| sent[chunk] == 1),
+        "{sent:?}"
+    );
+}
+
+/// The weights that a server of [`FakePs::start_later`] had before the step that led to its snapshot.
+fn store_before_snapshot(data_dir: &Path, ps: &FakePs) {
+    let run = run_dir(data_dir, ps);
+    std::fs::create_dir_all(&run).unwrap();
+    let mut theta = alice_model::init_theta(&ps.spec, &common::GENESIS);
+    theta.iter_mut().for_each(|v| *v *= common::LATER);
+    std::fs::write(run.join("theta.bin"), alice_store::theta::to_le_bytes(&theta)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,6 +15,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+/// Steps of the network, and sequences of a step over all workers, of most tables in the book.
+const ROUNDS: u32 = 24;
+const BATCH: u32 = 8;
+
 /// Training experiments on real text: how the network's choices change the loss.
 #[derive(Parser)]
 #[command(after_help = "Example: lab e1 e3 --text ~/.cache/alice/corpus-sotu --rounds 24 --seeds 3")]
@@ -26,7 +30,7 @@ struct Args {
     #[arg(long)]
     text: PathBuf,
     /// Steps of the network in a run.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = ROUNDS)]
     rounds: u32,
     /// Seeds: first weights and order of the text.
     #[arg(long, default_value_t = 3)]
@@ -35,7 +39,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     jobs: usize,
     /// Sequences of a step over all workers.
-    #[arg(long, default_value_t = 8, value_parser = multiple_of_eight)]
+    #[arg(long, default_value_t = BATCH, value_parser = multiple_of_eight)]
     batch: u32,
     /// cpu, cuda, cuda:N or metal; e8 runs on the CPU.
     #[arg(long, default_value = "cpu")]
@@ -132,14 +136,14 @@ fn main() -> Result<()> {
     }
     let done = done.into_inner().unwrap_or_default();
     // Another scale has other plots.
-    let scale = match (args.rounds, args.batch) {
-        (24, 8) => String::new(),
+    let suffix = match (args.rounds, args.batch) {
+        (ROUNDS, BATCH) => String::new(),
         (rounds, batch) => format!("-{rounds}x{batch}"),
     };
     for experiment in &experiments {
         let table = report::Table::new(experiment, &done, &model, args.seeds, bench.spec.parameters());
         print!("{table}");
-        let path = args.out.join(format!("{}{scale}.svg", experiment.name));
+        let path = args.out.join(format!("{}{suffix}.svg", experiment.name));
         std::fs::write(&path, table.svg()).with_context(|| format!("writing {}", path.display()))?;
     }
     if judge {

@@ -7,7 +7,7 @@ use crate::network::{self, Bench};
 use alice_data::{TokenSource, permutation};
 use alice_model::{Device, Llama, TorchOracle, init_theta};
 use alice_primitives::tagged_hash;
-use alice_score::{Candidate, LossOracle, Paired, paired, reference_norm, score_round};
+use alice_score::{Candidate, LossOracle, Paired, lower_median, paired, reference_norm, score_round};
 use alice_spec::RunSpec;
 use alice_update::{ErrorFeedback, Layout, Sparse, Update, aggregate};
 use anyhow::{Context, Result};
@@ -102,6 +102,14 @@ pub struct Outcome {
     norm_by_task: Vec<f64>,
 }
 
+impl Outcome {
+    /// Whether it has what is measured today.
+    fn is_complete(&self) -> bool {
+        let has = |rule: &Rule| self.judged.iter().any(|judged| judged.rule == *rule);
+        Rule::ALL.iter().all(has) && !self.worth_by_task.is_empty()
+    }
+}
+
 /// Sums over the rounds of a run.
 #[derive(Default)]
 struct Sums {
@@ -141,7 +149,9 @@ pub fn experiment(
     let key = |arm: &Arm, uneven: bool, seed: u64| format!("{}/{uneven}", arm.key(&model, seed));
     let missing: Vec<_> = (cases.iter())
         .flat_map(|case| (1..=seeds).map(move |seed| (seed, case)))
-        .filter(|(seed, (_, arm, uneven))| !report && !done.contains_key(&key(arm, *uneven, *seed)))
+        .filter(|(seed, (_, arm, uneven))| {
+            !report && !done.get(&key(arm, *uneven, *seed)).is_some_and(Outcome::is_complete)
+        })
         .collect();
     for (seed, (label, arm, uneven)) in missing.into_iter().skip(share.0).step_by(share.1) {
         let outcome = run(bench, arm, seed, *uneven)?;
@@ -259,7 +269,8 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
             ceiling += spearman(&worth.first_half, &worth.second_half);
             gain += worth.step;
             add_by_task(&mut worth_by_task, &worth.whole);
-            let over_median: Vec<f64> = norms.iter().map(|norm| norm / median_of(&norms)).collect();
+            let median = lower_median(&norms).unwrap_or(1.0);
+            let over_median: Vec<f64> = norms.iter().map(|norm| norm / median).collect();
             add_by_task(&mut norm_by_task, &over_median);
             judged_rounds += 1;
             for (rule, sums) in &mut sums {
@@ -273,7 +284,7 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
                 add_by_task(&mut sums.by_task, &improvements);
             }
         }
-        previous = Some(median_of(&norms) as f32);
+        previous = lower_median(&norms).map(|median| median as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
         let mean = aggregate::mean(&layout, &weighted, entry_weight);
         aggregate::apply(&mut theta, &mean, arm.outer.alpha as f32);
@@ -505,13 +516,6 @@ impl Round<'_> {
     }
 }
 
-/// The lower median; 1 where there is nothing.
-fn median_of(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(1.0)
-}
-
 /// Adds the mean over the workers with each length of task.
 fn add_by_task(sums: &mut [f64; UNEVEN.len()], values: &[f64]) {
     let of_each = values.len() as f64 / UNEVEN.len() as f64;
@@ -562,7 +566,8 @@ mod tests {
                 assert!(judged.refused < 0.2 && judged.z > 1.64, "{judged:?}");
             }
         }
-        // The parts add up to the step, first in, last in, and in between.
+        // Only in the middle do the gains of the parts add up to the step's: first they come to more, last to less, which the
+        // gate may refuse.
         let middle = of(Rule::Part(At::Middle)).of_gain;
         assert!((middle - 1.0).abs() < 0.2, "{middle}");
         let (first, last) = (of(Rule::Part(At::Start)).of_gain, of(Rule::Part(At::End)).of_gain);

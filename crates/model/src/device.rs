@@ -233,16 +233,34 @@ fn symbol(name: &std::ffi::CStr) -> Option<*mut libc::c_void> {
     (!address.is_null()).then_some(address)
 }
 
-/// Whether a device that [`DeviceChoice::resolve`] has given multiplies numbers of bf16 by itself: NVIDIA GPUs do from compute
-/// capability 8.0 on, and earlier ones are slower with it than with f32. Of others it is whether libtorch does a product
-/// at all. True where nobody knows.
-pub fn has_bf16(device: Device) -> bool {
+/// What a device makes of products in bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bf16 {
+    /// It has them. Assumed where nobody knows.
+    #[default]
+    Fast,
+    /// It does them, and f32 is faster.
+    Slow,
+    /// It does none.
+    Missing,
+}
+
+/// What a device that [`DeviceChoice::resolve`] has given makes of products in bf16. NVIDIA GPUs have them from compute
+/// capability 8.0 on; CPUs seldom do; of others it is whether libtorch does one.
+pub fn bf16(device: Device) -> Bf16 {
     match device {
-        Device::Cuda(index) => compute_capability_major(index).is_none_or(|major| major >= 8),
+        Device::Cpu => Bf16::Slow,
+        Device::Cuda(index) => match compute_capability_major(index) {
+            Some(major) if major < 8 => Bf16::Slow,
+            _ => Bf16::Fast,
+        },
         _ => {
             let ones = Tensor::f_ones([2, 2], (Kind::BFloat16, device));
-            ones.and_then(|ones| ones.f_matmul(&ones)?.f_sum(Kind::Float)?.f_double_value(&[]))
-                .is_ok_and(|sum| sum == 8.0)
+            let sum = ones.and_then(|ones| ones.f_matmul(&ones)?.f_sum(Kind::Float)?.f_double_value(&[]));
+            match sum {
+                Ok(8.0) => Bf16::Fast,
+                _ => Bf16::Missing,
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod upcycle;
 
 pub use decoder::{Decoder, DecoderConfig, Experts, KvCache};
 pub use device::{
-    DeviceChoice, DeviceError, DeviceInfo, DeviceMemory, devices, has_bf16, memory, set_threads, threads,
+    Bf16, DeviceChoice, DeviceError, DeviceInfo, DeviceMemory, bf16, devices, memory, set_threads, threads,
 };
 pub use error::ModelError;
 pub use init::{init_tensors, init_theta};

@@ -76,7 +76,10 @@ mod tests {
         drop(taken);
         let peak = watch.peak().unwrap();
         assert!(peak >= before + SIZE / 2, "{before} {peak}");
-        watch.forget_peak();
-        assert!(watch.peak().unwrap() < peak, "{peak}");
+        // Some kernels do not let a process do that.
+        if std::fs::write("/proc/self/clear_refs", "5").is_ok() {
+            watch.forget_peak();
+            assert!(watch.peak().unwrap() < peak, "{peak}");
+        }
     }
 }

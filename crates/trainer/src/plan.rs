@@ -367,24 +367,17 @@ pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
         loading: 4 * spec.tensors().iter().map(|t| t.len()).max().unwrap_or(0),
         update: 4 * learning,
         encoder: 6 * candidates,
-        sent: 3 * 12 * entries_max(learning, update).min(candidates),
+        sent: 3 * 12 * entries_max(update).min(candidates),
     }
 }
 
-/// No update of so many parameters has more entries: each takes its value's bits, and of its gap at least the remainder and the
-/// end of the quotient (`docs/spec/update.md`).
-fn entries_max(learning: u64, update: &UpdateSpec) -> u64 {
-    let chunk = u64::from(update.chunk.max(1));
-    let chunks = learning.div_ceil(chunk);
-    let bits = |k: u64| {
-        let gap = 24 * chunk.saturating_sub(k) / (25 * (k + 1));
-        let remainder = u64::from(gap.checked_ilog2().unwrap_or(0));
-        u128::from(chunks) * u128::from(k) * u128::from(u64::from(update.value_bits) + remainder + 1)
-    };
-    let budget = u128::from(update.budget_bytes) * 8;
-    let fits = (0..=u64::from(update.k_max)).rev().find(|k| bits(*k) <= budget);
-    // Some chunks have one more.
-    fits.map_or(0, |k| (k + 1).saturating_mul(chunks))
+/// No update has more entries: each takes its value's bits, and of its gap at least the end of the quotient and the remainder, which is
+/// shortest in the densest chunk (`docs/spec/update.md`).
+fn entries_max(update: &UpdateSpec) -> u64 {
+    let (chunk, k_max) = (u64::from(update.chunk), u64::from(update.k_max));
+    let gap = 24 * chunk.saturating_sub(k_max) / (25 * (k_max + 1));
+    let remainder = u64::from(gap.checked_ilog2().unwrap_or(0));
+    update.budget_bytes.saturating_mul(8) / (u64::from(update.value_bits) + remainder + 1)
 }
 
 /// The fragment that needs most with these options, and what it needs.

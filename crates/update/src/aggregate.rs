@@ -89,8 +89,8 @@ pub fn apply(theta: &mut [f32], d: &impl Entries, alpha: f32) {
     }
 }
 
-/// The same where `theta` holds only the coordinates from `start` on: a model that is not in memory as a whole is
-/// stepped piece by piece.
+/// The same step, by itself, where `theta` holds only the coordinates from `start` on: a model that is not in memory as a whole
+/// is stepped piece by piece.
 pub fn apply_at(start: u64, theta: &mut [f32], d: &Sparse, alpha: f32) {
     // θ + (−α)·d has the same bits as θ − α·d: negation is exact.
     add_scaled(&d.indices, &d.values, start, theta, -alpha);

@@ -339,6 +339,27 @@ mod tests {
             }
         }
 
+        /// The rule as it stands: by descending magnitude, up to the first that is not worth sending.
+        #[test]
+        fn lists_should_end_where_sending_is_not_worth_it(
+            values in proptest::collection::vec(prop_oneof![-1.0f32..1.0, (-6.0f32..3.0).prop_map(f32::exp2), Just(1000.0f32)], 0..300),
+            bits in prop::sample::select(vec![1u8, 2, 4, 8]),
+            cap in 1u32..200,
+        ) {
+            let levels = Levels::new(bits).unwrap();
+            let mut segment = Segment::default();
+            Selector::new(levels).select(&values, cap, &mut segment).unwrap();
+            let order = by_sorting(&values, cap as usize);
+            let magnitude = |i: &u16| values[usize::from(*i)].abs();
+            let (max, mut sum) = (order.first().map_or(0.0, magnitude), 0.0);
+            let worth = |(before, i): &(usize, &u16)| {
+                sum += f64::from(magnitude(i));
+                levels.worth_sending(magnitude(i), before + 1, sum, max)
+            };
+            let expected: Vec<u16> = order.iter().enumerate().take_while(worth).map(|(_, i)| *i).collect();
+            prop_assert_eq!(segment.chunks().next().unwrap().positions, &expected[..]);
+        }
+
         #[test]
         fn what_is_not_finite_should_be_found_at_its_place(at in 0usize..3000, which in 0usize..3) {
             let mut values = vec![0.5f32; 3000];

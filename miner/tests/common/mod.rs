@@ -39,6 +39,8 @@ pub struct Seen {
     pub damaged: Option<Hex32>,
     /// How often it was sent.
     pub damaged_sent: u32,
+    /// A blob that the server no longer has.
+    pub gone: Option<Hex32>,
     /// How often each blob was sent as it is.
     pub sent: BTreeMap<Hex32, u32>,
     /// The first delta is announced with a root that it does not lead to.
@@ -328,6 +330,9 @@ async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
         return refuse(ErrorCode::NotFound);
     };
     let mut seen = ps.seen();
+    if seen.gone == Some(hash) {
+        return refuse(ErrorCode::NotFound);
+    }
     if seen.damaged == Some(hash) {
         bytes[0] ^= 1;
         seen.damaged_sent += 1;

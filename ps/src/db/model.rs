@@ -84,12 +84,13 @@ impl Db {
             let delta = delta.ok_or(DbError::Damaged {
                 what: "a step",
                 problem: format!("step {at} has no delta"),
-            })?;
-            let delta: Delta = from_json("a delta", &delta)?;
-            if at > from {
-                deltas.push(delta);
-            } else {
-                before.push_back((base, delta));
+            });
+            match delta.and_then(|delta| from_json::<Delta>("a delta", &delta)) {
+                Ok(delta) if at > from => deltas.push(delta),
+                Ok(delta) => before.push_back((base, delta)),
+                Err(error) if at > from => return Err(error),
+                // What is before the snapshot can be done without.
+                Err(_) => before.clear(),
             }
         }
         // As far back as a way over deltas has fewer bytes than the snapshot.

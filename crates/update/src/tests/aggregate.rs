@@ -107,9 +107,13 @@ fn no_aggregate_should_take_more_bytes_than_are_fetched() {
         let bytes_max = crate::aggregate::published_bytes_max(&layout, bits);
         let mut most = 0;
         for step in [1, 2, 3, 4, 5, 7, 8, 16, 64, 500, 1023] {
-            // The gaps as far apart as can be, and all entries at the end of a chunk.
-            for start in [0, step as u64 - 1, 1000] {
-                let indices: Vec<u64> = (start..layout.total() as u64).step_by(step).collect();
+            // Spread evenly, and all at the end of their chunk, where the first gap is the longest.
+            let spread = (0..layout.total() as u64).step_by(step).collect();
+            let at_end = layout.chunks().flat_map(|range| {
+                let count = range.len().div_ceil(step);
+                (range.end - count..range.end).map(|i| i as u64)
+            });
+            for indices in [spread, at_end.collect::<Vec<u64>>()] {
                 let values = vec![1.0; indices.len()];
                 let bytes = publish(&layout, bits, &Sparse { indices, values }, [1; 32]);
                 most = most.max(bytes.len() as u64);
