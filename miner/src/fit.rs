@@ -18,7 +18,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FitArgs {
-    /// f32 or bf16 [default: bf16 on a GPU, f32 on the CPU]
+    /// f32 or bf16 [default: bf16 on a GPU that has it, else f32 where it fits]
     #[arg(long, value_name = "KIND", value_parser = ["auto", "f32", "bf16"])]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
@@ -529,6 +529,21 @@ mod tests {
                 warning.contains("--device-memory") && warning.contains(&gib(most)),
                 "{warning}"
             );
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn on_a_gpu_the_largest_plan_so_far_should_count() {
+        let mut memory = MemoryBesidePlan::start(Device::Cpu).unwrap();
+        for (device, planned, counts) in [
+            (Device::Cuda(0), 3 << 30, 3 << 30),
+            (Device::Cuda(0), 1 << 30, 3 << 30),
+            (Device::Cpu, 1 << 30, 1 << 30),
+        ] {
+            memory.task_begins();
+            let (_, warning) = memory.task_ended(device, planned).unwrap();
+            assert_eq!((memory.planned, warning), (counts, None));
         }
     }
 

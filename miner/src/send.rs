@@ -204,7 +204,8 @@ mod tests {
         (StatusCode::from_u16(error.http_status()).unwrap(), Json(body)).into_response()
     }
 
-    async fn send(router: Router) -> Result<Record, MinerError> {
+    /// Does something with a sender to a server.
+    async fn with_sender<T>(router: Router, then: impl AsyncFnOnce(Sender<'_>, &Key) -> T) -> T {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let retry = Retry {
             attempts: 2,
@@ -222,9 +223,45 @@ mod tests {
             ps_key: ps.public(),
             stop: &stop,
         };
-        sender
-            .send(&outgoing(&miner), UPDATE.to_vec(), &mut Reporter::new(true))
-            .await
+        then(sender, &miner).await
+    }
+
+    async fn send(router: Router) -> Result<Record, MinerError> {
+        with_sender(router, async |sender, miner| {
+            sender
+                .send(&outgoing(miner), UPDATE.to_vec(), &mut Reporter::new(true))
+                .await
+        })
+        .await
+    }
+
+    /// Asks a server that answers a look at the submission as told.
+    async fn ask(
+        answer: impl Fn() -> axum::response::Response + Clone + Send + Sync + 'static,
+    ) -> Result<Option<Record>, MinerError> {
+        let look = routing::get(move || async move { answer() });
+        let router = Router::new().route("/v1/submissions/{id}", look);
+        with_sender(router, async |sender, miner| sender.ask(&outgoing(miner)).await).await
+    }
+
+    #[tokio::test]
+    async fn a_lost_update_should_be_given_up_on_the_servers_word_only() {
+        let (miner, ps) = keys();
+        let status = |ps: &Key| SubmissionStatus {
+            receipt: receipt(&outgoing(&miner), &miner, ps, GENESIS),
+            verdict: None,
+        };
+        let (good, forged) = (status(&ps), status(&miner));
+        let record = ask({
+            let good = good.clone();
+            move || Json(good.clone()).into_response()
+        });
+        assert_eq!(record.await.unwrap().unwrap().receipt, Some(good.receipt));
+        assert_eq!(ask(|| refusal(ErrorCode::NotFound)).await.unwrap(), None);
+        let error = ask(|| refusal(ErrorCode::Internal)).await.unwrap_err();
+        assert!(error.is_temporary(), "{error}");
+        let error = ask(move || Json(forged.clone()).into_response()).await.unwrap_err();
+        assert!(matches!(error, MinerError::Untrue { what: "receipt", .. }), "{error}");
     }
 
     /// A server that takes everything and answers the commit as told.

@@ -149,3 +149,74 @@ pub(super) async fn insert_step(
         .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(n: u32) -> Hex32 {
+        Hex32([n as u8; 32])
+    }
+
+    fn snapshot(step: u32) -> Snapshot {
+        Snapshot {
+            model_root: root(step),
+            step,
+            bytes: 100,
+            chunk_bytes: 100,
+            chunks: vec![],
+        }
+    }
+
+    /// A run of five steps of 30 bytes each, with a snapshot of 100 bytes at the fourth.
+    async fn five_steps(dir: &std::path::Path) -> Db {
+        let db = Db::open(&dir.join("db")).await.unwrap();
+        db.init(&[1; 32], &[2; 32], "", &snapshot(0)).await.unwrap();
+        let mut tx = db.pool.begin().await.unwrap();
+        for step in 1..=5 {
+            let delta = Delta {
+                epoch: step,
+                model_root: root(step),
+                blob: root(100 + step),
+                bytes: 30,
+                alpha_bits: 0,
+            };
+            let at = (step == 4).then(|| snapshot(4));
+            insert_step(&mut tx, step, &delta, at.as_ref()).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        db
+    }
+
+    /// (root before, roots after) of what is offered to those who are behind the snapshot.
+    async fn earlier(db: &Db) -> Option<(Hex32, Vec<Hex32>)> {
+        let manifest = db.model_manifest().await.unwrap().unwrap();
+        assert_eq!((manifest.snapshot.step, manifest.deltas.len()), (4, 1));
+        let roots = |deltas: &[Delta]| deltas.iter().map(|delta| delta.model_root).collect();
+        manifest
+            .earlier
+            .map(|earlier| (earlier.model_root, roots(&earlier.deltas)))
+    }
+
+    async fn damage(db: &Db, step: i64) {
+        let damaged = sqlx::query("UPDATE steps SET delta = 'x' WHERE step = ?").bind(step);
+        damaged.execute(&db.pool).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn steps_before_a_snapshot_should_be_offered_while_they_are_smaller_than_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = five_steps(dir.path()).await;
+        // Four would have 120 bytes.
+        assert_eq!(earlier(&db).await, Some((root(1), vec![root(2), root(3), root(4)])));
+        db.forget_snapshot(0).await.unwrap();
+        assert_eq!(earlier(&db).await, Some((root(1), vec![root(2), root(3), root(4)])));
+        // What cannot be read before the snapshot is done without, behind it nothing is.
+        damage(&db, 2).await;
+        assert_eq!(earlier(&db).await, Some((root(2), vec![root(3), root(4)])));
+        damage(&db, 4).await;
+        assert_eq!(earlier(&db).await, None);
+        damage(&db, 5).await;
+        assert!(matches!(db.model_manifest().await, Err(DbError::Damaged { .. })));
+    }
+}
