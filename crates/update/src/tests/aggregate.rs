@@ -101,6 +101,23 @@ fn published_values_should_lie_within_one_level() {
 }
 
 #[test]
+fn a_step_should_have_the_same_bits_whole_and_piece_by_piece() {
+    let layout = layout();
+    let d = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7)], 4);
+    let before = super::values(layout.total(), 9, 1.0);
+    let bits = |theta: &[f32]| -> Vec<u32> { theta.iter().map(|v| v.to_bits()).collect() };
+    for alpha in [1.0, 0.7, 1e-3] {
+        let (mut whole, mut pieces) = (before.clone(), before.clone());
+        apply(&mut whole, &d, alpha);
+        for (number, piece) in pieces.chunks_mut(37).enumerate() {
+            crate::aggregate::apply_at(37 * number as u64, piece, &d, alpha);
+        }
+        assert_ne!(bits(&whole), bits(&before));
+        assert_eq!(bits(&whole), bits(&pieces), "{alpha}");
+    }
+}
+
+#[test]
 fn no_aggregate_should_take_more_bytes_than_are_fetched() {
     let layout = Layout::new(&[4096, 5000, 1, 17], 1024);
     for bits in [1, 2, 8] {
