@@ -371,8 +371,8 @@ pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
     }
 }
 
-/// No update has more entries: each takes its value's bits, and of its gap at least the end of the quotient and the remainder, which is
-/// shortest in the densest chunk (`docs/spec/update.md`).
+/// No update of full chunks has more entries: each takes its value's bits, and of its gap at least the end of the quotient and the
+/// remainder, which is shortest in the densest chunk (`docs/spec/update.md`). Chunks of short tensors may be denser; they are few.
 fn entries_max(update: &UpdateSpec) -> u64 {
     let (chunk, k_max) = (u64::from(update.chunk), u64::from(update.k_max));
     let gap = 24 * chunk.saturating_sub(k_max) / (25 * (k_max + 1));
