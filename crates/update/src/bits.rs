@@ -4,29 +4,47 @@ use crate::error::DecodeError;
 
 /// Appends bits to bytes.
 pub(crate) struct BitWriter {
+    /// Those before `at` are written; there is room behind them.
     bytes: Vec<u8>,
+    at: usize,
     acc: u64,
-    /// Bits in `acc`, below 32 between calls.
+    /// Bits in `acc`, below 8 between calls.
     have: u32,
 }
 
 impl BitWriter {
     /// Continues after whole bytes.
     pub(crate) fn after(bytes: Vec<u8>) -> Self {
-        Self { bytes, acc: 0, have: 0 }
+        let at = bytes.len();
+        Self {
+            bytes,
+            at,
+            acc: 0,
+            have: 0,
+        }
     }
 
-    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first.
+    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first. What is not a whole byte is written too, and again with the
+    /// next bits: whether a byte is whole could not be foreseen.
     #[inline]
     pub(crate) fn write(&mut self, value: u32, bits: u32) {
         debug_assert!(bits <= 32 && (bits == 32 || value >> bits == 0));
         self.acc |= u64::from(value) << self.have;
         self.have += bits;
-        if self.have >= 32 {
-            self.bytes.extend_from_slice(&(self.acc as u32).to_le_bytes());
-            self.acc >>= 32;
-            self.have -= 32;
+        if self.at + 8 > self.bytes.len() {
+            self.grow();
         }
+        if let Some(word) = self.bytes.get_mut(self.at..self.at + 8) {
+            word.copy_from_slice(&self.acc.to_le_bytes());
+        }
+        self.at += (self.have / 8) as usize;
+        self.acc >>= self.have & !7;
+        self.have &= 7;
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.bytes.resize(2 * self.bytes.len() + 4096, 0);
     }
 
     /// Appends `ones` one bits and a zero bit.
@@ -41,9 +59,7 @@ impl BitWriter {
 
     /// Fills the last byte with zero bits and returns all bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        let rest = (self.acc as u32).to_le_bytes();
-        let used = self.have.div_ceil(8) as usize;
-        self.bytes.extend(rest.iter().take(used));
+        self.bytes.truncate(self.at + usize::from(self.have > 0));
         self.bytes
     }
 }

@@ -1,9 +1,9 @@
 //! The encoder: values come in any pieces, only the candidates of each chunk stay.
 
-use crate::ascending::Ascending;
 use crate::bits::BitWriter;
 use crate::codec::{HEADER_BYTES, header_bytes};
 use crate::error::EncodeError;
+use crate::largest::Largest;
 use crate::layout::{Chunks, Layout};
 use crate::levels::{Levels, scale};
 use crate::rate::{CountForm, Plan, Rate};
@@ -11,6 +11,7 @@ use crate::rice;
 use crate::select::{Segment, Selector};
 use crate::sparse::{Header, Update};
 use alice_spec::UpdateSpec;
+use pulp::Arch;
 use std::ops::Range;
 
 /// Chunks whose candidates are kept together, and a thread's least work.
@@ -227,18 +228,11 @@ impl<'a> Encoder<'a> {
 
     fn write(&self, header: &Header, plan: &Plan) -> Encoded {
         let (levels, layout) = (self.levels, self.layout);
-        let chunks = || {
-            let candidates = self.segments.iter().flat_map(Segment::chunks);
-            layout
-                .chunks()
-                .zip(plan.quotas())
-                .zip(candidates)
-                .map(|((range, quota), candidates)| {
-                    let best = candidates.best(layout.share(quota, range.len() as u32));
-                    (range, best)
-                })
-        };
-        let entries = chunks().map(|(_, best)| best.positions.len()).sum();
+        let candidates = || self.segments.iter().flat_map(Segment::chunks);
+        let entries = candidates()
+            .zip(plan.quotas())
+            .map(|(candidates, quota)| candidates.positions.len().min(quota as usize))
+            .sum();
         let mut sent = Update {
             header: *header,
             indices: Vec::with_capacity(entries),
@@ -246,10 +240,11 @@ impl<'a> Encoder<'a> {
         };
         let mut bits = BitCount::default();
         let mut writer = BitWriter::after(header_bytes(header, plan.base));
-        let (mut ascending, mut magnitudes, mut sums) = (Ascending::new(), Vec::new(), Vec::new());
-        for (range, best) in chunks() {
+        let (arch, mut largest, mut codes) = (Arch::new(), Largest::new(), Vec::new());
+        for ((range, quota), candidates) in layout.chunks().zip(plan.quotas()).zip(candidates()) {
             let len = range.len() as u32;
             let share = |count| layout.share(count, len);
+            let best = largest.best(candidates, share(quota));
             let count = best.positions.len() as u32;
             let form = CountForm::of(count, share(plan.base), share(self.spec.k_max));
             match form {
@@ -264,25 +259,17 @@ impl<'a> Encoder<'a> {
             if count == 0 {
                 continue;
             }
-            magnitudes.clear();
-            magnitudes.extend(best.values.iter().map(|value| value.abs()));
-            let scale_code = levels.fit(&magnitudes, &mut sums);
+            let scale_code = levels.fit(arch, best.values);
             let chunk_scale = scale(scale_code);
             writer.write(u32::from(scale_code), 8);
             let parameter = rice::parameter(len, count);
             let start = range.start as u64;
-            let (mut next, mut quotients) = (0u32, 0u64);
-            for &entry in ascending.sort(best) {
-                let position = entry >> 16;
-                let value = best.values.get((entry & 0xffff) as usize).copied().unwrap_or(0.0);
-                let code = levels.code(chunk_scale, value);
-                let gap = position - next;
-                rice::write_entry(&mut writer, gap, parameter, code, levels.bits());
-                quotients += u64::from(gap >> parameter);
-                next = position + 1;
-                sent.indices.push(start + u64::from(position));
-                sent.values.push(levels.value(chunk_scale, code));
-            }
+            let indices = best.positions.iter().map(|position| start + u64::from(*position));
+            sent.indices.extend(indices);
+            levels.code_all(chunk_scale, best.values, &mut codes);
+            sent.values
+                .extend(codes.iter().map(|code| levels.value(chunk_scale, u32::from(*code))));
+            let quotients = write_entries(&mut writer, parameter, levels, best.positions, &codes);
             bits.scales += 8;
             bits.positions += quotients + u64::from(count) * u64::from(1 + parameter);
             bits.values += u64::from(count) * u64::from(levels.bits());
@@ -295,6 +282,19 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// Writes a chunk's entries and returns the sum of the quotients of their gaps.
+#[inline(never)]
+fn write_entries(writer: &mut BitWriter, parameter: u32, levels: Levels, positions: &[u16], codes: &[u8]) -> u64 {
+    let (mut next, mut quotients) = (0u32, 0u64);
+    for (position, code) in positions.iter().zip(codes) {
+        let gap = u32::from(*position) - next;
+        rice::write_entry(writer, gap, parameter, u32::from(*code), levels.bits());
+        quotients += u64::from(gap >> parameter);
+        next = u32::from(*position) + 1;
+    }
+    quotients
+}
+
 fn select_part(
     layout: &Layout,
     spec: &UpdateSpec,
@@ -303,6 +303,7 @@ fn select_part(
     segments: &mut Vec<Segment>,
 ) -> Result<(), EncodeError> {
     let mut selector = Selector::new(levels);
+    let mut ahead = chunks.iter().skip(1).map(|(_, values)| *values);
     for part in chunks.chunks(SEGMENT_CHUNKS) {
         let caps = part
             .iter()
@@ -311,7 +312,7 @@ fn select_part(
         for (start, values) in part {
             let cap = layout.share(spec.k_max, values.len() as u32);
             selector
-                .select(values, cap, &mut segment)
+                .select(values, ahead.next().unwrap_or_default(), cap, &mut segment)
                 .map_err(|at| EncodeError::NonFinite { index: start + at })?;
         }
         segment.shrink();

@@ -1,5 +1,7 @@
 //! The table of scales and the levels of a value. Constants, so that every machine has the same bits.
 
+use pulp::{Arch, Simd, WithSimd};
+
 /// Number of scales, one for each 8-bit code.
 pub const SCALES: usize = 256;
 
@@ -102,39 +104,35 @@ impl Levels {
         level << 1 | u32::from(value < 0.0)
     }
 
-    /// Scale code for a chunk's kept magnitudes, which descend: least squares for 1 and 2 bits, the largest magnitude
-    /// otherwise. `sums` is scratch.
-    pub(crate) fn fit(self, magnitudes: &[f32], sums: &mut Vec<f64>) -> u8 {
+    /// Codes of all values of a chunk, in place of what is in the list.
+    pub(crate) fn code_all(self, scale: f32, values: &[f32], codes: &mut Vec<u8>) {
+        codes.clear();
+        codes.extend(values.iter().map(|value| self.code(scale, *value) as u8));
+    }
+
+    /// Scale code for a chunk's kept values: least squares for 1 and 2 bits, the largest magnitude otherwise.
+    pub(crate) fn fit(self, arch: Arch, values: &[f32]) -> u8 {
         if self.bits > 2 {
-            return ceil_code(magnitudes.first().copied().unwrap_or(0.0));
+            return ceil_code(values.iter().fold(0.0f32, |max, value| max.max(value.abs())));
         }
-        let mut sum = 0.0f64;
-        sums.clear();
-        sums.push(sum);
-        sums.extend(magnitudes.iter().map(|&m| {
-            sum += f64::from(m);
-            sum
-        }));
-        let count = magnitudes.len();
-        let mean = sum / count.max(1) as f64;
+        let above = |border| arch.dispatch(Above { values, border });
+        let (count, sum) = above(-1.0);
+        let mean = sum / count.max(1.0);
         if self.bits == 1 {
             return nearest_code(mean as f32);
         }
         let low = f64::from(TWO_BIT_LOW);
         let mut s = mean / ((1.0 + low) / 2.0);
-        // Lloyd's iteration with a fixed ratio: assign, then solve for the scale. It settles in a few turns. The high
-        // ones are the first so many, since magnitudes descend.
-        let mut before = usize::MAX;
+        // Lloyd's iteration with a fixed ratio: assign, then solve for the scale. It settles in a few turns.
+        let mut before = -1.0;
         for _ in 0..4 {
-            let border = s * ((1.0 + low) / 2.0);
-            let high = magnitudes.partition_point(|&m| f64::from(m) > border);
+            let (high, of_high) = above(s * ((1.0 + low) / 2.0));
             if high == before {
                 break;
             }
             before = high;
-            let of_high = sums.get(high).copied().unwrap_or(sum);
             let product = of_high + low * (sum - of_high);
-            let square = high as f64 + low * low * (count - high) as f64;
+            let square = high + low * low * (count - high);
             if square > 0.0 {
                 s = product / square;
             }
@@ -153,6 +151,40 @@ impl Levels {
             2 => magnitude * count as f64 >= 0.4 * sum,
             bits => magnitude * f64::from(1u32 << bits) >= f64::from(max),
         }
+    }
+}
+
+/// Number and sum of the magnitudes above a border. The lanes are part of the result: they say in which order is added, the
+/// same on every machine.
+struct Above<'a> {
+    values: &'a [f32],
+    border: f64,
+}
+
+impl WithSimd for Above<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> (f64, f64) {
+        const LANES: usize = 8;
+        let (mut counts, mut sums) = ([0.0; LANES], [0.0; LANES]);
+        let (rows, rest) = self.values.as_chunks::<LANES>();
+        for row in rows {
+            for lane in 0..LANES {
+                let magnitude = f64::from(row[lane].abs());
+                let is_above = magnitude > self.border;
+                counts[lane] += if is_above { 1.0 } else { 0.0 };
+                sums[lane] += if is_above { magnitude } else { 0.0 };
+            }
+        }
+        for (lane, value) in rest.iter().enumerate() {
+            let magnitude = f64::from(value.abs());
+            if magnitude > self.border {
+                counts[lane] += 1.0;
+                sums[lane] += magnitude;
+            }
+        }
+        (counts.iter().sum(), sums.iter().sum())
     }
 }
 

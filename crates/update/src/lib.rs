@@ -14,14 +14,15 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
-mod ascending;
 mod bits;
 mod codec;
 mod encoder;
 mod error;
 mod feedback;
+mod largest;
 mod layout;
 mod levels;
+mod marks;
 mod publish;
 mod rate;
 mod residual;

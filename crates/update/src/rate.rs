@@ -1,11 +1,11 @@
 //! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it. Works
 //! on the candidates alone.
 
-use crate::ascending::Ascending;
+use crate::largest::{Candidates, Largest};
 use crate::layout::Layout;
 use crate::levels::Levels;
 use crate::rice;
-use crate::select::{Candidates, Segment};
+use crate::select::Segment;
 
 /// How a chunk's number of entries is written, relative to the chunk's share of the update's base count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,14 +155,14 @@ impl Rate<'_> {
         let every = if self.chunks < SAMPLED_FROM { 1 } else { SAMPLED_EVERY };
         let sample: Vec<_> = self.chunks().step_by(every).collect();
         let goal = u128::from(budget_bits) * sample.len() as u128 / u128::from(self.chunks.max(1));
-        let mut scratch = Ascending::new();
+        let mut largest = Largest::new();
         let mut fits = |base: u32| {
             let mut bits = 0u64;
             sample.iter().all(|&(len, candidates)| {
                 let (share, cap) = (self.layout.share(base, len), self.layout.share(self.k_max, len));
-                let best = candidates.best(share);
+                let best = largest.best(candidates, share);
                 bits += u64::from(CountForm::of(best.positions.len() as u32, share, cap).bits());
-                bits += self.payload(len, best, &mut scratch);
+                bits += self.payload(len, best);
                 u128::from(bits) <= goal
             })
         };
@@ -177,20 +177,16 @@ impl Rate<'_> {
     /// Bits of every chunk at the quotas `base` and one more.
     fn costs(&self, base: u32) -> Vec<Cost> {
         let mut costs = Vec::with_capacity(self.chunks as usize);
-        let mut scratch = Ascending::new();
+        let (mut largest, mut fewer) = (Largest::new(), Largest::new());
         costs.extend(self.chunks().map(|(len, candidates)| {
             // A share grows by one at most.
-            let one = candidates.best(self.layout.share(base, len)).positions.len();
-            let two = candidates.best(self.layout.share(base.saturating_add(1).min(self.k_max), len));
-            let second = self.payload(len, two, &mut scratch);
-            let first = if one == two.positions.len() {
-                second
-            } else {
-                self.payload(len, candidates.best(one as u32), &mut scratch)
-            };
+            let more = self.layout.share(base.saturating_add(1).min(self.k_max), len);
+            let two = largest.best(candidates, more);
+            let one = fewer.best(two, self.layout.share(base, len));
+            let [first, second] = [one, two].map(|best| self.payload(len, best));
             Cost {
                 len,
-                counts: [one as u32, two.positions.len() as u32],
+                counts: [one, two].map(|best| best.positions.len() as u32),
                 bits: [first, second],
             }
         }));
@@ -205,12 +201,11 @@ impl Rate<'_> {
     }
 
     /// Bits of these entries of a chunk.
-    fn payload(&self, len: u32, best: Candidates<'_>, scratch: &mut Ascending) -> u64 {
+    fn payload(&self, len: u32, best: Candidates<'_>) -> u64 {
         if best.positions.is_empty() {
             return 0;
         }
-        let sorted = scratch.sort(best).iter();
-        let gaps = rice::gaps_bits(len, sorted.map(|entry| entry >> 16));
+        let gaps = rice::gaps_bits(len, best.positions.iter().map(|position| u32::from(*position)));
         8 + gaps + best.positions.len() as u64 * u64::from(self.levels.bits())
     }
 

@@ -1,51 +1,26 @@
-//! Which coordinates of each chunk are worth sending, best first.
+//! Which coordinates of each chunk are worth sending.
 
+use crate::largest::{Candidates, Largest, magnitude_bits};
 use crate::levels::{Levels, scale};
+use crate::marks::{Mark, Plain, ROW};
 use pulp::{Arch, Simd, WithSimd};
 
-/// Values are taken in groups of four rows; the largest of each column of a group is kept. Rows are long enough for any
-/// vector, and columns need no exchange between the lanes of one.
-const ROW: usize = 64;
-const GROUP: usize = 4 * ROW;
-/// Comparisons whose results are put into one word.
-const WORD: usize = 32;
+/// Marks that are taken from a word without asking whether it has so many.
+const AT_ONCE: usize = 4;
 /// Bits of infinity: magnitudes at or above are not numbers.
 const NOT_FINITE: i32 = 0x7f80_0000;
-
-/// Bits of a magnitude; they order as the magnitudes do, infinities and NaN above all numbers. Signed, because SSE2 and
-/// AVX2 compare signed integers.
-#[inline(always)]
-fn magnitude_bits(value: f32) -> i32 {
-    (value.to_bits() & 0x7fff_ffff) as i32
-}
+/// First step of a threshold that did not fit, in bits of a magnitude: an eighth of a factor of two.
+const STEP: i32 = 1 << 20;
 
 /// Candidates of consecutive chunks.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Segment {
-    /// Positions inside their chunk, by descending magnitude, ties by ascending position.
+    /// Positions inside their chunk, ascending.
     positions: Vec<u16>,
     /// The value at each position.
     values: Vec<f32>,
     /// Exclusive end of each chunk's candidates.
     ends: Vec<u32>,
-}
-
-/// Candidates of one chunk, best first.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidates<'a> {
-    pub(crate) positions: &'a [u16],
-    pub(crate) values: &'a [f32],
-}
-
-impl Candidates<'_> {
-    /// The best `count` of them.
-    pub(crate) fn best(self, count: u32) -> Self {
-        let count = (count as usize).min(self.positions.len());
-        Self {
-            positions: self.positions.get(..count).unwrap_or_default(),
-            values: self.values.get(..count).unwrap_or_default(),
-        }
-    }
 }
 
 impl Segment {
@@ -86,17 +61,20 @@ impl Segment {
 pub(crate) struct Selector {
     levels: Levels,
     arch: Arch,
+    /// A threshold that fit the chunk before.
+    guess: i32,
     scratch: Scratch,
+    largest: Largest,
+    worth: Largest,
 }
 
 #[derive(Default)]
 struct Scratch {
-    /// Largest of each column of a group.
-    fours: Vec<[i32; ROW]>,
-    /// Largest of each of several disjoint sets of values.
-    maxima: Vec<[i32; ROW]>,
+    /// Bit i of word n: value 64 n + i is a candidate.
+    marks: Vec<u64>,
     /// The first `count` are valid.
-    keys: Vec<u64>,
+    positions: Vec<u16>,
+    values: Vec<f32>,
     count: usize,
 }
 
@@ -105,203 +83,208 @@ impl Selector {
         Self {
             levels,
             arch: Arch::new(),
+            guess: magnitude_bits(1e-3),
             scratch: Scratch::default(),
+            largest: Largest::new(),
+            worth: Largest::new(),
         }
     }
 
-    /// Appends the candidates of a chunk: at most its `cap` largest magnitudes, of which the list ends where sending is
-    /// not worth it. The error is the position of the first value that is not finite.
-    pub(crate) fn select(&mut self, values: &[f32], cap: u32, into: &mut Segment) -> Result<(), usize> {
-        let (arch, cap) = (self.arch, cap as usize);
-        let scratch = &mut self.scratch;
-        if !arch.dispatch(Survivors { values, cap, scratch }) {
+    /// Appends the candidates of a chunk: its `cap` largest magnitudes, or fewer where more are not worth sending. `next` is the
+    /// chunk that will come after it, or nothing. The error is the position of the first value that is not finite.
+    pub(crate) fn select(&mut self, values: &[f32], next: &[f32], cap: u32, into: &mut Segment) -> Result<(), usize> {
+        let gather = Gather {
+            values,
+            next,
+            cap: cap as usize,
+            guess: self.guess,
+            scratch: &mut self.scratch,
+            mark: Plain,
+        };
+        self.guess = match self.arch {
+            #[cfg(target_arch = "x86_64")]
+            Arch::V3(v3) => Simd::vectorize(v3, gather.with(v3)),
+            arch => arch.dispatch(gather),
+        };
+        let found = Candidates {
+            positions: self.scratch.positions.get(..self.scratch.count).unwrap_or_default(),
+            values: self.scratch.values.get(..self.scratch.count).unwrap_or_default(),
+        };
+        let max = found
+            .values
+            .iter()
+            .fold(0, |max, value| magnitude_bits(*value).max(max));
+        if max >= NOT_FINITE {
             return Err(values.iter().position(|value| !value.is_finite()).unwrap_or(0));
         }
-        let count = self.scratch.count;
-        let mut keys = self.scratch.keys.get_mut(..count).unwrap_or_default();
-        // Few too many are sorted along faster than they are told apart.
-        if keys.len() > 2 * cap && cap > 0 {
-            keys.select_nth_unstable_by(cap - 1, |a, b| b.cmp(a));
-            keys = keys.get_mut(..cap).unwrap_or_default();
-        }
-        keys.sort_unstable_by(|a, b| b.cmp(a));
-        self.scratch.count = count.min(cap);
-        self.append(values, into);
-        Ok(())
-    }
-
-    fn append(&self, values: &[f32], into: &mut Segment) {
-        let keys = self.scratch.keys.get(..self.scratch.count).unwrap_or_default();
-        let magnitude = |key: u64| f32::from_bits((key >> 32) as u32);
-        let max = keys.first().map_or(0.0, |&key| magnitude(key));
         // Below half of the smallest scale even the largest value would be sent far too large.
-        if max >= scale(0) / 2.0 {
-            let mut sum = 0.0f64;
-            let worth = |(before, &key): (usize, &u64)| {
-                sum += f64::from(magnitude(key));
-                self.levels.worth_sending(magnitude(key), before + 1, sum, max)
-            };
-            let end = keys.iter().enumerate().map(worth).position(|worth| !worth);
-            let kept = keys.get(..end.unwrap_or(keys.len())).unwrap_or_default();
-            let positions = kept.iter().map(|&key| !(key as u32) as u16);
-            into.positions.extend(positions.clone());
-            into.values
-                .extend(positions.map(|position| values.get(usize::from(position)).copied().unwrap_or(0.0)));
+        if max >= magnitude_bits(scale(0) / 2.0) {
+            let best = self.largest.best(found, cap);
+            let count = self.worth.worth_sending(self.levels, best);
+            let kept = self.worth.best(best, count);
+            into.positions.extend_from_slice(kept.positions);
+            into.values.extend_from_slice(kept.values);
         }
         into.ends.push(into.positions.len() as u32);
+        Ok(())
     }
 }
 
-/// [`survivors`], compiled for each instruction set that pulp knows; the one that this machine has is called. A struct,
-/// because its method can be told to be inlined there, which a closure cannot.
-struct Survivors<'a> {
+/// Leaves in the scratch memory, by ascending position, all values that reach a threshold which at least `cap` of them reach
+/// (all but zeros where there are fewer), and few others. Values that are not finite are always among them. Returns a guess for
+/// the threshold of the next chunk; the candidates do not depend on it once the largest of them are taken.
+///
+/// Compiled for each instruction set that pulp knows; the one that this machine has is called. Plain loops over arrays of one
+/// length: what an iterator does inside of itself might not be compiled for the wider vectors.
+struct Gather<'a, M> {
     values: &'a [f32],
+    /// Asked for while this chunk is looked through.
+    next: &'a [f32],
     cap: usize,
+    guess: i32,
     scratch: &'a mut Scratch,
+    mark: M,
 }
 
-impl WithSimd for Survivors<'_> {
-    type Output = bool;
+#[cfg(target_arch = "x86_64")]
+impl<'a> Gather<'a, Plain> {
+    fn with<M>(self, mark: M) -> Gather<'a, M> {
+        Gather {
+            values: self.values,
+            next: self.next,
+            cap: self.cap,
+            guess: self.guess,
+            scratch: self.scratch,
+            mark,
+        }
+    }
+}
+
+impl<M: Mark> WithSimd for Gather<'_, M> {
+    type Output = i32;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> bool {
-        survivors(self.values, self.cap, self.scratch)
-    }
-}
-
-/// Leaves in `keys` the values that may be among the `cap` largest: (magnitude's bits, complement of the position), so
-/// that a larger key is a larger magnitude, then a lower position. Few others are among them. False where a value is not
-/// finite. Plain loops over arrays of one length: what an iterator does inside of itself might not be compiled for the
-/// wider vectors.
-#[inline(always)]
-fn survivors(values: &[f32], cap: usize, scratch: &mut Scratch) -> bool {
-    let (groups, tail) = values.as_chunks::<GROUP>();
-    let all = groups.len() + usize::from(!tail.is_empty());
-    let fours = &mut scratch.fours;
-    fours.resize(all, [0; ROW]);
-    for (of_group, group) in fours.iter_mut().zip(groups) {
-        fold_group(group, of_group);
-    }
-    if let (Some(of_group), false) = (fours.last_mut(), tail.is_empty()) {
-        let mut padded = [0.0f32; GROUP];
-        padded.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
-        fold_group(&padded, of_group);
-    }
-    // Three times as many maxima as there may be candidates make a threshold that few others reach.
-    let rows = (3 * cap).div_ceil(ROW).clamp(1, all.max(1));
-    let maxima = &mut scratch.maxima;
-    maxima.clear();
-    maxima.resize(rows, [0; ROW]);
-    for part in fours.chunks(rows) {
-        for (maxima, of_group) in maxima.iter_mut().zip(part) {
-            for (max, four) in maxima.iter_mut().zip(of_group) {
-                *max = (*max).max(*four);
-            }
-        }
-    }
-    let maxima = maxima.as_flattened();
-    if lanes_max(maxima) >= NOT_FINITE {
-        return false;
-    }
-    let threshold = threshold(maxima, cap);
-    // Keys are written whether they count or not, and the next one goes over what does not: a branch could not be
-    // foreseen. The last place is for those that do not count.
-    if scratch.keys.len() <= values.len() {
-        scratch.keys.resize(values.len() + 1, 0);
-    }
-    let keys = scratch.keys.as_mut_slice();
-    let mut count = 0;
-    for (number, part) in fours.as_flattened().as_chunks::<WORD>().0.iter().enumerate() {
-        let mut found = at_least(part, threshold);
-        while found != 0 {
-            let at = number * WORD + found.trailing_zeros() as usize;
-            found &= found - 1;
-            let first = at / ROW * GROUP + at % ROW;
-            for position in [first, first + ROW, first + 2 * ROW, first + 3 * ROW] {
-                // What lies beyond the end was added as zero, which reaches no threshold.
-                let magnitude = values.get(position).map_or(0, |value| magnitude_bits(*value));
-                if let Some(slot) = keys.get_mut(count) {
-                    *slot = (magnitude as u64) << 32 | u64::from(!(position as u32));
+    fn with_simd<S: Simd>(self, _: S) -> i32 {
+        let Scratch {
+            marks,
+            positions,
+            values: found,
+            count,
+        } = self.scratch;
+        // Chunks next to each other are alike: so many more than are needed that it is rarely too few.
+        let aim = self.cap + 3 * self.cap.isqrt() + 2;
+        // At least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite.
+        let (mut low, mut above, mut step) = (1, NOT_FINITE, STEP);
+        let mut at = self.guess.clamp(low, above - 1);
+        loop {
+            *count = mark(self.mark, self.values, self.next, at, marks);
+            if *count < self.cap && at > 1 {
+                above = at;
+                // Away from the guess in steps that double, and by halves once both sides are known.
+                at -= step.min((above - low) / 2).max(1);
+            } else {
+                low = at;
+                if *count <= 3 * aim || above - low == 1 {
+                    break;
                 }
-                count += usize::from(magnitude >= threshold);
+                at += step.min((above - low) / 2);
             }
+            step = step.saturating_mul(2);
         }
-    }
-    scratch.count = count;
-    true
-}
-
-/// The largest magnitude in each column of four rows.
-#[inline(always)]
-fn fold_group(group: &[f32; GROUP], into: &mut [i32; ROW]) {
-    let (rows, _) = group.as_chunks::<ROW>();
-    if let [a, b, c, d] = rows {
-        for lane in 0..ROW {
-            let [a, b, c, d] = [a[lane], b[lane], c[lane], d[lane]].map(magnitude_bits);
-            into[lane] = a.max(b).max(c.max(d));
+        gather(self.values, marks, *count, positions, found);
+        if *count < self.cap {
+            return self.guess;
         }
+        // Many more or fewer than were aimed at: a threshold that moves along with them.
+        let over = (*count as f32 - aim as f32) / aim as f32;
+        at.saturating_add((over * STEP as f32) as i32)
     }
 }
 
+/// Marks the magnitudes that reach a threshold of at least 1, and says how many they are.
 #[inline(always)]
-fn lanes_max(maxima: &[i32]) -> i32 {
-    let mut max = 0;
-    for value in maxima {
-        max = max.max(*value);
-    }
-    max
-}
-
-/// Bit i: magnitude i reaches the threshold.
-#[inline(always)]
-fn at_least(magnitudes: &[i32; WORD], threshold: i32) -> u32 {
-    let mut all = 0;
-    for (number, magnitude) in magnitudes.iter().enumerate() {
-        all |= u32::from(*magnitude >= threshold) << number;
-    }
-    all
-}
-
-/// A magnitude (bits, at least 1) that at least `cap` of these maxima of disjoint sets reach, so that the `cap` largest
-/// values all reach it; most others do not. With fewer sets than `cap` it is 1 and only zeros are left out.
-#[inline(always)]
-fn threshold(maxima: &[i32], cap: usize) -> i32 {
-    if cap == 0 {
-        return i32::MAX;
-    }
-    let (mut low, mut above) = (1, lanes_max(maxima).saturating_add(1));
-    if cap >= maxima.len() {
-        return low;
-    }
-    let mut min = i32::MAX;
-    for value in maxima {
-        min = min.min(*value);
-    }
-    low = low.max(min);
-    // So many reach `low`, or it is 1; fewer than `cap` reach `above`. Bisection ends early as a rule.
-    while above - low > 1 {
-        let middle = low + (above - low) / 2;
-        let mut reached = 0;
-        for max in maxima {
-            reached += i32::from(*max >= middle);
+fn mark(how: impl Mark, values: &[f32], ahead: &[f32], threshold: i32, marks: &mut Vec<u64>) -> usize {
+    let (rows, tail) = values.as_chunks::<ROW>();
+    marks.resize(values.len().div_ceil(ROW), 0);
+    let mut count = 0;
+    let ahead = ahead.as_chunks::<ROW>().0;
+    for (number, (marks, row)) in marks.iter_mut().zip(rows).enumerate() {
+        if let Some(row) = ahead.get(number) {
+            how.ask_for(row);
         }
-        let reached = reached as usize;
-        if reached >= cap {
-            low = middle;
-            if reached == cap {
-                break;
+        *marks = how.at_least(row, threshold);
+        count += marks.count_ones();
+    }
+    if let (Some(marks), false) = (marks.last_mut(), tail.is_empty()) {
+        let mut row = [0.0; ROW];
+        row.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
+        *marks = how.at_least(&row, threshold);
+        count += marks.count_ones();
+    }
+    count as usize
+}
+
+/// Positions and values of the `count` marks, in the first places of the lists.
+#[inline(always)]
+fn gather(values: &[f32], marks: &[u64], count: usize, positions: &mut Vec<u16>, found: &mut Vec<f32>) {
+    if positions.len() < count + ROW {
+        positions.resize(count + ROW, 0);
+        found.resize(count + ROW, 0.0);
+    }
+    let mut next = 0;
+    for (number, &marks) in marks.iter().enumerate() {
+        let (start, mut rest, mut at) = ((number * ROW) as u32, marks, next);
+        // The first few are taken whether they are there or not, and gone over by those of the next row if not: how many a row
+        // has could not be foreseen.
+        while {
+            if let Some(slots) = positions.get_mut(at..at + AT_ONCE) {
+                for slot in slots {
+                    *slot = (start + rest.trailing_zeros()) as u16;
+                    rest &= rest.wrapping_sub(1);
+                }
             }
-        } else {
-            above = middle;
+            rest != 0
+        } {
+            at += AT_ONCE;
         }
+        next += marks.count_ones() as usize;
     }
-    low
+    for (value, position) in found.iter_mut().zip(positions.iter()).take(count) {
+        *value = values.get(usize::from(*position)).copied().unwrap_or(0.0);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_largest_chunk_should_be_searched_whatever_is_in_it() {
+        for value in [f32::MAX, -f32::MIN_POSITIVE, f32::from_bits(1), 1.0, 0.0] {
+            let mut selector = Selector::new(Levels::new(8).unwrap());
+            let mut segment = Segment::default();
+            let same = vec![value; 1 << 16];
+            let mut mixed = same.clone();
+            mixed[40_000..40_010].fill(2.0);
+            for chunk in [&same, &mixed, &same] {
+                selector.select(chunk, chunk, 5, &mut segment).unwrap();
+            }
+            let found: Vec<Vec<u16>> = segment.chunks().map(|of| of.positions.to_vec()).collect();
+            let is_sent = value.abs() >= scale(0) / 2.0;
+            let first: Vec<u16> = if is_sent { (0..5).collect() } else { Vec::new() };
+            let larger: Vec<u16> = if value.abs() > 2.0 {
+                first.clone()
+            } else {
+                (40_000..40_005).collect()
+            };
+            assert_eq!(found, [first.clone(), larger, first]);
+        }
+        let mut broken = vec![f32::NAN; 1 << 16];
+        broken[0] = 1.0;
+        let found = Selector::new(Levels::new(2).unwrap()).select(&broken, &[], 5, &mut Segment::default());
+        assert_eq!(found, Err(1));
+    }
 
     /// The same by sorting everything.
     fn by_sorting(values: &[f32], cap: usize) -> Vec<u16> {
@@ -325,14 +308,16 @@ mod tests {
             let mut selector = Selector::new(Levels::new(8).unwrap());
             let mut segment = Segment::default();
             // Twice, so that scratch of another chunk is there.
-            selector.select(&[3.0; 777], 5, &mut segment).unwrap();
-            selector.select(&values, cap, &mut segment).unwrap();
+            selector.select(&[3.0; 777], &[], 5, &mut segment).unwrap();
+            selector.select(&values, &[], cap, &mut segment).unwrap();
             let found = segment.chunks().nth(1).unwrap();
             let expected = by_sorting(&values, cap as usize);
             // What may be left out is below 2^-8 of the largest, and everything after it.
             let max = expected.first().map_or(0.0, |i| values[usize::from(*i)].abs());
             let worth = |i: &&u16| values[usize::from(**i)].abs() * 256.0 >= max;
             let expected: Vec<u16> = expected.iter().take_while(worth).copied().collect();
+            let mut expected = expected;
+            expected.sort_unstable();
             prop_assert_eq!(found.positions, &expected[..]);
             for (position, value) in found.positions.iter().zip(found.values) {
                 prop_assert_eq!(value.to_bits(), values[usize::from(*position)].to_bits());
@@ -348,7 +333,7 @@ mod tests {
         ) {
             let levels = Levels::new(bits).unwrap();
             let mut segment = Segment::default();
-            Selector::new(levels).select(&values, cap, &mut segment).unwrap();
+            Selector::new(levels).select(&values, &[], cap, &mut segment).unwrap();
             let order = by_sorting(&values, cap as usize);
             let magnitude = |i: &u16| values[usize::from(*i)].abs();
             let (max, mut sum) = (order.first().map_or(0.0, magnitude), 0.0);
@@ -356,15 +341,33 @@ mod tests {
                 sum += f64::from(magnitude(i));
                 levels.worth_sending(magnitude(i), before + 1, sum, max)
             };
-            let expected: Vec<u16> = order.iter().enumerate().take_while(worth).map(|(_, i)| *i).collect();
+            let mut expected: Vec<u16> = order.iter().enumerate().take_while(worth).map(|(_, i)| *i).collect();
+            expected.sort_unstable();
             prop_assert_eq!(segment.chunks().next().unwrap().positions, &expected[..]);
+        }
+
+        /// A chunk's candidates are the same whatever came before it, and however many values are equal.
+        #[test]
+        fn candidates_should_not_depend_on_the_chunk_before(
+            exponents in prop::collection::vec(-60i32..60, 1..6),
+            values in prop::collection::vec(prop_oneof![3 => -1.0f32..1.0, 1 => Just(0.5f32)], 1..3000),
+            cap in 1u32..200,
+        ) {
+            let (mut one, mut other) = (Segment::default(), Segment::default());
+            let mut selector = Selector::new(Levels::new(2).unwrap());
+            for exponent in &exponents {
+                let scaled: Vec<f32> = values.iter().map(|value| value * 2f32.powi(*exponent)).collect();
+                selector.select(&scaled, &values, cap, &mut one).unwrap();
+                Selector::new(Levels::new(2).unwrap()).select(&scaled, &[], cap, &mut other).unwrap();
+            }
+            prop_assert_eq!(one, other);
         }
 
         #[test]
         fn what_is_not_finite_should_be_found_at_its_place(at in 0usize..3000, which in 0usize..3) {
             let mut values = vec![0.5f32; 3000];
             values[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][which];
-            let found = Selector::new(Levels::new(2).unwrap()).select(&values, 8, &mut Segment::default());
+            let found = Selector::new(Levels::new(2).unwrap()).select(&values, &[], 8, &mut Segment::default());
             prop_assert_eq!(found, Err(at));
         }
     }
