@@ -2,7 +2,7 @@
 #![no_main]
 
 use alice_spec::UpdateSpec;
-use alice_update::{Layout, decode};
+use alice_update::{Entries, Layout, Received, decode};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -17,7 +17,13 @@ fuzz_target!(|data: &[u8]| {
         feedback_decay: 0.95,
         publish_bits: 8,
     };
-    if let Ok(update) = decode(&layout, &spec, bytes) {
+    let decoded = decode(&layout, &spec, bytes);
+    let received = Received::check(&layout, &spec, bytes.to_vec());
+    // Both readers are of the same mind.
+    assert_eq!(received.as_ref().err(), decoded.as_ref().err());
+    if let (Ok(update), Ok(received)) = (decoded, received) {
+        assert_eq!(*received.header(), update.header);
+        assert!(received.entries().eq(update.entries()));
         assert_eq!(update.indices.len(), update.values.len());
         assert!(update.indices.is_sorted_by(|a, b| a < b));
         assert!(update.indices.iter().all(|i| *i < layout.total() as u64));

@@ -14,7 +14,7 @@ use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
 use alice_trainer::{Carry, Options, Progress, Task, TaskResult};
-use alice_update::Header;
+use alice_update::{Entries, Header};
 use serde_json::json;
 use std::{
     ops::ControlFlow,

@@ -17,7 +17,7 @@ use alice_miner::{
     settings::Settings,
     stop::{Stop, StopHandle},
 };
-use alice_update::{Layout, Precision};
+use alice_update::{Entries, Layout, Precision};
 use common::FakePs;
 use std::{
     path::{Path, PathBuf},

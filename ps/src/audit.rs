@@ -15,7 +15,7 @@ use alice_primitives::{
 use alice_score::{FACTOR_MAX, lower_median, reference_norm};
 use alice_spec::RunSpec;
 use alice_store::Master;
-use alice_update::{Update, aggregate, decode};
+use alice_update::{Entries, Received, aggregate};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,7 +84,8 @@ struct Auditor<'a> {
 struct Accepted {
     id: Hash,
     fragment: u32,
-    update: Update,
+    update: Received,
+    norm: f32,
     factor: f32,
 }
 
@@ -255,7 +256,7 @@ impl Auditor<'_> {
                 .ok_or_else(|| self.unknown_task(manifest.epoch, record))?;
             let budget = self.net.spec.update.budget_bytes;
             let bytes = self.client.blob(&record.receipt.blob, budget).await?;
-            let update = decode(layout, &self.net.spec.update, &bytes).map_err(|e| {
+            let update = Received::check(layout, &self.net.spec.update, bytes).map_err(|e| {
                 PsError::Audit(format!(
                     "epoch {}: accepted update {} does not decode: {e}",
                     manifest.epoch, record.receipt.id
@@ -269,12 +270,13 @@ impl Auditor<'_> {
                 id: record.receipt.id.0,
                 fragment,
                 update,
+                norm,
                 factor,
             });
         }
         for (p, median) in (0u32..).zip(&mut self.median_norms) {
             let own = accepted.iter().filter(|a| a.fragment == p);
-            let norms: Vec<f64> = own.map(|a| f64::from(a.update.norm() as f32)).collect();
+            let norms: Vec<f64> = own.map(|a| f64::from(a.norm)).collect();
             *median = lower_median(&norms).map(|norm| norm as f32).or(*median);
         }
         let median_bits: Vec<u32> = self
@@ -324,8 +326,11 @@ impl Auditor<'_> {
             );
         };
         let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
-        let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, &a.update, a.factor)).collect();
-        let mean = aggregate::mean_of_fragments(&self.net.fragments, &updates, self.net.spec.outer.entry_weight);
+        let mean = aggregate::Mean {
+            fragments: &self.net.fragments,
+            updates: accepted.iter().map(|a| (a.fragment, &a.update, a.factor)).collect(),
+            entry_weight: self.net.spec.outer.entry_weight,
+        };
         let seed = aggregate::rounding_seed(&self.root, &ids);
         let bytes = aggregate::publish(&self.net.layout, self.net.spec.update.publish_bits, &mean, seed);
         same(

@@ -7,7 +7,7 @@
 use crate::{
     PsError,
     db::{Collected, EpochRow, Results, RoundRow},
-    scoring::{Job, Scored, nano},
+    scoring::{Job, Scored, ScoringError, nano},
     service::Service,
 };
 use alice_api::{
@@ -50,7 +50,10 @@ pub async fn publish(
         Some(t) if t.guard.alpha_used > 0.0 => {
             let blob = service.blobs.put(t.aggregate.clone()).await?;
             // On the driver's own task: nobody waits for it but the round.
-            let theta = tokio::task::block_in_place(|| theta.step(&t.d, t.guard.alpha_used))?;
+            let theta = tokio::task::block_in_place(|| -> Result<Master, PsError> {
+                let d = t.d(&net.layout).map_err(ScoringError::from)?;
+                Ok(theta.step(&d, t.guard.alpha_used)?)
+            })?;
             let delta = delta(epoch, theta.root(), blob, &t.aggregate, t.guard.alpha_used);
             let number = draw.round.base_step + 1;
             let snapshot = match number % net.spec.outer.snapshot_every.max(1) {

@@ -10,7 +10,7 @@ use alice_api::{Hex32, Outcome, VerdictBody};
 use alice_primitives::Hash;
 use alice_score::{Candidate, Decision, LossOracle, OracleError, elsewhere, score_round};
 use alice_store::StoreError;
-use alice_update::{Update, aggregate, decode};
+use alice_update::{Received, aggregate};
 use std::collections::HashMap;
 
 /// Longest `detail` of a verdict, bytes.
@@ -114,7 +114,7 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
         .filter(|d| d.accepted)
         .map(|d| (d.id, d.factor))
         .collect();
-    let accepted: Vec<Accepted<'_>> = candidates
+    let accepted: Vec<Accepted<'_, Received>> = candidates
         .iter()
         .filter_map(|c| {
             Some(Accepted {
@@ -138,10 +138,13 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
         let made = transition(&base, theta, &accepted, &job.guard_split, oracle)?;
         let after = match made.guard.alpha_used {
             0.0 => before.clone(),
-            alpha => elsewhere(theta, &made.d.indices, |next| {
-                aggregate::apply(next, &made.d, alpha);
-                oracle.losses(next, &job.scoring_split)
-            })?,
+            alpha => {
+                let d = made.d(&net.layout)?;
+                elsewhere(theta, &d, |next| {
+                    aggregate::apply(next, &d, alpha);
+                    oracle.losses(next, &job.scoring_split)
+                })?
+            }
         };
         if after.iter().all(|loss| loss.is_finite()) {
             (Some(made), after)
@@ -163,8 +166,8 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
     })
 }
 
-/// Decodes a submission, or says why not.
-fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Update, (Outcome, String)> {
+/// Reads and checks a submission, or says why not.
+fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Received, (Outcome, String)> {
     let body = &submission.receipt.body;
     let lost = |problem: String| {
         (
@@ -179,8 +182,8 @@ fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Updat
     let layout = net
         .task_layout(job.epoch, submission.slice)
         .ok_or_else(|| lost(format!("nothing is known of slice {}", submission.slice)))?;
-    let update = decode(layout, &net.spec.update, &bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
-    let header = &update.header;
+    let update = Received::check(layout, &net.spec.update, bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
+    let header = update.header();
     if header.run_hash != net.run_hash {
         let detail = format!(
             "made for run {}, the round is of run {}",

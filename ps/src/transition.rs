@@ -7,7 +7,7 @@
 use alice_primitives::Hash;
 use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
 use alice_spec::RunSpec;
-use alice_update::{DecodeError, Layout, Sparse, Update, aggregate};
+use alice_update::{DecodeError, Entries, Layout, aggregate};
 
 /// Why a step could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -21,14 +21,14 @@ pub enum TransitionError {
 }
 
 /// An accepted update.
-#[derive(Clone, Copy, Debug)]
-pub struct Accepted<'a> {
+#[derive(Clone, Debug)]
+pub struct Accepted<'a, U> {
     /// Submission.
     pub id: Hash,
     /// Fragment that its task trained.
     pub fragment: u32,
     /// Its update.
-    pub update: &'a Update,
+    pub update: &'a U,
     /// Factor f_i.
     pub factor: f32,
 }
@@ -38,13 +38,16 @@ pub struct Accepted<'a> {
 pub struct Transition {
     /// Encoded D, as published.
     pub aggregate: Vec<u8>,
-    /// D, decoded from it.
-    pub d: Sparse,
     /// What the guard decided, with α_used; zero where the step is skipped.
     pub guard: GuardResult,
 }
 
 impl Transition {
+    /// D, as it is read from there.
+    pub fn d<'a>(&'a self, layout: &'a Layout) -> Result<aggregate::Published<'a>, TransitionError> {
+        Ok(aggregate::Published::check(layout, &self.aggregate)?)
+    }
+
     /// The same decision with the step not taken.
     pub fn skipped(mut self) -> Self {
         self.guard.alpha_used = 0.0;
@@ -67,27 +70,29 @@ pub struct Base<'a> {
 
 /// Protocol §6, steps 1 to 4: mean, publication with the rounding seed, guard. `accepted` may be in any order: it is put
 /// into ascending order of id first. `theta` is θ(e); the guard moves it, and it is θ(e) bit for bit afterwards.
-pub fn transition(
+pub fn transition<U: Entries>(
     base: &Base<'_>,
     theta: &mut [f32],
-    accepted: &[Accepted<'_>],
+    accepted: &[Accepted<'_, U>],
     guard_split: &[u32],
     oracle: &mut dyn LossOracle,
 ) -> Result<Transition, TransitionError> {
-    let mut accepted = accepted.to_vec();
+    let mut accepted: Vec<_> = accepted.iter().collect();
     accepted.sort_unstable_by_key(|a| a.id);
     let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
-    let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.fragment, a.update, a.factor)).collect();
-    let mean = aggregate::mean_of_fragments(base.fragments, &updates, base.spec.outer.entry_weight);
+    let mean = aggregate::Mean {
+        fragments: base.fragments,
+        updates: accepted.iter().map(|a| (a.fragment, a.update, a.factor)).collect(),
+        entry_weight: base.spec.outer.entry_weight,
+    };
     let seed = aggregate::rounding_seed(&base.root, &ids);
     let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
     // The step is made with what others can read, not with what was there before rounding.
-    let d = aggregate::decode_published(base.layout, &published)?;
+    let d = aggregate::Published::check(base.layout, &published)?;
     let alpha = base.spec.outer.alpha as f32;
     let guard = guarded_step(oracle, theta, &d, alpha, base.spec.score.z, guard_split)?;
     Ok(Transition {
         aggregate: published,
-        d,
         guard,
     })
 }

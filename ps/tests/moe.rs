@@ -15,7 +15,7 @@ use alice_spec::{RunSpec, StartSpec};
 use alice_store::{BlobStore, Join, Snapshot, model_root, theta::write_theta};
 use alice_tokenizer::Tokenizer;
 use alice_trainer::{Task, TaskResult, train};
-use alice_update::{Header, Layout, Sparse, Update, aggregate, decode, encode};
+use alice_update::{Header, Layout, Update, aggregate, decode, encode};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -141,11 +141,12 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
         assert!(result.loss_last < result.loss_first - 0.3, "fragment {fragment}");
         updates.push((fragment, run.sent(fragment, &result.d), 1.0f32));
     }
-    let sent: Vec<(u32, &Update, f32)> = updates.iter().map(|(p, update, f)| (*p, update, *f)).collect();
-    let mean: Sparse = aggregate::mean_of_fragments(&layouts, &sent, 1);
-    for (index, value) in mean.indices.iter().zip(&mean.values) {
-        theta[*index as usize] -= value;
-    }
+    let mean = aggregate::Mean {
+        fragments: &layouts,
+        updates: updates.iter().map(|(p, update, f)| (*p, update, *f)).collect(),
+        entry_weight: 1,
+    };
+    aggregate::apply(&mut theta, &mean, 1.0);
     let second = run.loss(&theta);
     println!("held-out loss {first:.3} → {second:.3} after one round");
     assert!(second < first - 0.3);

@@ -317,12 +317,15 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         let factor = f32::from_bits(record.verdict.factor_bits);
         updates.push((record.receipt.id.0, task.fragment, update, factor));
     }
-    let all: Vec<_> = updates
-        .iter()
-        .map(|(_, p, update, factor)| (*p, update, *factor))
-        .collect();
     let ids: Vec<_> = updates.iter().map(|(id, ..)| *id).collect();
-    let mean = aggregate::mean_of_fragments(&fragments, &all, spec.outer.entry_weight);
+    let mean = aggregate::Mean {
+        fragments: &fragments,
+        updates: updates
+            .iter()
+            .map(|(_, p, update, factor)| (*p, update, *factor))
+            .collect(),
+        entry_weight: spec.outer.entry_weight,
+    };
     let seed = aggregate::rounding_seed(&manifest.base_root.0, &ids);
     let published = aggregate::publish(&layout, spec.update.publish_bits, &mean, seed);
     let delta = manifest.aggregate.clone().unwrap();

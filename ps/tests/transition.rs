@@ -1,10 +1,11 @@
 //! Architecture invariant 3: the same accepted updates give the same next model, bit by bit.
 
+use alice_primitives::Hash;
 use alice_ps::transition::{Accepted, Base, transition};
 use alice_score::{LossOracle, OracleError};
 use alice_spec::RunSpec;
 use alice_store::model_root;
-use alice_update::{Header, Layout, Update, aggregate, decode, encode};
+use alice_update::{Entries, Header, Layout, Received, Update, aggregate, decode, encode};
 
 /// Half the squared distance to zero, the same for every sequence but for an offset.
 struct Quadratic;
@@ -29,7 +30,7 @@ fn spec() -> RunSpec {
     spec
 }
 
-fn update(spec: &RunSpec, layout: &Layout, seed: u32) -> Update {
+fn update(spec: &RunSpec, layout: &Layout, seed: u32) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let values: Vec<f32> = (0..layout.total())
         .map(|_| {
@@ -37,8 +38,30 @@ fn update(spec: &RunSpec, layout: &Layout, seed: u32) -> Update {
             (state >> 8) as f32 / (1 << 24) as f32 - 0.4
         })
         .collect();
-    let bytes = encode(layout, &spec.update, &Header::default(), &values).unwrap().bytes;
-    decode(layout, &spec.update, &bytes).unwrap()
+    encode(layout, &spec.update, &Header::default(), &values).unwrap().bytes
+}
+
+fn accepted<U>(updates: &[U]) -> Vec<Accepted<'_, U>> {
+    let numbered = updates.iter().enumerate();
+    numbered
+        .map(|(i, update)| Accepted {
+            id: [i as u8; 32],
+            fragment: 0,
+            update,
+            factor: 0.01 * (i + 1) as f32,
+        })
+        .collect()
+}
+
+/// The step's root, what was published, α and the weights.
+fn made<U: Entries>(base: &Base<'_>, theta: &[f32], accepted: &[Accepted<'_, U>]) -> (Hash, Vec<u8>, f32, Vec<u32>) {
+    let mut weights = theta.to_vec();
+    let made = transition(base, &mut weights, accepted, &[1, 2, 3, 4], &mut Quadratic).unwrap();
+    assert_eq!(bits(&weights), bits(theta), "only measured");
+    let alpha = made.guard.alpha_used;
+    aggregate::apply(&mut weights, &made.d(base.layout).unwrap(), alpha);
+    let root = model_root(&base.spec.tensors(), &weights);
+    (root, made.aggregate, alpha, bits(&weights))
 }
 
 fn bits(theta: &[f32]) -> Vec<u32> {
@@ -51,43 +74,30 @@ fn the_same_accepted_updates_should_give_the_same_model() {
     let (layout, tensors) = (Layout::from_spec(&spec), spec.tensors());
     let theta = vec![0.01f32; layout.total()];
     let root = model_root(&tensors, &theta);
-    let updates: Vec<Update> = (0..5).map(|seed| update(&spec, &layout, seed)).collect();
+    let sent: Vec<Vec<u8>> = (0..5).map(|seed| update(&spec, &layout, seed)).collect();
+    let decoded: Vec<Update> = sent
+        .iter()
+        .map(|bytes| decode(&layout, &spec.update, bytes).unwrap())
+        .collect();
+    let encoded: Vec<Received> = sent
+        .into_iter()
+        .map(|bytes| Received::check(&layout, &spec.update, bytes).unwrap())
+        .collect();
     let base = Base {
         spec: &spec,
         layout: &layout,
         fragments: std::slice::from_ref(&layout),
         root,
     };
-    let accepted: Vec<Accepted<'_>> = updates
-        .iter()
-        .enumerate()
-        .map(|(i, update)| Accepted {
-            id: [i as u8; 32],
-            fragment: 0,
-            update,
-            factor: 0.01 * (i + 1) as f32,
-        })
-        .collect();
-    let guard_split = [1, 2, 3, 4];
-    let made = |accepted: &[Accepted<'_>]| {
-        let mut weights = theta.clone();
-        let made = transition(&base, &mut weights, accepted, &guard_split, &mut Quadratic).unwrap();
-        assert_eq!(bits(&weights), bits(&theta), "only measured");
-        aggregate::apply(&mut weights, &made.d, made.guard.alpha_used);
-        (model_root(&tensors, &weights), made, weights)
-    };
-    let (first_root, first, first_weights) = made(&accepted);
-    // Another process collects them in another order, on another thread.
-    let mut turned = accepted.clone();
+    let first = made(&base, &theta, &accepted(&decoded));
+    // Another process collects them in another order, on another thread, and reads them as they were sent.
+    let mut turned = accepted(&encoded);
     turned.reverse();
-    let (second_root, second, second_weights) =
-        std::thread::scope(|scope| scope.spawn(|| made(&turned)).join().unwrap());
-    assert_eq!(first_root, second_root);
-    assert_eq!(first.aggregate, second.aggregate);
-    assert!(first.guard.alpha_used > 0.0 && first_root != root);
-    assert_eq!(bits(&first_weights), bits(&second_weights));
+    let second = std::thread::scope(|scope| scope.spawn(|| made(&base, &theta, &turned)).join().unwrap());
+    assert!(first.2 > 0.0 && first.0 != root);
+    assert_eq!(first, second);
     // Anything else that is accepted is another model.
-    assert_ne!(made(&accepted[1..]).0, first_root);
+    assert_ne!(made(&base, &theta, &accepted(&decoded)[1..]).0, first.0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use alice_model::{Device, Llama, TorchOracle, init_theta};
 use alice_primitives::tagged_hash;
 use alice_score::{Candidate, LossOracle, Paired, lower_median, paired, reference_norm, score_round};
 use alice_spec::RunSpec;
-use alice_update::{ErrorFeedback, Layout, Sparse, Update, aggregate};
+use alice_update::{Entries, ErrorFeedback, Layout, Sparse, Update, aggregate};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -350,7 +350,7 @@ impl Round<'_> {
             Rule::Probe(thousandths) => {
                 let mut spec = self.spec.clone();
                 spec.score.probe = f64::from(thousandths) / 1000.0;
-                let candidates: Vec<Candidate> = (0u8..)
+                let candidates: Vec<Candidate<Update>> = (0u8..)
                     .zip(self.updates)
                     .map(|(id, update)| Candidate {
                         id: [id; 32],

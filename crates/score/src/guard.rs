@@ -2,7 +2,7 @@
 
 use crate::stats::paired;
 use crate::{LossOracle, OracleError, baseline, elsewhere, losses};
-use alice_update::{Sparse, aggregate};
+use alice_update::{Entries, aggregate};
 
 /// α is halved at most this often before the step is skipped.
 pub const HALVINGS_MAX: u32 = 3;
@@ -30,13 +30,13 @@ pub struct GuardResult {
 pub fn guarded_step(
     oracle: &mut dyn LossOracle,
     theta: &mut [f32],
-    d: &Sparse,
+    d: &impl Entries,
     alpha: f32,
     z: f64,
     guard_split: &[u32],
 ) -> Result<GuardResult, OracleError> {
     let before = baseline(oracle, theta, guard_split)?;
-    if d.indices.is_empty() {
+    if d.entries().next().is_none() {
         return Ok(GuardResult {
             alpha_used: 0.0,
             halvings: 0,
@@ -47,7 +47,7 @@ pub fn guarded_step(
     let mut alpha_used = alpha;
     let mut last_refused = Vec::new();
     for halvings in 0..=HALVINGS_MAX {
-        let after = elsewhere(theta, &d.indices, |point| {
+        let after = elsewhere(theta, d, |point| {
             aggregate::apply(point, d, alpha_used);
             losses(oracle, point, guard_split)
         })?;

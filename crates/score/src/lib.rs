@@ -11,6 +11,8 @@
 //!   work must beat the best of as many draws of noise.
 #![forbid(unsafe_code)]
 
+use alice_update::Entries;
+
 mod guard;
 mod round;
 mod stats;
@@ -68,17 +70,17 @@ fn baseline(oracle: &mut dyn LossOracle, theta: &[f32], sequences: &[u32]) -> Re
     }
 }
 
-/// Calls `at` with weights that it may change at `indices`, and puts those back afterwards bit by bit; adding back what
-/// was subtracted would round. Only what is touched is kept aside, so weights may be larger than memory. Indices that the
+/// Calls `at` with weights that it may change where `touched` has entries, and puts those back afterwards bit by bit; adding back
+/// what was subtracted would round. Only what is touched is kept aside, so weights may be larger than memory. Indices that the
 /// weights do not have are left out.
-pub fn elsewhere<R>(theta: &mut [f32], indices: &[u64], at: impl FnOnce(&mut [f32]) -> R) -> R {
+pub fn elsewhere<R>(theta: &mut [f32], touched: &impl Entries, at: impl FnOnce(&mut [f32]) -> R) -> R {
     let place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
-    let kept: Vec<f32> = indices
-        .iter()
-        .map(|&index| theta.get(place(index)).copied().unwrap_or_default())
+    let kept: Vec<f32> = touched
+        .entries()
+        .map(|(index, _)| theta.get(place(index)).copied().unwrap_or_default())
         .collect();
     let result = at(theta);
-    for (&index, value) in indices.iter().zip(kept) {
+    for ((index, _), value) in touched.entries().zip(kept) {
         if let Some(slot) = theta.get_mut(place(index)) {
             *slot = value;
         }

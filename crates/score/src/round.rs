@@ -3,7 +3,7 @@
 use crate::stats::{Paired, Pooled, lower_median, paired, pooled};
 use crate::{LossOracle, OracleError, baseline, elsewhere, losses};
 use alice_spec::RunSpec;
-use alice_update::Update;
+use alice_update::{Entries, aggregate};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Largest factor f_i: a short update is stretched at most twofold, so that noise near zero is not blown up.
@@ -15,7 +15,7 @@ pub const SCORE_UNIT: f64 = 1e9;
 
 /// A well-formed submission that waits for its decision.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct Candidate<U> {
     /// Submission.
     pub id: [u8; 32],
     /// Key of its miner.
@@ -24,8 +24,8 @@ pub struct Candidate {
     pub proven: bool,
     /// Fragment of the model that its task trained; 0 where tasks train all of it.
     pub fragment: u32,
-    /// Its decoded update.
-    pub update: Update,
+    /// Its update.
+    pub update: U,
 }
 
 /// What came of a candidate.
@@ -79,17 +79,17 @@ pub struct RoundScore {
 /// indices into the reserve; `previous_median_norms` are, fragment by fragment, ν_p of the last round that accepted any
 /// (none: the candidates' own median). `progress` is called with the number of decided candidates. An error means that the
 /// server could not evaluate, and that nobody may be blamed: the round has to be repeated.
-pub fn score_round(
+pub fn score_round<U: Entries>(
     oracle: &mut dyn LossOracle,
     spec: &RunSpec,
     theta: &mut [f32],
     scoring_split: &[u32],
-    candidates: &[Candidate],
+    candidates: &[Candidate<U>],
     previous_median_norms: &[Option<f32>],
     progress: &mut dyn FnMut(usize),
 ) -> Result<RoundScore, OracleError> {
     let losses_before = baseline(oracle, theta, scoring_split)?;
-    let mut order: Vec<(&Candidate, Result<f32, String>)> = candidates
+    let mut order: Vec<(&Candidate<U>, Result<f32, String>)> = candidates
         .iter()
         .map(|candidate| (candidate, usable_norm(&candidate.update, theta.len())))
         .collect();
@@ -119,8 +119,8 @@ pub fn score_round(
             Ok(norm) => {
                 let reference = references.get(candidate.fragment as usize).copied().unwrap_or(0.0);
                 let factor = FACTOR_MAX.min(reference / norm);
-                let losses_after = elsewhere(theta, &candidate.update.indices, |point| {
-                    candidate.update.add_scaled(point, -(probe * factor));
+                let losses_after = elsewhere(theta, &candidate.update, |point| {
+                    aggregate::apply(point, &candidate.update, probe * factor);
                     losses(oracle, point, scoring_split)
                 })?;
                 let paired = paired(&losses_before, &losses_after);
@@ -194,11 +194,11 @@ pub fn reference_norm(previous: Option<f32>, norms: &[f64]) -> f32 {
 }
 
 /// Norm of an update that can be evaluated, or why it cannot.
-fn usable_norm(update: &Update, total: usize) -> Result<f32, String> {
-    if update.indices.len() != update.values.len() || update.indices.iter().any(|&index| index as usize >= total) {
+fn usable_norm(update: &impl Entries, total: usize) -> Result<f32, String> {
+    if update.entries().any(|(index, _)| index >= total as u64) {
         return Err("the update has entries that the model does not have".into());
     }
-    if !update.values.iter().all(|value| value.is_finite()) {
+    if !update.entries().all(|(_, value)| value.is_finite()) {
         return Err("the update holds a value that is not finite".into());
     }
     let norm = update.norm() as f32;

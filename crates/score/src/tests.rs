@@ -1,10 +1,12 @@
 //! Scoring on a quadratic, where the truth is known.
 
-use crate::{Candidate, Decision, LossOracle, OracleError, Outcome, RoundScore, guarded_step, score_round};
+use crate::{Decision, LossOracle, OracleError, Outcome, RoundScore, guarded_step, score_round};
 use alice_spec::RunSpec;
-use alice_update::{Sparse, Update};
+use alice_update::{Entries, Sparse, Update};
 use proptest::prelude::*;
 use std::sync::LazyLock;
+
+type Candidate = crate::Candidate<Update>;
 
 const PARAMETERS: usize = 64;
 

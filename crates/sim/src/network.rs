@@ -488,10 +488,13 @@ impl Network {
             return Ok(0.0);
         }
         let ids: Vec<Hash> = accepted.iter().map(|a| a.0).collect();
-        let updates: Vec<(u32, &Update, f32)> = accepted.iter().map(|a| (a.1, a.2, a.3)).collect();
-        let mean = aggregate::mean_of_fragments(&self.fragments, &updates, self.spec.outer.entry_weight);
+        let mean = aggregate::Mean {
+            fragments: &self.fragments,
+            updates: accepted.iter().map(|a| (a.1, a.2, a.3)).collect(),
+            entry_weight: self.spec.outer.entry_weight,
+        };
         let d = match self.spec.update.publish_bits {
-            EXACT => mean,
+            EXACT => Sparse::of(&mean),
             bits => {
                 let seed = aggregate::rounding_seed(&self.root, &ids);
                 let published = aggregate::publish(&self.whole, bits, &mean, seed);

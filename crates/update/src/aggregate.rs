@@ -7,67 +7,73 @@ use crate::layout::Layout;
 use crate::sparse::{Entries, Sparse, Update, add_scaled};
 use alice_primitives::{tagged_hash, tags};
 
-/// Mean of the accepted updates over the union of their coordinates (§6.1–2), ascending by index.
+/// Mean of the accepted updates of a run over the union of their coordinates (§6.1–2), for each fragment over its own updates, so
+/// that R counts those alone. Its entries are made as they are walked, from `updates` that may themselves be encoded: a chunk
+/// is all that is kept.
 ///
-/// `updates` stand in ascending order of submission id, each with its factor f_i. For each coordinate: f_i · v_i is
-/// rounded to f32, the products are summed in f64 in the given order, the sum is divided in f64 and rounded to f32. The
-/// divisor is the number s of updates that have the coordinate, but at least R / c, R being the number of *all* updates
-/// and c the run's `entry_weight` (f64, one division). So an entry weighs at most c / R, however few send its coordinate: with
-/// c = 1 this is the mean over all, and the larger c, the more it is one over senders. Entries beyond the layout are left
-/// out.
-pub fn mean(layout: &Layout, updates: &[(&Update, f32)], entry_weight: u32) -> Sparse {
-    let least = updates.len() as f64 / f64::from(entry_weight.max(1));
-    let mut cursors: Vec<_> = updates
-        .iter()
-        .map(|(update, factor)| (update.indices.iter().zip(&update.values).peekable(), *factor))
-        .collect();
-    let mut sums = vec![0.0f64; layout.chunk()];
-    let mut senders = vec![0u32; layout.chunk()];
-    let mut mean = Sparse::default();
-    for range in layout.chunks() {
-        for (entries, factor) in &mut cursors {
-            while let Some((&index, &value)) = entries.next_if(|entry| (*entry.0 as usize) < range.end) {
-                let Some(at) = (index as usize).checked_sub(range.start) else {
-                    continue;
-                };
-                if let (Some(sum), Some(senders)) = (sums.get_mut(at), senders.get_mut(at)) {
-                    let scaled = *factor * value;
-                    *sum += f64::from(scaled);
-                    *senders = senders.saturating_add(1);
-                }
-            }
-        }
-        for ((index, sum), senders) in range.zip(&mut sums).zip(&mut senders) {
-            let senders = std::mem::take(senders);
-            if senders > 0 {
-                let divisor = f64::from(senders).max(least);
-                mean.indices.push(index as u64);
-                mean.values.push((std::mem::take(sum) / divisor) as f32);
-            }
-        }
-    }
-    mean
+/// `updates` stand in ascending order of submission id, each with its fragment's number and its factor f_i. For each coordinate:
+/// f_i · v_i is rounded to f32, the products are summed in f64 in the given order, the sum is divided in f64 and rounded to f32.
+/// The divisor is the number s of updates that have the coordinate, but at least R / c, R being the number of *all* updates of
+/// the fragment and c the run's `entry_weight` (f64, one division). So an entry weighs at most c / R, however few send its
+/// coordinate: with c = 1 this is the mean over all, and the larger c, the more it is one over senders. The fragments stand in
+/// the order of the model and do not overlap; entries beyond their fragment's layout are left out, and so are updates of a
+/// fragment that does not exist.
+#[derive(Clone, Debug)]
+pub struct Mean<'a, U> {
+    /// Layouts of the run's fragments.
+    pub fragments: &'a [Layout],
+    /// (fragment, update, factor).
+    pub updates: Vec<(u32, &'a U, f32)>,
+    /// c.
+    pub entry_weight: u32,
 }
 
-/// Δ over the whole model: [`mean`] of each fragment over its own updates, so that R_p counts those alone. The fragments
-/// stand in the order of the model and do not overlap; `updates` are in ascending order of id, each with its fragment's
-/// number. Those of a fragment that does not exist are left out.
-pub fn mean_of_fragments(fragments: &[Layout], updates: &[(u32, &Update, f32)], entry_weight: u32) -> Sparse {
-    let mut all = Sparse::default();
-    for (number, layout) in (0u32..).zip(fragments) {
-        let own: Vec<(&Update, f32)> = updates
-            .iter()
-            .filter(|(fragment, _, _)| *fragment == number)
-            .map(|(_, update, factor)| (*update, *factor))
-            .collect();
-        if own.is_empty() {
-            continue;
-        }
-        let mean = mean(layout, &own, entry_weight);
-        all.indices.extend(mean.indices);
-        all.values.extend(mean.values);
+impl<U: Entries> Entries for Mean<'_, U> {
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
+        (0u32..).zip(self.fragments).flat_map(|(number, layout)| {
+            let mut own: Vec<_> = self
+                .updates
+                .iter()
+                .filter(|(fragment, _, _)| *fragment == number)
+                .map(|(_, update, factor)| (update.entries().peekable(), *factor))
+                .collect();
+            let least = own.len() as f64 / f64::from(self.entry_weight.max(1));
+            let mut sums = vec![0.0f64; layout.chunk()];
+            let mut senders = vec![0u32; layout.chunk()];
+            // Nothing was sent for most of the fragments where there are many.
+            let chunks = (!own.is_empty()).then(|| layout.chunks()).into_iter().flatten();
+            chunks.flat_map(move |range| {
+                for (entries, factor) in &mut own {
+                    while let Some((index, value)) = entries.next_if(|entry| (entry.0 as usize) < range.end) {
+                        let Some(at) = (index as usize).checked_sub(range.start) else {
+                            continue;
+                        };
+                        if let (Some(sum), Some(senders)) = (sums.get_mut(at), senders.get_mut(at)) {
+                            let scaled = *factor * value;
+                            *sum += f64::from(scaled);
+                            *senders = senders.saturating_add(1);
+                        }
+                    }
+                }
+                let coordinates = range.zip(sums.iter_mut().zip(&mut senders));
+                let means = coordinates.filter(|(_, (_, senders))| **senders > 0);
+                let means = means.map(|(index, (sum, senders))| {
+                    let divisor = f64::from(std::mem::take(senders)).max(least);
+                    (index as u64, (std::mem::take(sum) / divisor) as f32)
+                });
+                means.collect::<Vec<_>>()
+            })
+        })
     }
-    all
+}
+
+/// [`Mean`] of updates of one layout, at once.
+pub fn mean(layout: &Layout, updates: &[(&Update, f32)], entry_weight: u32) -> Sparse {
+    Sparse::of(&Mean {
+        fragments: std::slice::from_ref(layout),
+        updates: updates.iter().map(|(update, factor)| (0, *update, *factor)).collect(),
+        entry_weight,
+    })
 }
 
 /// Seed of the stochastic rounding: nobody can choose it without changing what was accepted.

@@ -5,8 +5,8 @@ use crate::error::{DecodeError, Place};
 use crate::layout::Layout;
 use crate::levels::{Levels, scale};
 use crate::rate::{CountForm, explicit_bits};
-use crate::rice::{self, Gap};
-use crate::sparse::{Header, Update};
+use crate::sparse::{Entries, Header, Update};
+use crate::walk::{Format, Walk};
 use alice_spec::UpdateSpec;
 
 /// First bytes of an update: format and version.
@@ -19,6 +19,92 @@ pub const HEADER_BYTES: usize = 4 + 32 + 4 + 32 + 4;
 ///
 /// Whether run, epoch and base root are the round's is the caller's check.
 pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, DecodeError> {
+    let (header, format) = open(layout, spec, bytes)?;
+    let mut walk = Walk::new(format, layout, body(bytes));
+    let entries_max = walk.entries_max();
+    let mut update = Update {
+        header,
+        indices: Vec::with_capacity(entries_max),
+        values: Vec::with_capacity(entries_max),
+    };
+    while let Some((index, value)) = walk.entry()? {
+        update.indices.push(index);
+        update.values.push(value);
+    }
+    walk.finish()?;
+    Ok(update)
+}
+
+/// An update as it was received, checked from end to end. Its entries are decoded as they are walked: whoever judges a round has
+/// all of its updates at once, and they have six times as many bytes decoded as encoded.
+#[derive(Clone, Debug)]
+pub struct Received {
+    header: Header,
+    format: UpdateFormat,
+    layout: Layout,
+    bytes: Vec<u8>,
+}
+
+impl Received {
+    /// Checks all of `bytes`; errors are those of [`decode`].
+    pub fn check(layout: &Layout, spec: &UpdateSpec, bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        let (header, format) = open(layout, spec, &bytes)?;
+        Walk::new(format, layout, body(&bytes)).check()?;
+        Ok(Self {
+            header,
+            format,
+            layout: layout.clone(),
+            bytes,
+        })
+    }
+
+    /// What it says of itself.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+}
+
+impl Entries for Received {
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
+        Walk::new(self.format, &self.layout, body(&self.bytes)).checked()
+    }
+}
+
+/// The format of an encoded update.
+#[derive(Clone, Copy, Debug)]
+struct UpdateFormat {
+    levels: Levels,
+    base: u32,
+    k_max: u32,
+}
+
+impl Format for UpdateFormat {
+    fn count(self, layout: &Layout, reader: &mut BitReader<'_>, len: u32, place: Place) -> Result<u32, DecodeError> {
+        read_count(
+            reader,
+            layout.share(self.base, len),
+            layout.share(self.k_max, len),
+            place,
+        )
+    }
+
+    fn scale(self, code: u8) -> f32 {
+        scale(code)
+    }
+
+    #[inline]
+    fn bits(self) -> u32 {
+        self.levels.bits()
+    }
+
+    #[inline]
+    fn value(self, scale: f32, code: u32) -> f32 {
+        self.levels.value(scale, code)
+    }
+}
+
+/// Reads all but the chunks.
+fn open(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<(Header, UpdateFormat), DecodeError> {
     if bytes.len() as u64 > spec.budget_bytes {
         return Err(DecodeError::TooLong {
             budget_bytes: spec.budget_bytes,
@@ -29,51 +115,20 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
         return Err(DecodeError::Parameters(layout.total()));
     }
     let levels = Levels::new(spec.value_bits).ok_or(DecodeError::ValueBits(spec.value_bits))?;
-    let (header, base, body) = read_header(bytes)?;
-    if base > spec.k_max {
+    let (header, base) = read_header(bytes)?;
+    let k_max = spec.k_max;
+    if base > k_max {
         return Err(DecodeError::BaseCount {
-            max: spec.k_max,
+            max: k_max,
             found: base,
         });
     }
-    // Each entry takes at least one bit for its gap besides its value.
-    let entries_max = (body.len() * 8 / (1 + levels.bits() as usize)).min(layout.covered().len());
-    let mut update = Update {
-        header,
-        indices: Vec::with_capacity(entries_max),
-        values: Vec::with_capacity(entries_max),
-    };
-    let mut reader = BitReader::new(body);
-    for (chunk, range) in layout.chunks().enumerate() {
-        let place = Place::Chunk(chunk);
-        let truncated = DecodeError::Truncated { what: place };
-        let len = range.len() as u32;
-        let count = read_count(
-            &mut reader,
-            layout.share(base, len),
-            layout.share(spec.k_max, len),
-            place,
-        )?;
-        if count == 0 {
-            continue;
-        }
-        let chunk_scale = scale(reader.read(8).ok_or_else(|| truncated.clone())? as u8);
-        let parameter = rice::parameter(len, count);
-        let mut next = 0u32;
-        for _ in 0..count {
-            let position = match rice::read_gap(&mut reader, parameter, len - next) {
-                Gap::Value(gap) => next + gap,
-                Gap::TooLarge => return Err(DecodeError::Index { place, len }),
-                Gap::Truncated => return Err(truncated),
-            };
-            let code = reader.read(levels.bits()).ok_or_else(|| truncated.clone())?;
-            update.indices.push(range.start as u64 + u64::from(position));
-            update.values.push(levels.value(chunk_scale, code));
-            next = position + 1;
-        }
-    }
-    reader.finish()?;
-    Ok(update)
+    Ok((header, UpdateFormat { levels, base, k_max }))
+}
+
+/// The bit stream after the header.
+fn body(bytes: &[u8]) -> &[u8] {
+    bytes.get(HEADER_BYTES..).unwrap_or_default()
 }
 
 /// Reads the count of a chunk whose share of the base count is `base` and of `k_max` is `cap`.
@@ -117,7 +172,7 @@ pub(crate) fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
     bytes
 }
 
-fn read_header(bytes: &[u8]) -> Result<(Header, u32, &[u8]), DecodeError> {
+fn read_header(bytes: &[u8]) -> Result<(Header, u32), DecodeError> {
     fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], DecodeError> {
         let (head, tail) = rest
             .split_first_chunk::<N>()
@@ -140,6 +195,5 @@ fn read_header(bytes: &[u8]) -> Result<(Header, u32, &[u8]), DecodeError> {
             base_root,
         },
         base,
-        rest,
     ))
 }

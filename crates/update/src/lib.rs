@@ -29,8 +29,9 @@ mod residual;
 mod rice;
 mod select;
 mod sparse;
+mod walk;
 
-pub use codec::{HEADER_BYTES, MAGIC, decode};
+pub use codec::{HEADER_BYTES, MAGIC, Received, decode};
 pub use encoder::{BitCount, Encoded, Encoder, encode};
 pub use error::{DecodeError, EncodeError, FeedbackError, Place};
 pub use feedback::{ErrorFeedback, Ledger, PENDING_ENTRIES_MAX, PENDING_MAX};

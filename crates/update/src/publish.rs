@@ -2,11 +2,12 @@
 
 use crate::bits::{BitReader, BitWriter};
 use crate::error::{DecodeError, Place};
-use crate::layout::{Chunks, Layout};
+use crate::layout::Layout;
 use crate::levels::{ceil_code, scale};
 use crate::rate::explicit_bits;
-use crate::rice::{self, Gap};
+use crate::rice;
 use crate::sparse::{Entries, Sparse};
+use crate::walk::{Format, Walk};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
@@ -26,19 +27,14 @@ fn published_scale(code: u8) -> f32 {
 /// probability equal to the fraction, decided by the 32-bit word of the ChaCha20 stream keyed by `seed` at the
 /// coordinate's own index, so the result does not depend on what else is sent. Level 0 is left out. Zero, non-finite
 /// and out-of-layout entries are left out.
-pub fn publish(layout: &Layout, bits: u8, sparse: &Sparse, seed: [u8; 32]) -> Vec<u8> {
+pub fn publish(layout: &Layout, bits: u8, sparse: &impl Entries, seed: [u8; 32]) -> Vec<u8> {
     let bits = bits.clamp(1, BITS_MAX);
     let levels = f64::from(1u32 << (bits - 1));
     let mut head = MAGIC.to_vec();
     head.push(bits);
     let mut writer = BitWriter::after(head);
     let mut words = Words::new(seed);
-    let mut entries = sparse
-        .indices
-        .iter()
-        .copied()
-        .zip(sparse.values.iter().copied())
-        .peekable();
+    let mut entries = sparse.entries().peekable();
     let mut chunk_entries: Vec<(u64, f32)> = Vec::new();
     let mut kept: Vec<(u32, u32)> = Vec::new();
     for range in layout.chunks() {
@@ -100,8 +96,8 @@ pub fn published_bytes_max(layout: &Layout, bits: u8) -> u64 {
 
 /// Decodes D. Memory is bounded by the layout and by the length of the bytes.
 pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
-    let mut walk = Walk::new(layout, bytes)?;
-    let entries_max = walk.entries_max().min(layout.covered().len());
+    let mut walk = walk(layout, bytes)?;
+    let entries_max = walk.entries_max();
     let mut sparse = Sparse {
         indices: Vec::with_capacity(entries_max),
         values: Vec::with_capacity(entries_max),
@@ -110,7 +106,7 @@ pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
         sparse.indices.push(index);
         sparse.values.push(value);
     }
-    walk.reader.finish()?;
+    walk.finish()?;
     Ok(sparse)
 }
 
@@ -125,127 +121,68 @@ pub struct Published<'a> {
 impl<'a> Published<'a> {
     /// Checks all of `bytes`; errors are those of [`decode_published`].
     pub fn check(layout: &'a Layout, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut walk = Walk::new(layout, bytes)?;
-        while walk.entry()?.is_some() {}
-        walk.reader.finish()?;
+        walk(layout, bytes)?.check()?;
         Ok(Self { layout, bytes })
     }
 }
 
 impl Entries for Published<'_> {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
-        // Nothing fails here any more: `check` walked the same way.
-        let mut walk = Walk::new(self.layout, self.bytes).ok();
-        std::iter::from_fn(move || walk.as_mut()?.entry().ok().flatten())
+        // `check` read the same header.
+        walk(self.layout, self.bytes).ok().into_iter().flat_map(Walk::checked)
     }
 }
 
-/// A walk over the entries of an encoded D.
-struct Walk<'a> {
-    chunks: std::iter::Enumerate<Chunks<'a>>,
-    reader: BitReader<'a>,
-    bits: u32,
+/// The format of an encoded D.
+#[derive(Clone, Copy)]
+struct PublishedFormat {
+    bits: u8,
     /// Largest level.
     levels: f32,
-    chunk: Open,
 }
 
-/// The chunk that a walk is in.
-#[derive(Clone, Copy, Default)]
-struct Open {
-    number: usize,
-    start: u64,
-    len: u32,
-    /// Entries that are left in it.
-    left: u32,
-    scale: f32,
-    /// Rice parameter of its gaps.
-    parameter: u32,
-    /// Position after the last entry.
-    next: u32,
-}
-
-impl<'a> Walk<'a> {
-    fn new(layout: &'a Layout, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        if !layout.is_addressable() {
-            return Err(DecodeError::Parameters(layout.total()));
+impl Format for PublishedFormat {
+    fn count(self, _: &Layout, reader: &mut BitReader<'_>, len: u32, place: Place) -> Result<u32, DecodeError> {
+        let count = reader.read(explicit_bits(len));
+        match count.ok_or(DecodeError::Truncated { what: place })? {
+            found if found > len => Err(DecodeError::Count { place, max: len, found }),
+            count => Ok(count),
         }
-        let body = bytes
-            .strip_prefix(MAGIC.as_slice())
-            .ok_or(DecodeError::Magic { expected: "ALD1" })?;
-        let (&bits, body) = body
-            .split_first()
-            .ok_or(DecodeError::Truncated { what: Place::Header })?;
-        if !(1..=BITS_MAX).contains(&bits) {
-            return Err(DecodeError::ValueBits(bits));
-        }
-        Ok(Self {
-            chunks: layout.chunks().enumerate(),
-            reader: BitReader::new(body),
-            bits: bits.into(),
-            levels: (1u32 << (bits - 1)) as f32,
-            chunk: Open::default(),
-        })
     }
 
-    /// No entry takes fewer bits than its value and the end of its gap.
-    fn entries_max(&self) -> usize {
-        self.reader.bits_left() / (1 + self.bits as usize)
+    fn scale(self, code: u8) -> f32 {
+        published_scale(code)
     }
 
-    /// The next entry; none behind the last one.
     #[inline]
-    fn entry(&mut self) -> Result<Option<(u64, f32)>, DecodeError> {
-        while self.chunk.left == 0 {
-            if !self.open()? {
-                return Ok(None);
-            }
-        }
-        let Self { reader, chunk, .. } = self;
-        let place = Place::Chunk(chunk.number);
-        let position = match rice::read_gap(reader, chunk.parameter, chunk.len - chunk.next) {
-            Gap::Value(gap) => chunk.next + gap,
-            Gap::TooLarge => return Err(DecodeError::Index { place, len: chunk.len }),
-            Gap::Truncated => return Err(DecodeError::Truncated { what: place }),
-        };
-        let code = reader.read(self.bits).ok_or(DecodeError::Truncated { what: place })?;
-        chunk.next = position + 1;
-        chunk.left -= 1;
-        // The fraction is exact; the product is the only rounding.
-        let magnitude = chunk.scale * (((code >> 1) + 1) as f32 / self.levels);
-        let value = if code & 1 == 1 { -magnitude } else { magnitude };
-        Ok(Some((chunk.start + u64::from(position), value)))
+    fn bits(self) -> u32 {
+        self.bits.into()
     }
 
-    /// Opens the next chunk; false where there is none.
-    fn open(&mut self) -> Result<bool, DecodeError> {
-        let Some((number, range)) = self.chunks.next() else {
-            return Ok(false);
-        };
-        let place = Place::Chunk(number);
-        let truncated = || DecodeError::Truncated { what: place };
-        let len = range.len() as u32;
-        let count = self.reader.read(explicit_bits(len)).ok_or_else(truncated)?;
-        if count > len {
-            return Err(DecodeError::Count {
-                place,
-                max: len,
-                found: count,
-            });
-        }
-        self.chunk = Open {
-            number,
-            start: range.start as u64,
-            len,
-            left: count,
-            ..Open::default()
-        };
-        if count > 0 {
-            self.chunk.scale = published_scale(self.reader.read(8).ok_or_else(truncated)? as u8);
-            self.chunk.parameter = rice::parameter(len, count);
-        }
-        Ok(true)
+    #[inline]
+    fn value(self, scale: f32, code: u32) -> f32 {
+        // The fraction is exact; the product is the only rounding.
+        let magnitude = scale * (((code >> 1) + 1) as f32 / self.levels);
+        if code & 1 == 1 { -magnitude } else { magnitude }
     }
+}
+
+/// A walk over an encoded D.
+fn walk<'a>(layout: &'a Layout, bytes: &'a [u8]) -> Result<Walk<'a, PublishedFormat>, DecodeError> {
+    if !layout.is_addressable() {
+        return Err(DecodeError::Parameters(layout.total()));
+    }
+    let body = bytes
+        .strip_prefix(MAGIC.as_slice())
+        .ok_or(DecodeError::Magic { expected: "ALD1" })?;
+    let (&bits, body) = body
+        .split_first()
+        .ok_or(DecodeError::Truncated { what: Place::Header })?;
+    if !(1..=BITS_MAX).contains(&bits) {
+        return Err(DecodeError::ValueBits(bits));
+    }
+    let levels = (1u32 << (bits - 1)) as f32;
+    Ok(Walk::new(PublishedFormat { bits, levels }, layout, body))
 }
 
 /// Words of a ChaCha20 stream by their index, with four blocks kept at hand since coordinates ascend.

@@ -23,16 +23,6 @@ pub struct Update {
 }
 
 impl Update {
-    /// Euclidean norm, summed in ascending order of index.
-    pub fn norm(&self) -> f64 {
-        let mut sum = 0.0f64;
-        for &value in &self.values {
-            let value = f64::from(value);
-            sum += value * value;
-        }
-        sum.sqrt()
-    }
-
     /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left
     /// out.
     pub fn add_scaled(&self, dst: &mut [f32], factor: f32) {
@@ -54,13 +44,37 @@ pub struct Sparse {
     pub values: Vec<f32>,
 }
 
+impl Sparse {
+    /// All entries at once.
+    pub fn of(entries: &impl Entries) -> Self {
+        let (indices, values) = entries.entries().unzip();
+        Self { indices, values }
+    }
+}
+
 /// Entries of a sparse vector in ascending order of index, to be walked as often as needed.
 pub trait Entries {
     /// (index in the whole model's flat vector, value).
     fn entries(&self) -> impl Iterator<Item = (u64, f32)>;
+
+    /// Euclidean norm, summed in ascending order of index.
+    fn norm(&self) -> f64 {
+        let mut sum = 0.0f64;
+        for (_, value) in self.entries() {
+            let value = f64::from(value);
+            sum += value * value;
+        }
+        sum.sqrt()
+    }
 }
 
 impl Entries for Sparse {
+    fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
+        self.indices.iter().copied().zip(self.values.iter().copied())
+    }
+}
+
+impl Entries for Update {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
         self.indices.iter().copied().zip(self.values.iter().copied())
     }

@@ -1,8 +1,8 @@
 //! One step of many updates: exact, unbiased, the same everywhere.
 
 use super::{golden, header, layout, listing, spec, values};
-use crate::aggregate::{apply, decode_published, mean, publish, rounding_seed};
-use crate::{Layout, Sparse, Update, encode, scale};
+use crate::aggregate::{Mean, apply, decode_published, mean, publish, rounding_seed};
+use crate::{Layout, Received, Sparse, Update, encode, scale};
 use proptest::prelude::*;
 
 fn update(entries: &[(u64, f32)]) -> Update {
@@ -65,6 +65,47 @@ fn mean_should_match_the_written_order_of_operations() {
     union.sort_unstable();
     union.dedup();
     assert_eq!(sparse.indices, union);
+}
+
+/// Fragments by themselves, from updates that are decoded as they are walked, to the same D.
+#[test]
+fn the_mean_should_be_the_same_from_encoded_updates() {
+    let whole = Layout::new(&[700, 300, 64, 5, 900], 256);
+    let fragments = [whole.fragment(0..2), whole.fragment(2..4), whole.fragment(4..5)];
+    let spec = spec(2, 64, 700);
+    let of = [(0, 1, 1.0), (2, 2, 0.5), (0, 3, 2.0), (2, 4, 0.1), (7, 1, 1.0)];
+    let (mut sent, mut decoded) = (Vec::new(), Vec::new());
+    for (fragment, seed, _) in of {
+        let layout = fragments.get(fragment as usize).unwrap_or(&fragments[0]);
+        let values = values(layout.covered().len(), seed, 0.01);
+        let encoded = encode(layout, &spec, &header(), &values).unwrap();
+        sent.push(Received::check(layout, &spec, encoded.bytes).unwrap());
+        decoded.push(encoded.sent);
+    }
+    let mean_of = Mean {
+        fragments: &fragments,
+        updates: of
+            .iter()
+            .zip(&sent)
+            .map(|((p, _, f), update)| (*p, update, *f))
+            .collect(),
+        entry_weight: 4,
+    };
+    // Fragment by fragment; nothing was sent for the second one, and the last update is of one that does not exist.
+    let mut expected = Sparse::default();
+    for (p, layout) in (0u32..).zip(&fragments) {
+        let own = of.iter().zip(&decoded).filter(|((q, _, _), _)| *q == p);
+        let own: Vec<_> = own.map(|((_, _, f), update)| (update, *f)).collect();
+        let mean = mean(layout, &own, 4);
+        expected.indices.extend(mean.indices);
+        expected.values.extend(mean.values);
+    }
+    assert_eq!(Sparse::of(&mean_of), expected);
+    assert_eq!(
+        publish(&whole, 8, &mean_of, [2; 32]),
+        publish(&whole, 8, &expected, [2; 32])
+    );
+    assert!(expected.indices.iter().all(|index| !(1000..1069).contains(index)));
 }
 
 #[test]

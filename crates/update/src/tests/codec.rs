@@ -1,7 +1,7 @@
 //! What goes in comes out, within the budget, and it is the best that fits.
 
 use super::{golden, header, layout, listing, spec, values};
-use crate::{BitCount, EncodeError, Encoder, HEADER_BYTES, Layout, decode, encode};
+use crate::{BitCount, EncodeError, Encoder, Entries, HEADER_BYTES, Layout, decode, encode};
 use proptest::prelude::*;
 
 #[test]

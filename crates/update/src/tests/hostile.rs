@@ -3,7 +3,7 @@
 use super::{header, layout, spec, values};
 use crate::aggregate::{Published, decode_published, publish};
 use crate::bits::BitWriter;
-use crate::{DecodeError, Entries, HEADER_BYTES, Layout, Place, Sparse, Update, decode, encode};
+use crate::{DecodeError, Entries, HEADER_BYTES, Layout, Place, Received, Sparse, Update, decode, encode};
 use alice_spec::UpdateSpec;
 use proptest::prelude::*;
 
@@ -161,6 +161,17 @@ fn a_lie_about_the_size_should_not_allocate() {
     ));
 }
 
+/// An update by walking over its checked bytes.
+fn received(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, DecodeError> {
+    let received = Received::check(layout, spec, bytes.to_vec())?;
+    let (indices, values) = received.entries().unzip();
+    Ok(Update {
+        header: *received.header(),
+        indices,
+        values,
+    })
+}
+
 /// D by walking over its checked bytes.
 fn walked(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
     let published = Published::check(layout, bytes)?;
@@ -180,6 +191,7 @@ proptest! {
     ) {
         let (layout, spec) = (layout(), spec(bits, 32, 4096));
         let bytes = if raw { random.clone() } else { [body(base, |_| ()), random.clone()].concat() };
+        prop_assert_eq!(received(&layout, &spec, &bytes), decode(&layout, &spec, &bytes));
         if let Ok(update) = decode(&layout, &spec, &bytes) {
             prop_assert!(well_formed(&layout, &spec, &update));
         }
@@ -205,6 +217,7 @@ proptest! {
         if truncate {
             bytes.truncate(cut.index(bytes.len()));
         }
+        prop_assert_eq!(received(&layout, &spec, &bytes), decode(&layout, &spec, &bytes));
         if let Ok(update) = decode(&layout, &spec, &bytes) {
             prop_assert!(well_formed(&layout, &spec, &update));
             // One form only: other bytes are another update (or another base count, which is in the header).

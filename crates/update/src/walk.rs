@@ -1,0 +1,126 @@
+//! A walk over the entries of an encoded vector, chunk by chunk: what updates and published aggregates have in common.
+
+use crate::bits::BitReader;
+use crate::error::{DecodeError, Place};
+use crate::layout::{Chunks, Layout};
+use crate::rice::{self, Gap};
+
+/// What one format says of a chunk and of a value.
+pub(crate) trait Format: Copy {
+    /// Reads how many entries a chunk of `len` coordinates has.
+    fn count(self, layout: &Layout, reader: &mut BitReader<'_>, len: u32, place: Place) -> Result<u32, DecodeError>;
+
+    /// Scale of a code.
+    fn scale(self, code: u8) -> f32;
+
+    /// Bits of a value's code.
+    fn bits(self) -> u32;
+
+    /// Value of a code.
+    fn value(self, scale: f32, code: u32) -> f32;
+}
+
+pub(crate) struct Walk<'a, F> {
+    format: F,
+    layout: &'a Layout,
+    chunks: std::iter::Enumerate<Chunks<'a>>,
+    reader: BitReader<'a>,
+    chunk: Open,
+}
+
+/// The chunk that a walk is in.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    number: usize,
+    start: u64,
+    len: u32,
+    /// Entries that are left in it.
+    left: u32,
+    scale: f32,
+    /// Rice parameter of its gaps.
+    parameter: u32,
+    /// Position after the last entry.
+    next: u32,
+}
+
+impl<'a, F: Format> Walk<'a, F> {
+    /// A walk over the bit stream after the header.
+    pub(crate) fn new(format: F, layout: &'a Layout, body: &'a [u8]) -> Self {
+        Self {
+            format,
+            layout,
+            chunks: layout.chunks().enumerate(),
+            reader: BitReader::new(body),
+            chunk: Open::default(),
+        }
+    }
+
+    /// At most so many entries are left: none takes fewer bits than its value and the end of its gap.
+    pub(crate) fn entries_max(&self) -> usize {
+        let by_bits = self.reader.bits_left() / (1 + self.format.bits() as usize);
+        by_bits.min(self.layout.covered().len())
+    }
+
+    /// The next entry, (index in the whole model's flat vector, value); none behind the last one.
+    #[inline]
+    pub(crate) fn entry(&mut self) -> Result<Option<(u64, f32)>, DecodeError> {
+        while self.chunk.left == 0 {
+            if !self.open()? {
+                return Ok(None);
+            }
+        }
+        let Self { reader, chunk, .. } = self;
+        let place = Place::Chunk(chunk.number);
+        let position = match rice::read_gap(reader, chunk.parameter, chunk.len - chunk.next) {
+            Gap::Value(gap) => chunk.next + gap,
+            Gap::TooLarge => return Err(DecodeError::Index { place, len: chunk.len }),
+            Gap::Truncated => return Err(DecodeError::Truncated { what: place }),
+        };
+        let bits = self.format.bits();
+        let code = reader.read(bits).ok_or(DecodeError::Truncated { what: place })?;
+        chunk.next = position + 1;
+        chunk.left -= 1;
+        Ok(Some((
+            chunk.start + u64::from(position),
+            self.format.value(chunk.scale, code),
+        )))
+    }
+
+    /// Opens the next chunk; false where there is none.
+    fn open(&mut self) -> Result<bool, DecodeError> {
+        let Some((number, range)) = self.chunks.next() else {
+            return Ok(false);
+        };
+        let (place, len) = (Place::Chunk(number), range.len() as u32);
+        let count = self.format.count(self.layout, &mut self.reader, len, place)?;
+        self.chunk = Open {
+            number,
+            start: range.start as u64,
+            len,
+            left: count,
+            ..Open::default()
+        };
+        if count > 0 {
+            let code = self.reader.read(8).ok_or(DecodeError::Truncated { what: place })?;
+            self.chunk.scale = self.format.scale(code as u8);
+            self.chunk.parameter = rice::parameter(len, count);
+        }
+        Ok(true)
+    }
+
+    /// Checks that nothing but padding follows the last entry.
+    pub(crate) fn finish(self) -> Result<(), DecodeError> {
+        self.reader.finish()
+    }
+
+    /// Walks to the end and checks all of it.
+    pub(crate) fn check(mut self) -> Result<(), DecodeError> {
+        while self.entry()?.is_some() {}
+        self.finish()
+    }
+
+    /// Entries of what was checked before: a defect cannot occur, and would end them.
+    pub(crate) fn checked(mut self) -> impl Iterator<Item = (u64, f32)> + use<'a, F> {
+        std::iter::from_fn(move || self.entry().ok().flatten())
+    }
+}
