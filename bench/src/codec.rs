@@ -24,6 +24,9 @@ struct Args {
     /// Fragment of the run that --seven-b encodes, as its tasks do; all parameters if none.
     #[arg(long)]
     fragment: Option<u32>,
+    /// With --seven-b: instead of one update, a round of so many miners, up to the published aggregate.
+    #[arg(long, requires = "seven_b")]
+    round: Option<u64>,
     /// Run specification for --seven-b.
     #[arg(long, default_value = "chain-spec/runs/genesis-7b.toml")]
     run: PathBuf,
@@ -43,7 +46,9 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let report = if args.seven_b {
+    let report = if let Some(miners) = args.round {
+        seven_b::round(&args.run, args.fragment, miners, args.threads)?
+    } else if args.seven_b {
         seven_b::report(&args.run, args.fragment, args.threads)?
     } else if let Some(path) = &args.file {
         speed::of_file(path, &args.k)?

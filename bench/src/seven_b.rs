@@ -3,53 +3,135 @@
 use crate::gradient;
 use crate::measure::{Table, cpu_seconds, peak_memory};
 use alice_spec::{RunSpec, TensorShape};
-use alice_update::{Encoder, Header, Layout, decode};
+use alice_update::aggregate::{self, Mean, Published};
+use alice_update::{Encoded, Encoder, Entries, Header, Layout, Received, decode};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
 /// Values that are made and pushed at once.
 const PIECE: usize = 1 << 24;
 
-pub fn report(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Vec<Table>> {
-    let text = std::fs::read_to_string(run).with_context(|| format!("{} cannot be read", run.display()))?;
-    let spec = RunSpec::parse(&text)?;
-    let tensors = fragment.map_or(0..spec.tensors().len(), |p| spec.fragment_tensors(p));
-    ensure!(
-        !tensors.is_empty(),
-        "the run has fragments 0 to {} only",
-        spec.task.fragments - 1
-    );
-    let layout = Layout::from_spec(&spec).fragment(tensors.clone());
-    let header = Header {
-        run_hash: spec.run_hash(),
-        epoch: 1,
-        base_root: [0; 32],
-    };
-    let mut encoder = Encoder::new(&layout, &spec.update)?.threads(threads);
-    let mut piece = vec![0.0f32; PIECE];
-    let learning = layout.covered().len();
-    let (mut at, mut making, mut pushing) = (0u64, Clock::default(), Clock::default());
-    let lens = spec.tensors().into_iter().map(|tensor: TensorShape| tensor.len());
-    for (number, tensor) in lens.enumerate().skip(tensors.start).take(tensors.len()) {
-        // Each tensor has its own size of values, as in a real model.
-        let size = 1e-4 * (1 + number % 7) as f32;
-        let mut left = tensor;
-        while left > 0 {
-            let now = left.min(PIECE as u64) as usize;
-            let values = &mut piece[..now];
-            making.time(|| gradient::fill(at, size, values, threads));
-            pushing.time(|| encoder.push(values))?;
-            at += now as u64;
-            left -= now as u64;
-        }
+/// What of a run is encoded.
+struct Case {
+    spec: RunSpec,
+    layout: Layout,
+    /// Tensors of the layout.
+    tensors: Range<usize>,
+    threads: usize,
+}
+
+impl Case {
+    fn read(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Self> {
+        let text = std::fs::read_to_string(run).with_context(|| format!("{} cannot be read", run.display()))?;
+        let spec = RunSpec::parse(&text)?;
+        let tensors = fragment.map_or(0..spec.tensors().len(), |p| spec.fragment_tensors(p));
+        ensure!(
+            !tensors.is_empty(),
+            "the run has fragments 0 to {} only",
+            spec.task.fragments - 1
+        );
+        let layout = Layout::from_spec(&spec).fragment(tensors.clone());
+        Ok(Self {
+            spec,
+            layout,
+            tensors,
+            threads,
+        })
     }
-    drop(piece);
-    let mut finishing = Clock::default();
-    let encoded = finishing.time(|| encoder.finish(&header))?;
+
+    /// The update of miner `number`.
+    fn encode(&self, number: u64, clocks: &mut Clocks) -> Result<Encoded> {
+        let header = Header {
+            run_hash: self.spec.run_hash(),
+            epoch: 1,
+            base_root: [0; 32],
+        };
+        let mut encoder = Encoder::new(&self.layout, &self.spec.update)?.threads(self.threads);
+        let mut piece = vec![0.0f32; PIECE];
+        let mut at = number * self.spec.parameters();
+        let lens = self.spec.tensors().into_iter().map(|tensor: TensorShape| tensor.len());
+        for (number, tensor) in lens.enumerate().skip(self.tensors.start).take(self.tensors.len()) {
+            // Each tensor has its own size of values, as in a real model.
+            let size = 1e-4 * (1 + number % 7) as f32;
+            let mut left = tensor;
+            while left > 0 {
+                let now = left.min(PIECE as u64) as usize;
+                let values = &mut piece[..now];
+                clocks.making.time(|| gradient::fill(at, size, values, self.threads));
+                clocks.pushing.time(|| encoder.push(values))?;
+                at += now as u64;
+                left -= now as u64;
+            }
+        }
+        drop(piece);
+        Ok(clocks.finishing.time(|| encoder.finish(&header))?)
+    }
+}
+
+#[derive(Default)]
+struct Clocks {
+    making: Clock,
+    pushing: Clock,
+    finishing: Clock,
+}
+
+/// A round of so many updates of different miners: checked, and brought to the aggregate that is published.
+pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> Result<Vec<Table>> {
+    let case = Case::read(run, fragment, threads)?;
+    let update = &case.spec.update;
+    let (mut received, mut checking) = (Vec::new(), Clock::default());
+    for number in 0..miners {
+        let bytes = case.encode(number, &mut Clocks::default())?.bytes;
+        received.push(checking.time(|| Received::check(&case.layout, update, bytes))?);
+    }
+    let (before, mut publishing) = (peak_memory(), Clock::default());
+    let mean = Mean {
+        fragments: std::slice::from_ref(&case.layout),
+        updates: received.iter().map(|update| (0, update, 1.0)).collect(),
+        entry_weight: case.spec.outer.entry_weight,
+    };
+    let published = publishing.time(|| aggregate::publish(&case.layout, update.publish_bits, &mean, [1; 32]));
+    let mut reading = Clock::default();
+    let d = reading.time(|| Published::check(&case.layout, &published))?;
+    let mib = |bytes: u64| bytes >> 20;
+    let sent: usize = received.iter().map(|update| update.entries().count()).sum();
+    let rows = vec![
+        vec![json!("run"), json!(case.spec.name)],
+        vec![json!("updates"), json!(miners)],
+        vec![json!("entries of all updates"), json!(sent)],
+        vec![json!("entries of the aggregate"), json!(d.entries().count())],
+        vec![json!("aggregate, bytes"), json!(published.len())],
+        vec![
+            json!("checking an update, CPU s"),
+            json!(checking.cpu_s / miners as f64),
+        ],
+        vec![json!("mean and publication, CPU s"), json!(publishing.cpu_s)],
+        vec![json!("one walk over the aggregate, CPU s"), json!(reading.cpu_s)],
+        vec![
+            json!("peak memory (VmHWM) when the updates were there, MiB"),
+            json!(before.map(mib)),
+        ],
+        vec![json!("peak memory (VmHWM), MiB"), json!(peak_memory().map(mib))],
+    ];
+    Ok(vec![Table {
+        title: "A round of the run".into(),
+        columns: vec!["what", "seen"],
+        rows,
+    }])
+}
+
+/// One update, encoded and decoded again.
+pub fn report(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Vec<Table>> {
+    let case = Case::read(run, fragment, threads)?;
+    let mut clocks = Clocks::default();
+    let encoded = case.encode(0, &mut clocks)?;
+    let Case { spec, layout, .. } = &case;
+    let learning = layout.covered().len();
     let mut decoding = Clock::default();
-    let decoded = decoding.time(|| decode(&layout, &spec.update, &encoded.bytes))?;
+    let decoded = decoding.time(|| decode(layout, &spec.update, &encoded.bytes))?;
     ensure!(decoded == encoded.sent, "what was decoded is not what was sent");
     ensure!(
         encoded.bytes.len() as u64 <= spec.update.budget_bytes,
@@ -78,15 +160,15 @@ pub fn report(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Vec<T
         vec![json!("threads"), json!(threads)],
     ];
     for (name, clock) in [
-        ("making the gradient", &making),
-        ("encode: selecting", &pushing),
-        ("encode: choosing and writing", &finishing),
+        ("making the gradient", &clocks.making),
+        ("encode: selecting", &clocks.pushing),
+        ("encode: choosing and writing", &clocks.finishing),
         ("decode", &decoding),
     ] {
         rows.push(vec![json!(format!("{name}, wall s")), json!(clock.wall_s)]);
         rows.push(vec![json!(format!("{name}, CPU s")), json!(clock.cpu_s)]);
     }
-    let encode_cpu_s = pushing.cpu_s + finishing.cpu_s;
+    let encode_cpu_s = clocks.pushing.cpu_s + clocks.finishing.cpu_s;
     rows.push(vec![
         json!("encode, millions of values for each CPU-second"),
         json!(parameters / encode_cpu_s / 1e6),
