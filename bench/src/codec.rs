@@ -25,7 +25,7 @@ struct Args {
     #[arg(long)]
     fragment: Option<u32>,
     /// With --seven-b: instead of one update, a round of so many miners, up to the published aggregate.
-    #[arg(long, requires = "seven_b")]
+    #[arg(long, requires = "seven_b", value_parser = clap::value_parser!(u64).range(1..))]
     round: Option<u64>,
     /// Run specification for --seven-b.
     #[arg(long, default_value = "chain-spec/runs/genesis-7b.toml")]

@@ -95,15 +95,15 @@ pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> 
     };
     let published = publishing.time(|| aggregate::publish(&case.layout, update.publish_bits, &mean, [1; 32]));
     let mut reading = Clock::default();
-    let d = reading.time(|| Published::check(&case.layout, &published))?;
+    let d = reading.time(|| Published::check(&case.layout, published))?;
     let mib = |bytes: u64| bytes >> 20;
-    let sent: usize = received.iter().map(|update| update.entries().count()).sum();
+    let sent: usize = received.iter().map(|update| update.count()).sum();
     let rows = vec![
         vec![json!("run"), json!(case.spec.name)],
         vec![json!("updates"), json!(miners)],
         vec![json!("entries of all updates"), json!(sent)],
-        vec![json!("entries of the aggregate"), json!(d.entries().count())],
-        vec![json!("aggregate, bytes"), json!(published.len())],
+        vec![json!("entries of the aggregate"), json!(d.count())],
+        vec![json!("aggregate, bytes"), json!(d.bytes().len())],
         vec![
             json!("checking an update, CPU s"),
             json!(checking.cpu_s / miners as f64),

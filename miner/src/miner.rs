@@ -428,7 +428,7 @@ impl Miner {
             tracing::warn!("{warning}");
         }
         let miner = self.key.key.public();
-        let mut store = || {
+        let mut store = |reporter: &mut Reporter| {
             work::store(
                 &run.spec,
                 &miner,
@@ -440,7 +440,7 @@ impl Miner {
             )
         };
         // A full disk, perhaps: the update is worth more than the moments, first this task's, then those of the one before.
-        let mut stored = store();
+        let mut stored = store(reporter);
         for older in [false, true] {
             let Err(error @ (MinerError::File { .. } | MinerError::Residual(_))) = &stored else {
                 break;
@@ -451,8 +451,22 @@ impl Miner {
             };
             if freed {
                 tracing::warn!(%error, "the update could not be stored; the optimiser's moments give way to it");
-                stored = store();
+                stored = store(reporter);
             }
+        }
+        // Now somebody has to make room, and hours of work are worth waiting for as long as they count.
+        while let Err(error @ (MinerError::File { .. } | MinerError::Residual(_))) = &stored {
+            let why = format!(
+                "the update of epoch {} cannot be stored: {error}; it is kept in memory and tried again while its task lasts",
+                task.epoch
+            );
+            reporter.waiting(&why);
+            stop.sleep(POLL.pause(1)).await;
+            let over = client.status().await.is_ok_and(|now| !lasts(lease, now.block));
+            if stop.requested() || over {
+                break;
+            }
+            stored = store(reporter);
         }
         if let (Ok(()), Some(left)) = (&stored, left) {
             left.keep();

@@ -247,7 +247,7 @@ impl Weights {
             ));
         }
         let bytes = source.stop.or(source.client.blob(&delta.blob, delta.bytes)).await?;
-        let d = aggregate::Published::check(&self.layout, &bytes)
+        let d = aggregate::Published::check(&self.layout, bytes)
             .map_err(|e| MinerError::untrue("delta", format!("of epoch {}: {e}", delta.epoch)))?;
         let master = self
             .master

@@ -137,6 +137,35 @@ async fn a_miner_killed_between_commit_and_receipt_should_get_the_same_receipt()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_cannot_be_stored_should_wait_for_room() {
+    for is_in_time in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let (ps, url) = FakePs::start().await;
+        // Something is in the way of the residual's file, as a full disk would be.
+        let obstacle = run_dir(dir.path(), &ps).join("residual-0-1.part").join("obstacle");
+        std::fs::create_dir_all(&obstacle).unwrap();
+        let (mut patient, _handle) = miner(dir.path(), &url);
+        let task = tokio::spawn(async move { patient.run().await });
+        until(|| ps.seen().claims > 0).await;
+        let looks = ps.seen().looks;
+        // It has trained, and asked twice how far the chain is.
+        until(|| ps.seen().looks >= looks + 3).await;
+        assert!(!task.is_finished());
+        assert_eq!(ps.seen().commits, 0);
+        if is_in_time {
+            std::fs::remove_dir_all(obstacle.parent().unwrap()).unwrap();
+            task.await.unwrap().unwrap();
+            assert_one_accepted(dir.path(), &ps);
+        } else {
+            ps.seen().epoch = 1;
+            let error = task.await.unwrap().unwrap_err();
+            assert!(matches!(error, MinerError::File { .. }), "{error}");
+            assert_eq!(ps.seen().commits, 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_update_whose_bytes_are_lost_should_be_asked_for_before_it_is_given_up() {
     for (committed, epoch) in [(true, 0), (false, 0), (false, 1)] {
         let dir = tempfile::tempdir().unwrap();

@@ -357,7 +357,7 @@ impl Auditor<'_> {
             )));
         }
         if alpha > 0.0 {
-            let d = aggregate::Published::check(&self.net.layout, &bytes)
+            let d = aggregate::Published::check(&self.net.layout, bytes)
                 .map_err(|e| PsError::Audit(format!("epoch {}: the aggregate does not decode: {e}", manifest.epoch)))?;
             let theta = self.theta.take().ok_or_else(weights_gone)?;
             let theta = tokio::task::block_in_place(|| theta.step_for_good(&d, alpha))?;

@@ -7,7 +7,7 @@
 use crate::{
     PsError,
     db::{Collected, EpochRow, Results, RoundRow},
-    scoring::{Job, Scored, ScoringError, nano},
+    scoring::{Job, Scored, nano},
     service::Service,
 };
 use alice_api::{
@@ -48,13 +48,10 @@ pub async fn publish(
     let step = match &scored.transition {
         // A step that the guard skipped leaves the model as it is.
         Some(t) if t.guard.alpha_used > 0.0 => {
-            let blob = service.blobs.put(t.aggregate.clone()).await?;
+            let blob = service.blobs.put(t.d.bytes().to_vec()).await?;
             // On the driver's own task: nobody waits for it but the round.
-            let theta = tokio::task::block_in_place(|| -> Result<Master, PsError> {
-                let d = t.d(&net.layout).map_err(ScoringError::from)?;
-                Ok(theta.step(&d, t.guard.alpha_used)?)
-            })?;
-            let delta = delta(epoch, theta.root(), blob, &t.aggregate, t.guard.alpha_used);
+            let theta = tokio::task::block_in_place(|| theta.step(&t.d, t.guard.alpha_used))?;
+            let delta = delta(epoch, theta.root(), blob, t.d.bytes(), t.guard.alpha_used);
             let number = draw.round.base_step + 1;
             let snapshot = match number % net.spec.outer.snapshot_every.max(1) {
                 0 => Some(published(number, theta.publish(&service.blobs).await?)),
@@ -167,8 +164,8 @@ async fn manifest(
         (Some(_), Some(delta)) => Some(delta.clone()),
         (Some(t), None) => {
             // Skipped by the guard: D is published all the same, so that the decision can be checked.
-            let blob = service.blobs.put(t.aggregate.clone()).await?;
-            Some(delta(epoch, job.base_root, blob, &t.aggregate, 0.0))
+            let blob = service.blobs.put(t.d.bytes().to_vec()).await?;
+            Some(delta(epoch, job.base_root, blob, t.d.bytes(), 0.0))
         }
     };
     let verdicts: BTreeMap<Hex32, _> = scored.verdicts.iter().map(|v| (v.id, v)).collect();

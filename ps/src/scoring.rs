@@ -138,13 +138,10 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
         let made = transition(&base, theta, &accepted, &job.guard_split, oracle)?;
         let after = match made.guard.alpha_used {
             0.0 => before.clone(),
-            alpha => {
-                let d = made.d(&net.layout)?;
-                elsewhere(theta, &d, |next| {
-                    aggregate::apply(next, &d, alpha);
-                    oracle.losses(next, &job.scoring_split)
-                })?
-            }
+            alpha => elsewhere(theta, &made.d, |next| {
+                aggregate::apply(next, &made.d, alpha);
+                oracle.losses(next, &job.scoring_split)
+            })?,
         };
         if after.iter().all(|loss| loss.is_finite()) {
             (Some(made), after)

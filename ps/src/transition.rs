@@ -7,7 +7,10 @@
 use alice_primitives::Hash;
 use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
 use alice_spec::RunSpec;
-use alice_update::{DecodeError, Entries, Layout, aggregate};
+use alice_update::{
+    DecodeError, Entries, Layout,
+    aggregate::{self, Published},
+};
 
 /// Why a step could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +24,7 @@ pub enum TransitionError {
 }
 
 /// An accepted update.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Accepted<'a, U> {
     /// Submission.
     pub id: Hash,
@@ -36,18 +39,13 @@ pub struct Accepted<'a, U> {
 /// A step of the model: θ(e+1) = θ(e) − α_used·D, as [`aggregate::apply`] makes it.
 #[derive(Debug)]
 pub struct Transition {
-    /// Encoded D, as published.
-    pub aggregate: Vec<u8>,
+    /// D, as it is published.
+    pub d: Published,
     /// What the guard decided, with α_used; zero where the step is skipped.
     pub guard: GuardResult,
 }
 
 impl Transition {
-    /// D, as it is read from there.
-    pub fn d<'a>(&'a self, layout: &'a Layout) -> Result<aggregate::Published<'a>, TransitionError> {
-        Ok(aggregate::Published::check(layout, &self.aggregate)?)
-    }
-
     /// The same decision with the step not taken.
     pub fn skipped(mut self) -> Self {
         self.guard.alpha_used = 0.0;
@@ -88,11 +86,8 @@ pub fn transition<U: Entries>(
     let seed = aggregate::rounding_seed(&base.root, &ids);
     let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
     // The step is made with what others can read, not with what was there before rounding.
-    let d = aggregate::Published::check(base.layout, &published)?;
+    let d = Published::check(base.layout, published)?;
     let alpha = base.spec.outer.alpha as f32;
     let guard = guarded_step(oracle, theta, &d, alpha, base.spec.score.z, guard_split)?;
-    Ok(Transition {
-        aggregate: published,
-        guard,
-    })
+    Ok(Transition { d, guard })
 }

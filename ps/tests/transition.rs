@@ -59,9 +59,9 @@ fn made<U: Entries>(base: &Base<'_>, theta: &[f32], accepted: &[Accepted<'_, U>]
     let made = transition(base, &mut weights, accepted, &[1, 2, 3, 4], &mut Quadratic).unwrap();
     assert_eq!(bits(&weights), bits(theta), "only measured");
     let alpha = made.guard.alpha_used;
-    aggregate::apply(&mut weights, &made.d(base.layout).unwrap(), alpha);
+    aggregate::apply(&mut weights, &made.d, alpha);
     let root = model_root(&base.spec.tensors(), &weights);
-    (root, made.aggregate, alpha, bits(&weights))
+    (root, made.d.bytes().to_vec(), alpha, bits(&weights))
 }
 
 fn bits(theta: &[f32]) -> Vec<u32> {

@@ -75,10 +75,12 @@ fn baseline(oracle: &mut dyn LossOracle, theta: &[f32], sequences: &[u32]) -> Re
 /// weights do not have are left out.
 pub fn elsewhere<R>(theta: &mut [f32], touched: &impl Entries, at: impl FnOnce(&mut [f32]) -> R) -> R {
     let place = |index: u64| usize::try_from(index).unwrap_or(usize::MAX);
-    let kept: Vec<f32> = touched
-        .entries()
-        .map(|(index, _)| theta.get(place(index)).copied().unwrap_or_default())
-        .collect();
+    let mut kept = Vec::with_capacity(touched.count());
+    kept.extend(
+        touched
+            .entries()
+            .map(|(index, _)| theta.get(place(index)).copied().unwrap_or_default()),
+    );
     let result = at(theta);
     for ((index, _), value) in touched.entries().zip(kept) {
         if let Some(slot) = theta.get_mut(place(index)) {

@@ -195,10 +195,15 @@ pub fn reference_norm(previous: Option<f32>, norms: &[f64]) -> f32 {
 
 /// Norm of an update that can be evaluated, or why it cannot.
 fn usable_norm(update: &impl Entries, total: usize) -> Result<f32, String> {
-    if update.entries().any(|(index, _)| index >= total as u64) {
+    let (mut is_inside, mut is_finite) = (true, true);
+    for (index, value) in update.entries() {
+        is_inside &= index < total as u64;
+        is_finite &= value.is_finite();
+    }
+    if !is_inside {
         return Err("the update has entries that the model does not have".into());
     }
-    if !update.entries().all(|(_, value)| value.is_finite()) {
+    if !is_finite {
         return Err("the update holds a value that is not finite".into());
     }
     let norm = update.norm() as f32;

@@ -18,7 +18,7 @@ use alice_primitives::{tagged_hash, tags};
 /// coordinate: with c = 1 this is the mean over all, and the larger c, the more it is one over senders. The fragments stand in
 /// the order of the model and do not overlap; entries beyond their fragment's layout are left out, and so are updates of a
 /// fragment that does not exist.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Mean<'a, U> {
     /// Layouts of the run's fragments.
     pub fragments: &'a [Layout],

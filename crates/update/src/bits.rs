@@ -44,7 +44,7 @@ impl BitWriter {
 
     #[cold]
     fn grow(&mut self) {
-        self.bytes.resize(2 * self.bytes.len() + 4096, 0);
+        self.bytes.resize(self.bytes.len() + self.bytes.len() / 4 + 4096, 0);
     }
 
     /// Appends `ones` one bits and a zero bit.
@@ -60,6 +60,8 @@ impl BitWriter {
     /// Fills the last byte with zero bits and returns all bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.bytes.truncate(self.at + usize::from(self.have > 0));
+        // What is published is kept for a while.
+        self.bytes.shrink_to_fit();
         self.bytes
     }
 }

@@ -80,6 +80,8 @@ pub struct Encoder<'a> {
     /// What came of the current chunk.
     partial: Vec<f32>,
     received: usize,
+    /// Of one thread; it learns from chunk to chunk.
+    selector: Selector,
     segments: Vec<Segment>,
     chunks: u64,
     failed: Option<EncodeError>,
@@ -92,10 +94,12 @@ impl<'a> Encoder<'a> {
             return Err(EncodeError::Parameters(layout.total()));
         }
         let mut ahead = layout.chunks();
+        let levels = Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?;
         Ok(Self {
             layout,
             spec,
-            levels: Levels::new(spec.value_bits).ok_or(EncodeError::ValueBits(spec.value_bits))?,
+            levels,
+            selector: Selector::new(levels),
             threads: 1,
             current: ahead.next(),
             ahead,
@@ -162,7 +166,7 @@ impl<'a> Encoder<'a> {
         self.chunks += chunks.len() as u64;
         let threads = self.threads.min(chunks.len().div_ceil(SEGMENT_CHUNKS));
         if threads <= 1 {
-            return select_part(self.layout, self.spec, self.levels, chunks, &mut self.segments);
+            return select_part(self.layout, self.spec, &mut self.selector, chunks, &mut self.segments);
         }
         let (layout, spec, levels) = (self.layout, self.spec, self.levels);
         let parts = chunks.chunks(chunks.len().div_ceil(threads));
@@ -171,7 +175,7 @@ impl<'a> Encoder<'a> {
                 .map(|part| {
                     scope.spawn(move || {
                         let mut segments = Vec::new();
-                        select_part(layout, spec, levels, part, &mut segments).map(|()| segments)
+                        select_part(layout, spec, &mut Selector::new(levels), part, &mut segments).map(|()| segments)
                     })
                 })
                 .collect();
@@ -298,11 +302,10 @@ fn write_entries(writer: &mut BitWriter, parameter: u32, levels: Levels, positio
 fn select_part(
     layout: &Layout,
     spec: &UpdateSpec,
-    levels: Levels,
+    selector: &mut Selector,
     chunks: &[(usize, &[f32])],
     segments: &mut Vec<Segment>,
 ) -> Result<(), EncodeError> {
-    let mut selector = Selector::new(levels);
     let mut ahead = chunks.iter().skip(1).map(|(_, values)| *values);
     for part in chunks.chunks(SEGMENT_CHUNKS) {
         let caps = part

@@ -1,5 +1,5 @@
-//! The largest of a chunk's candidates, without sorting them: a chunk has few, and counting how many reach a threshold takes
-//! a handful of vector instructions.
+//! The largest of a chunk's candidates, as a rule without sorting them: a chunk has few, and counting how many reach a threshold
+//! takes a handful of vector instructions.
 
 use crate::levels::Levels;
 use pulp::{Arch, Simd, WithSimd};
@@ -38,8 +38,12 @@ pub(crate) struct Largest {
 
 impl Largest {
     pub(crate) fn new() -> Self {
+        Self::on(Arch::new())
+    }
+
+    pub(crate) fn on(arch: Arch) -> Self {
         Self {
-            arch: Arch::new(),
+            arch,
             magnitudes: Vec::new(),
             positions: Vec::new(),
             values: Vec::new(),
@@ -88,7 +92,7 @@ impl Largest {
     }
 
     /// How many of them are worth sending, best first: see [`Levels::worth_sending`].
-    pub(crate) fn worth_sending(&mut self, levels: Levels, of: Candidates<'_>) -> u32 {
+    pub(crate) fn count_worth_sending(&mut self, levels: Levels, of: Candidates<'_>) -> u32 {
         self.load(of.values);
         let all = of.values.len();
         let mut below = Below {

@@ -96,40 +96,44 @@ pub fn published_bytes_max(layout: &Layout, bits: u8) -> u64 {
 
 /// Decodes D. Memory is bounded by the layout and by the length of the bytes.
 pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
-    let mut walk = walk(layout, bytes)?;
-    let entries_max = walk.entries_max();
-    let mut sparse = Sparse {
-        indices: Vec::with_capacity(entries_max),
-        values: Vec::with_capacity(entries_max),
-    };
-    while let Some((index, value)) = walk.entry()? {
-        sparse.indices.push(index);
-        sparse.values.push(value);
-    }
-    walk.finish()?;
-    Ok(sparse)
+    let (indices, values) = walk(layout, bytes)?.collect()?;
+    Ok(Sparse { indices, values })
 }
 
 /// D as it was published, checked from end to end. Its entries are decoded as they are walked: D of a large model has far more
 /// bytes decoded than encoded.
-#[derive(Clone, Copy, Debug)]
-pub struct Published<'a> {
-    layout: &'a Layout,
-    bytes: &'a [u8],
+#[derive(Clone, Debug)]
+pub struct Published {
+    layout: Layout,
+    bytes: Vec<u8>,
+    entries: usize,
 }
 
-impl<'a> Published<'a> {
+impl Published {
     /// Checks all of `bytes`; errors are those of [`decode_published`].
-    pub fn check(layout: &'a Layout, bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        walk(layout, bytes)?.check()?;
-        Ok(Self { layout, bytes })
+    pub fn check(layout: &Layout, bytes: Vec<u8>) -> Result<Self, DecodeError> {
+        let entries = walk(layout, &bytes)?.check()?;
+        Ok(Self {
+            layout: layout.clone(),
+            bytes,
+            entries,
+        })
+    }
+
+    /// D, encoded.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
-impl Entries for Published<'_> {
+impl Entries for Published {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
         // `check` read the same header.
-        walk(self.layout, self.bytes).ok().into_iter().flat_map(Walk::checked)
+        walk(&self.layout, &self.bytes).ok().into_iter().flat_map(Walk::checked)
+    }
+
+    fn count(&self) -> usize {
+        self.entries
     }
 }
 

@@ -11,6 +11,8 @@ const AT_ONCE: usize = 4;
 const NOT_FINITE: i32 = 0x7f80_0000;
 /// First step of a threshold that did not fit, in bits of a magnitude: an eighth of a factor of two.
 const STEP: i32 = 1 << 20;
+/// So often a threshold is looked for, as a rule; more candidates than needed are put up with then.
+const PASSES: u32 = 12;
 
 /// Candidates of consecutive chunks.
 #[derive(Debug, Default, PartialEq)]
@@ -65,7 +67,7 @@ pub(crate) struct Selector {
     guess: i32,
     scratch: Scratch,
     largest: Largest,
-    worth: Largest,
+    kept: Largest,
 }
 
 #[derive(Default)]
@@ -86,7 +88,7 @@ impl Selector {
             guess: magnitude_bits(1e-3),
             scratch: Scratch::default(),
             largest: Largest::new(),
-            worth: Largest::new(),
+            kept: Largest::new(),
         }
     }
 
@@ -101,11 +103,7 @@ impl Selector {
             scratch: &mut self.scratch,
             mark: Plain,
         };
-        self.guess = match self.arch {
-            #[cfg(target_arch = "x86_64")]
-            Arch::V3(v3) => Simd::vectorize(v3, gather.with(v3)),
-            arch => arch.dispatch(gather),
-        };
+        self.guess = gather.on(self.arch);
         let found = Candidates {
             positions: self.scratch.positions.get(..self.scratch.count).unwrap_or_default(),
             values: self.scratch.values.get(..self.scratch.count).unwrap_or_default(),
@@ -120,8 +118,8 @@ impl Selector {
         // Below half of the smallest scale even the largest value would be sent far too large.
         if max >= magnitude_bits(scale(0) / 2.0) {
             let best = self.largest.best(found, cap);
-            let count = self.worth.worth_sending(self.levels, best);
-            let kept = self.worth.best(best, count);
+            let count = self.kept.count_worth_sending(self.levels, best);
+            let kept = self.kept.best(best, count);
             into.positions.extend_from_slice(kept.positions);
             into.values.extend_from_slice(kept.values);
         }
@@ -131,7 +129,7 @@ impl Selector {
 }
 
 /// Leaves in the scratch memory, by ascending position, all values that reach a threshold which at least `cap` of them reach
-/// (all but zeros where there are fewer), and few others. Values that are not finite are always among them. Returns a guess for
+/// (all but zeros where there are fewer), and as a rule few others. Values that are not finite are always among them. Returns a guess for
 /// the threshold of the next chunk; the candidates do not depend on it once the largest of them are taken.
 ///
 /// Compiled for each instruction set that pulp knows; the one that this machine has is called. Plain loops over arrays of one
@@ -146,17 +144,30 @@ struct Gather<'a, M> {
     mark: M,
 }
 
-#[cfg(target_arch = "x86_64")]
-impl<'a> Gather<'a, Plain> {
-    fn with<M>(self, mark: M) -> Gather<'a, M> {
-        Gather {
-            values: self.values,
-            next: self.next,
-            cap: self.cap,
-            guess: self.guess,
-            scratch: self.scratch,
-            mark,
+impl Gather<'_, Plain> {
+    /// With the best that the machine has.
+    fn on(self, arch: Arch) -> i32 {
+        #[cfg(target_arch = "x86_64")]
+        if let Arch::V3(mark) = arch {
+            let Self {
+                values,
+                next,
+                cap,
+                guess,
+                scratch,
+                ..
+            } = self;
+            let gather = Gather {
+                values,
+                next,
+                cap,
+                guess,
+                scratch,
+                mark,
+            };
+            return Simd::vectorize(mark, gather);
         }
+        arch.dispatch(self)
     }
 }
 
@@ -173,30 +184,39 @@ impl<M: Mark> WithSimd for Gather<'_, M> {
         } = self.scratch;
         // Chunks next to each other are alike: so many more than are needed that it is rarely too few.
         let aim = self.cap + 3 * self.cap.isqrt() + 2;
-        // At least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite.
+        // At least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite. Until both have been seen the threshold
+        // goes away from the guess in growing steps, then half of the way between them.
         let (mut low, mut above, mut step) = (1, NOT_FINITE, STEP);
+        let (mut seen_low, mut seen_above) = (false, false);
         let mut at = self.guess.clamp(low, above - 1);
-        loop {
+        for pass in 1.. {
             *count = mark(self.mark, self.values, self.next, at, marks);
             if *count < self.cap && at > 1 {
-                above = at;
-                // Away from the guess in steps that double, and by halves once both sides are known.
-                at -= step.min((above - low) / 2).max(1);
+                (above, seen_above) = (at, true);
+                at = match seen_low {
+                    // Too many is slow, where all are alike; too few would be wrong.
+                    true if pass >= PASSES => low,
+                    true => low + (above - low) / 2,
+                    false => (at - step).max(1),
+                };
             } else {
-                low = at;
-                if *count <= 3 * aim || above - low == 1 {
+                (low, seen_low) = (at, true);
+                if *count <= 3 * aim || above - low == 1 || pass >= PASSES {
                     break;
                 }
-                at += step.min((above - low) / 2);
+                at = match seen_above {
+                    true => low + (above - low) / 2,
+                    false => at.saturating_add(step).min(above - 1),
+                };
             }
-            step = step.saturating_mul(2);
+            step = step.saturating_mul(4);
         }
         gather(self.values, marks, *count, positions, found);
         if *count < self.cap {
             return self.guess;
         }
         // Many more or fewer than were aimed at: a threshold that moves along with them.
-        let over = (*count as f32 - aim as f32) / aim as f32;
+        let over = ((*count as f32 - aim as f32) / aim as f32).min(2.0);
         at.saturating_add((over * STEP as f32) as i32)
     }
 }
@@ -210,7 +230,7 @@ fn mark(how: impl Mark, values: &[f32], ahead: &[f32], threshold: i32, marks: &m
     let ahead = ahead.as_chunks::<ROW>().0;
     for (number, (marks, row)) in marks.iter_mut().zip(rows).enumerate() {
         if let Some(row) = ahead.get(number) {
-            how.ask_for(row);
+            how.prefetch(row);
         }
         *marks = how.at_least(row, threshold);
         count += marks.count_ones();
@@ -301,7 +321,7 @@ mod tests {
     proptest! {
         /// Few different magnitudes, so that ties at the threshold are common.
         #[test]
-        fn blocks_should_lead_to_the_largest(
+        fn candidates_should_be_the_largest(
             values in proptest::collection::vec(prop_oneof![Just(0.0f32), (-8i8..8).prop_map(f32::from), any::<i16>().prop_map(|v| f32::from(v) / 1e3)], 0..1200),
             cap in 0u32..80,
         ) {
@@ -346,21 +366,33 @@ mod tests {
             prop_assert_eq!(segment.chunks().next().unwrap().positions, &expected[..]);
         }
 
-        /// A chunk's candidates are the same whatever came before it, and however many values are equal.
+        /// A chunk's candidates are the same whatever came before it, whatever instructions the machine has, and however many
+        /// values are equal or zero.
         #[test]
-        fn candidates_should_not_depend_on_the_chunk_before(
-            exponents in prop::collection::vec(-60i32..60, 1..6),
-            values in prop::collection::vec(prop_oneof![3 => -1.0f32..1.0, 1 => Just(0.5f32)], 1..3000),
-            cap in 1u32..200,
+        fn candidates_should_depend_on_nothing_but_their_chunk(
+            factors in prop::collection::vec(prop_oneof![4 => (-28i32..60).prop_map(|e| 2f32.powi(e)), 1 => Just(0.0f32)], 1..6),
+            values in prop::collection::vec(prop_oneof![3 => -1.0f32..1.0, 1 => Just(0.5f32), 1 => Just(0.0f32)], 1..3000),
+            cap in 1u32..2000,
         ) {
             let (mut one, mut other) = (Segment::default(), Segment::default());
             let mut selector = Selector::new(Levels::new(2).unwrap());
-            for exponent in &exponents {
-                let scaled: Vec<f32> = values.iter().map(|value| value * 2f32.powi(*exponent)).collect();
+            for factor in &factors {
+                let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
                 selector.select(&scaled, &values, cap, &mut one).unwrap();
-                Selector::new(Levels::new(2).unwrap()).select(&scaled, &[], cap, &mut other).unwrap();
+                let mut plain = Selector::new(Levels::new(2).unwrap());
+                (plain.arch, plain.largest, plain.kept) = (Arch::Scalar, Largest::on(Arch::Scalar), Largest::on(Arch::Scalar));
+                plain.select(&scaled, &[], cap, &mut other).unwrap();
             }
             prop_assert_eq!(one, other);
+        }
+
+        /// Any bits: what is not finite is found, everything else is selected.
+        #[test]
+        fn any_bits_should_have_a_defined_result(bits in prop::collection::vec(any::<u32>(), 1..400), cap in 1u32..50) {
+            let values: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            let mut segment = Segment::default();
+            let result = Selector::new(Levels::new(8).unwrap()).select(&values, &[], cap, &mut segment);
+            prop_assert_eq!(result.err(), values.iter().position(|value| !value.is_finite()));
         }
 
         #[test]

@@ -47,7 +47,12 @@ pub struct Sparse {
 impl Sparse {
     /// All entries at once.
     pub fn of(entries: &impl Entries) -> Self {
-        let (indices, values) = entries.entries().unzip();
+        let count = entries.count();
+        let (mut indices, mut values) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for (index, value) in entries.entries() {
+            indices.push(index);
+            values.push(value);
+        }
         Self { indices, values }
     }
 }
@@ -56,6 +61,11 @@ impl Sparse {
 pub trait Entries {
     /// (index in the whole model's flat vector, value).
     fn entries(&self) -> impl Iterator<Item = (u64, f32)>;
+
+    /// Number of entries.
+    fn count(&self) -> usize {
+        self.entries().count()
+    }
 
     /// Euclidean norm, summed in ascending order of index.
     fn norm(&self) -> f64 {
@@ -74,6 +84,7 @@ impl Entries for Sparse {
     }
 }
 
+/// An index without a value, or a value without an index, is left out.
 impl Entries for Update {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
         self.indices.iter().copied().zip(self.values.iter().copied())

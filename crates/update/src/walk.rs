@@ -55,12 +55,6 @@ impl<'a, F: Format> Walk<'a, F> {
         }
     }
 
-    /// At most so many entries are left: none takes fewer bits than its value and the end of its gap.
-    pub(crate) fn entries_max(&self) -> usize {
-        let by_bits = self.reader.bits_left() / (1 + self.format.bits() as usize);
-        by_bits.min(self.layout.covered().len())
-    }
-
     /// The next entry, (index in the whole model's flat vector, value); none behind the last one.
     #[inline]
     pub(crate) fn entry(&mut self) -> Result<Option<(u64, f32)>, DecodeError> {
@@ -108,15 +102,28 @@ impl<'a, F: Format> Walk<'a, F> {
         Ok(true)
     }
 
-    /// Checks that nothing but padding follows the last entry.
-    pub(crate) fn finish(self) -> Result<(), DecodeError> {
-        self.reader.finish()
+    /// Walks to the end and checks all of it. The number of entries.
+    pub(crate) fn check(mut self) -> Result<usize, DecodeError> {
+        let mut entries = 0;
+        while self.entry()?.is_some() {
+            entries += 1;
+        }
+        self.reader.finish()?;
+        Ok(entries)
     }
 
-    /// Walks to the end and checks all of it.
-    pub(crate) fn check(mut self) -> Result<(), DecodeError> {
-        while self.entry()?.is_some() {}
-        self.finish()
+    /// All entries, (indices, values).
+    pub(crate) fn collect(mut self) -> Result<(Vec<u64>, Vec<f32>), DecodeError> {
+        // No entry takes fewer bits than its value and the end of its gap.
+        let by_bits = self.reader.bits_left() / (1 + self.format.bits() as usize);
+        let entries_max = by_bits.min(self.layout.covered().len());
+        let (mut indices, mut values) = (Vec::with_capacity(entries_max), Vec::with_capacity(entries_max));
+        while let Some((index, value)) = self.entry()? {
+            indices.push(index);
+            values.push(value);
+        }
+        self.reader.finish()?;
+        Ok((indices, values))
     }
 
     /// Entries of what was checked before: a defect cannot occur, and would end them.

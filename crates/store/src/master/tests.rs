@@ -130,7 +130,7 @@ fn a_published_aggregate_should_be_stepped_without_being_decoded_as_a_whole() {
     let decoded = aggregate::decode_published(&layout, &bytes).unwrap();
     let mut expected = case.before.clone();
     aggregate::apply(&mut expected, &decoded, 0.7);
-    let published = aggregate::Published::check(&layout, &bytes).unwrap();
+    let published = aggregate::Published::check(&layout, bytes).unwrap();
     let master = open(&case.path).step(&published, 0.7).unwrap();
     assert_eq!(bits(master.theta()), bits(&expected));
     assert_eq!(master.root(), model_root(&tensors(), &expected));

@@ -174,7 +174,7 @@ fn received(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, 
 
 /// D by walking over its checked bytes.
 fn walked(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
-    let published = Published::check(layout, bytes)?;
+    let published = Published::check(layout, bytes.to_vec())?;
     let (indices, values) = published.entries().unzip();
     Ok(Sparse { indices, values })
 }
