@@ -141,8 +141,8 @@ async fn an_update_that_cannot_be_stored_should_wait_for_room() {
     for is_in_time in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let (ps, url) = FakePs::start().await;
-        // Something is in the way of the residual's file, as a full disk would be.
-        let obstacle = run_dir(dir.path(), &ps).join("residual-0-1.part").join("obstacle");
+        // Something is in the way of the stored update, as a full disk would be.
+        let obstacle = run_dir(dir.path(), &ps).join("outgoing.update").join("obstacle");
         std::fs::create_dir_all(&obstacle).unwrap();
         let (mut patient, _handle) = miner(dir.path(), &url);
         let task = tokio::spawn(async move { patient.run().await });
