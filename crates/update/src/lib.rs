@@ -4,7 +4,8 @@
 //!
 //! * [`Layout`]: how the flat vector of parameters is cut into chunks.
 //! * [`encode`] / [`decode`]: chunked top-k with low-bit values within a budget of bytes (`docs/spec/update.md`);
-//!   [`Encoder`] takes the values piece by piece.
+//!   [`Encoder`] takes the values piece by piece, [`Received`] keeps an update as it was sent.
+//! * [`Entries`]: what all sparse vectors have in common, decoded or not.
 //! * [`ErrorFeedback`]: the residual, and what was sent but has no verdict yet; [`Ledger`] where the residual is larger
 //!   than memory.
 //! * [`aggregate`]: the mean of the accepted updates, its published form, and the model's step.
