@@ -4,7 +4,7 @@
 pub use crate::publish::{Published, decode_published, publish, published_bytes_max};
 
 use crate::layout::Layout;
-use crate::sparse::{Entries, Sparse, Update, add_scaled};
+use crate::sparse::{Entries, Sparse, Update};
 use alice_primitives::{tagged_hash, tags};
 
 /// Mean of the accepted updates of a run over the union of their coordinates (§6.1–2), for each fragment over its own updates, so
@@ -93,11 +93,4 @@ pub fn apply(theta: &mut [f32], d: &impl Entries, alpha: f32) {
         let step = alpha * value;
         *slot -= step;
     }
-}
-
-/// The same step, by itself, where `theta` holds only the coordinates from `start` on: a model that is not in memory as a whole
-/// is stepped piece by piece.
-pub fn apply_at(start: u64, theta: &mut [f32], d: &Sparse, alpha: f32) {
-    // θ + (−α)·d has the same bits as θ − α·d: negation is exact.
-    add_scaled(&d.indices, &d.values, start, theta, -alpha);
 }

@@ -147,11 +147,17 @@ fn a_step_should_have_the_same_bits_whole_and_piece_by_piece() {
     let d = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7)], 4);
     let before = super::values(layout.total(), 9, 1.0);
     let bits = |theta: &[f32]| -> Vec<u32> { theta.iter().map(|v| v.to_bits()).collect() };
+    // What error feedback does with an update, by pieces: θ + (−α)·d has the same bits as θ − α·d.
+    let as_update = Update {
+        indices: d.indices.clone(),
+        values: d.values.clone(),
+        ..Update::default()
+    };
     for alpha in [1.0, 0.7, 1e-3] {
         let (mut whole, mut pieces) = (before.clone(), before.clone());
         apply(&mut whole, &d, alpha);
         for (number, piece) in pieces.chunks_mut(37).enumerate() {
-            crate::aggregate::apply_at(37 * number as u64, piece, &d, alpha);
+            as_update.add_scaled_at(37 * number as u64, piece, -alpha);
         }
         assert_ne!(bits(&whole), bits(&before));
         assert_eq!(bits(&whole), bits(&pieces), "{alpha}");

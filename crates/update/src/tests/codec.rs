@@ -1,7 +1,7 @@
 //! What goes in comes out, within the budget, and it is the best that fits.
 
 use super::{golden, header, layout, listing, spec, values};
-use crate::{BitCount, EncodeError, Encoder, Entries, HEADER_BYTES, Layout, decode, encode};
+use crate::{BitCount, EncodeError, Encoder, Entries, HEADER_BYTES, Layout, Update, decode, encode};
 use proptest::prelude::*;
 
 #[test]
@@ -357,7 +357,12 @@ fn a_model_of_seven_billion_should_have_its_indices() {
     let published = crate::aggregate::decode_published(&layout, &bytes).unwrap();
     assert_eq!(published.indices, mean.indices);
     let (mut theta, mut by_index) = (values.clone(), values);
-    crate::aggregate::apply_at(6_000_000_000, &mut theta, &published, 0.5);
+    let as_update = Update {
+        indices: published.indices.clone(),
+        values: published.values.clone(),
+        ..update
+    };
+    as_update.add_scaled_at(6_000_000_000, &mut theta, -0.5);
     for (index, value) in published.indices.iter().zip(&published.values) {
         by_index[(index - 6_000_000_000) as usize] -= 0.5 * value;
     }
