@@ -2,6 +2,7 @@
 
 Real processes, real ports, real text. One network serves every check, because starting one takes minutes:
 
+* once the model has taken a step: the last miner comes, with nothing but the server's address;
 * epoch 1, some updates committed: the parameter server and a miner are killed (-9) and started again;
 * epoch 2: the validator that everybody is connected to is killed and started again;
 * the last epoch: the parameter server is killed as soon as its signed commitment is stored, before or while it is sent;
@@ -45,12 +46,18 @@ class Disturbed(localnet.Localnet):
     def __init__(self, options):
         super().__init__(options)
         self.server_killed = self.chain_killed = False
+        self.joined_at = None
         self.held = set()
         self.signed = None
 
     def start(self):
         super().start()
         threading.Thread(target=self.kill_server_when_it_has_signed, daemon=True).start()
+
+    def start_miners(self):
+        for i in range(self.options.miners - 1):
+            self.start_miner(i)
+        note(f"{self.options.miners - 1} miners run, one more comes later; an epoch is {self.epoch_blocks} blocks")
 
     def attestations(self):
         """Signed commitments of the last epoch, as stored."""
@@ -77,6 +84,10 @@ class Disturbed(localnet.Localnet):
 
     def tick(self, status):
         open_round = status["phase"] == "open"
+        if self.joined_at is None and status["model_step"] >= 1:
+            self.joined_at = status["model_step"]
+            self.start_miner(self.options.miners - 1)
+            note(f"a newcomer starts: the model has taken {self.joined_at} step(s) without it")
         if not self.server_killed and open_round and status["epoch"] >= 1 and status["submissions"] >= 1:
             self.server_killed = True
             self.kill_server_and_miner()
@@ -124,7 +135,7 @@ class Disturbed(localnet.Localnet):
     # --- afterwards -----------------------------------------------------------------------------------------------
 
     def check(self):
-        if not (self.server_killed and self.chain_killed and self.signed):
+        if not (self.server_killed and self.chain_killed and self.signed and self.joined_at):
             raise Failure("the network was not disturbed: the test did not test what it is for")
         # Never a second signature: what was stored before the kill is what is there now, and what the chain accepted.
         equal("the signed commitment after the kill", self.attestations(), self.signed)
@@ -245,5 +256,7 @@ if __name__ == "__main__":
     # Tasks of fragments go through everything that whole ones do.
     arguments.set_defaults(run="dev-fragments")
     options = arguments.parse_args()
+    if options.miners < 2:
+        arguments.error("--miners must be at least 2: one of them comes later")
     net = Disturbed(options)
     sys.exit(localnet.run(net, net.check))

@@ -2,13 +2,13 @@
 //! gets behind them.
 #![no_main]
 
-use alice_update::{ErrorFeedback, FeedbackError, Ledger, Precision, ResidualReader, ResidualWriter};
+use alice_update::{FeedbackError, Ledger, Precision, ResidualReader, ResidualWriter};
 use libfuzzer_sys::fuzz_target;
 
 const PARAMETERS: usize = 16;
 
 fuzz_target!(|data: &[u8]| {
-    let _ = ErrorFeedback::from_bytes(data, 0..PARAMETERS);
+    let _ = Ledger::from_bytes(data, 0..PARAMETERS);
     let mut whole = data.to_vec();
     whole.extend(alice_primitives::tagged_hash("alice/feedback/v2", &[data]));
     if let Ok(mut ledger) = Ledger::from_bytes(&whole, 0..PARAMETERS) {

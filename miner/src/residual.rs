@@ -104,10 +104,7 @@ impl Residuals {
 
     fn try_encode(&self, fragment: u32, spec: &RunSpec, header: &Header, d: &[f32]) -> Result<Encoded, Streaming> {
         let (layout, ledger) = (self.layout(fragment)?, self.ledger(fragment)?);
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut encoder = Encoder::new(layout, &spec.update)
-            .map_err(|e| MinerError::Encode(e.to_string()))?
-            .threads(threads);
+        let mut encoder = Encoder::new(layout, &spec.update).map_err(|e| MinerError::Encode(e.to_string()))?;
         ledger.combine(self.stored(fragment)?, from_slice(ledger, d), |_, sums| {
             encoder
                 .push(sums)
@@ -402,6 +399,33 @@ mod tests {
         let bytes = std::fs::metadata(dir.path().join("residual-0-3.bin")).unwrap().len();
         let values = residuals.layout(0).unwrap().covered().len() as u64;
         assert!((2 * values..2 * values + 200).contains(&bytes), "{bytes} {values}");
+    }
+
+    #[test]
+    fn what_is_stored_should_be_read_whichever_way_is_asked_for_next() {
+        let spec = spec();
+        let after = |ways: [Precision; 3]| {
+            let dir = tempfile::tempdir().unwrap();
+            for (id, way) in (1..).zip(ways) {
+                let mut residuals = Residuals::open(dir.path(), &spec, way).unwrap();
+                update(&mut residuals, &spec, 0, id);
+                residuals.adopt(0).unwrap();
+            }
+            let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+            residuals.left(0).unwrap().1
+        };
+        let exact = after([Precision::F32; 3]);
+        let norm = |of: &[f32]| of.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        for ways in [
+            [Precision::F32, Precision::Bf16, Precision::F32],
+            [Precision::Bf16, Precision::F32, Precision::F32],
+        ] {
+            let mixed = after(ways);
+            assert_ne!(mixed, exact);
+            // bfloat16 has 8 bits of precision, and what is sent makes up for part of the difference.
+            let apart: Vec<f32> = mixed.iter().zip(&exact).map(|(a, b)| a - b).collect();
+            assert!(norm(&apart) < norm(&exact) / 64.0, "{}", norm(&apart) / norm(&exact));
+        }
     }
 
     #[test]

@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn flags_should_win_over_the_file() {
         let (_dir, mut args) = args(&format!(
-            "ps = 'http://a:1'\npayout = '{}'\ndevice = 'cpu'\nthreads = 2",
+            "ps = 'http://a:1'\npayout = '{}'\ndevice = 'cpu'\nthreads = 2\nresidual = 'bf16'",
             address()
         ));
         let settings = Settings::load(&args).unwrap();
@@ -226,6 +226,7 @@ mod tests {
             (settings.device.as_str(), settings.threads, settings.tasks_per_epoch),
             ("cpu", Some(2), 1)
         );
+        assert_eq!(settings.residual, Precision::Bf16);
         args.ps = Some("http://b:2".into());
         args.fit.micro_batch = Some(3);
         args.once = true;

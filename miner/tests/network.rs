@@ -9,6 +9,7 @@ use alice_miner::{
     device,
     key::MiningKey,
     miner::Miner,
+    moments,
     pages::Pays,
     receipts::{Receipts, Record, Standing},
     report::Reporter,
@@ -163,6 +164,38 @@ async fn an_update_that_cannot_be_stored_should_wait_for_room() {
             assert_eq!(ps.seen().commits, 0);
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_with_the_residual_should_cost_the_moments_not_the_update() {
+    for is_full in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (ps, url) = FakePs::start().await;
+        if is_full {
+            // Every write to this device says that no space is left; what is left of a failed try is removed with it.
+            let part = run_dir(dir.path(), &ps).join("residual-0-1.part");
+            let fill = move || std::os::unix::fs::symlink("/dev/full", part).unwrap();
+            ps.seen().on_claim = Some(Box::new(fill));
+        }
+        mine(dir.path(), &url).await.unwrap();
+        assert_one_accepted(dir.path(), &ps);
+        assert_eq!(moments::file(&run_dir(dir.path(), &ps), 0).exists(), !is_full);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn training_that_runs_out_of_bounds_should_end_the_miner_and_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ps, url) = FakePs::start_scaled(1e37, None).await;
+    let error = mine(dir.path(), &url).await.unwrap_err();
+    assert!(matches!(error, MinerError::Train(_)), "{error}");
+    assert!(error.to_string().contains("after step 1, so no update comes of this task"), "{error}");
+    assert_eq!((ps.seen().claims, ps.seen().ids.len()), (1, 0));
+    assert_eq!(Receipts::open(dir.path()).unwrap().iter().count(), 0);
+    assert!(!moments::file(&run_dir(dir.path(), &ps), 0).exists());
+    let (pending, residual) = left(dir.path(), &ps);
+    assert!(pending.is_empty() && residual.iter().all(|v| *v == 0.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -110,7 +110,7 @@ fn describe(checked: &Checked) -> String {
         out += &format!("  {name:<16}{value}\n");
     }
     out += &format!(
-        "\n  {:<56}{:>12}  fits, with checkpointed activations\n",
+        "\n  {:<60}{:>12}  fits, with checkpointed activations\n",
         "memory of a task", "bytes"
     );
     for way in &cost.memory {
@@ -118,7 +118,7 @@ fn describe(checked: &Checked) -> String {
             true => "none of the classes".into(),
             false => way.fits.join(", "),
         };
-        out += &format!("  {:<56}{:>12}  {fits}\n", way.way, size(way.state_bytes));
+        out += &format!("  {:<60}{:>12}  {fits}\n", way.way, size(way.state_bytes));
     }
     let classes = alice_spec::DEVICE_CLASSES.map(|c| format!("{} ({} % usable)", c.name, c.usable_percent));
     out + &format!("  classes: {}\n", classes.join(", "))
@@ -139,7 +139,7 @@ mod tests {
         let moe = file.with_file_name("phase2-56b.toml");
         let json: serde_json::Value = serde_json::from_str(&check(&moe, true).unwrap()).unwrap();
         assert!(json["active_parameters"].as_u64().unwrap() * 3 < json["parameters"].as_u64().unwrap());
-        assert_eq!(json["memory"].as_array().unwrap().len(), 4);
+        assert_eq!(json["memory"].as_array().unwrap().len(), 5);
         let text = check(&moe, false).unwrap();
         assert!(
             text.contains("for each token") && text.contains("block by block"),

@@ -200,13 +200,13 @@ async fn claims_should_be_bounded_by_round_slices_and_leases() {
     ps.post("/v1/tasks", &forged).await.refused("bad_signature");
 
     let mut slices = Vec::new();
-    for seed in 1..=6 {
+    for seed in 1..=7 {
         let lease = ps.claim(&key(seed), PAYOUT).await;
         assert_eq!(lease.task.lease_block, START + 6);
         slices.push(lease.task.slice);
     }
-    assert_eq!(slices, [0, 1, 2, 3, 4, 5]);
-    ps.post("/v1/tasks", &ps.claim_request(&key(7), PAYOUT))
+    assert_eq!(slices, [0, 1, 2, 3, 4, 5, 6]);
+    ps.post("/v1/tasks", &ps.claim_request(&key(8), PAYOUT))
         .await
         .refused("no_task");
     let moved = ps.claim(&key(3), [1; 32]).await;
@@ -217,10 +217,10 @@ async fn claims_should_be_bounded_by_round_slices_and_leases() {
     );
     // When leases expire their slices are free again.
     ps.at(START + 7);
-    let again = ps.claim(&key(7), PAYOUT).await;
-    assert_eq!((again.task.slice, again.task.miner), (0, key(7).public()));
+    let again = ps.claim(&key(8), PAYOUT).await;
+    assert_eq!((again.task.slice, again.task.miner), (0, key(8).public()));
     ps.at(DEADLINE);
-    ps.post("/v1/tasks", &ps.claim_request(&key(7), PAYOUT))
+    ps.post("/v1/tasks", &ps.claim_request(&key(8), PAYOUT))
         .await
         .refused("no_round");
 }

@@ -43,7 +43,7 @@ async fn seal(ps: &Ps, epoch: u32) {
         .unwrap();
 }
 
-/// Two honest miners with one payout account, one whose update has the wrong sign, and three that are no updates for this
+/// Two honest miners with one payout account, one whose update has the wrong sign, and four that are no updates for this
 /// round.
 async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> {
     ps.open_round().await;
@@ -72,6 +72,11 @@ async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> 
     lease.task.run_hash = Hex32([1; 32]);
     let wrong = fixture.encode(&lease, &d);
     receipts.insert("wrong_run", ps.submit(&key(6), lease.task.task_id, &wrong).await);
+    // The model is right, as in a round after one that took no step.
+    let mut lease = ps.claim(&key(7), [70; 32]).await;
+    lease.task.epoch += 1;
+    let wrong = fixture.encode(&lease, &d);
+    receipts.insert("wrong_epoch", ps.submit(&key(7), lease.task.task_id, &wrong).await);
     receipts
 }
 
@@ -97,6 +102,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
         ("malformed", Outcome::Malformed),
         ("wrong_base", Outcome::WrongBase),
         ("wrong_run", Outcome::WrongRun),
+        ("wrong_epoch", Outcome::WrongBase),
     ];
     let mut scores = 0;
     for (name, outcome) in expected {
@@ -113,8 +119,8 @@ async fn a_round_should_be_scored_published_and_attested_once() {
 
     // The summary, the manifest under its hash, and the model.
     let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
-    assert_eq!((summary.submitted, summary.accepted, summary.late), (6, 2, 0));
-    assert_eq!(summary.refused.values().sum::<u32>(), 4);
+    assert_eq!((summary.submitted, summary.accepted, summary.late), (7, 2, 0));
+    assert_eq!(summary.refused.values().sum::<u32>(), 5);
     assert!(
         summary.loss_after < summary.loss_before - 3.0 * summary.loss_standard_error,
         "{summary:?}"
@@ -136,7 +142,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     );
     assert_eq!(
         (manifest.submissions.len(), manifest.tasks.len(), manifest.model_step),
-        (6, 6, 1)
+        (7, 7, 1)
     );
     assert!(
         manifest

@@ -50,7 +50,7 @@ pub enum TrainError {
     },
     /// Training went out of bounds. A fault of the run's settings or of the hardware, and no update comes of it.
     #[error(
-        "the {what} is not a finite number after step {step}; check the device's memory and cooling, then claim another task"
+        "the {what} is not a finite number after step {step}, so no update comes of this task; check the device's memory and cooling"
     )]
     NotFinite {
         /// Step, from 1.
@@ -771,6 +771,29 @@ mod tests {
             message.contains("the loss is not a finite number after step 1"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn numbers_that_run_out_of_bounds_should_give_no_update() {
+        let mut spec = spec();
+        spec.inner.steps = 1;
+        let (training, _) = text(&spec);
+        let training = &training[..spec.task_sequences() as usize];
+        let what = |spec: &RunSpec, theta: &[f32]| match train(spec, Device::Cpu, theta, training, &mut keep_going) {
+            Err(TrainError::NotFinite { step: 1, what }) => what,
+            other => panic!("{other:?}"),
+        };
+        // A head this large gives losses that are numbers still, and gradients whose squares are not.
+        let mut theta = init_theta(&spec, &[1; 32]);
+        let head = spec.tensors().pop().unwrap();
+        assert_eq!(head.name, "lm_head.weight");
+        let from = theta.len() - head.len() as usize;
+        theta[from..].iter_mut().for_each(|v| *v *= 1e24);
+        assert_eq!(what(&spec, &theta), "gradient");
+        // No run may have such a rate. After the only step nobody looks at the loss.
+        spec.inner.learning_rate = 1e39;
+        spec.inner.warmup_steps = 0;
+        assert_eq!(what(&spec, &init_theta(&spec, &[1; 32])), "update");
     }
 
     #[test]

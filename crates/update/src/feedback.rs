@@ -194,16 +194,6 @@ impl Ledger {
 
     /// Reads what [`Ledger::to_bytes`] wrote for a residual of these coordinates.
     pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
-        let (ledger, rest) = Self::split_from(bytes, covered)?;
-        if rest.is_empty() {
-            Ok(ledger)
-        } else {
-            Err(FeedbackError::Damaged("too long"))
-        }
-    }
-
-    /// Reads a ledger from the beginning of `bytes` and returns what follows it.
-    fn split_from(bytes: &[u8], covered: Range<usize>) -> Result<(Self, &[u8]), FeedbackError> {
         let damaged = FeedbackError::Damaged;
         let mut reader = Fields { rest: bytes };
         if reader.array::<4>()? != MAGIC {
@@ -251,16 +241,18 @@ impl Ledger {
         if tagged_hash(TAG, &[bytes.get(..body).unwrap_or_default()]) != *checksum {
             return Err(damaged("checksum does not match"));
         }
+        if !reader.rest.is_empty() {
+            return Err(damaged("too long"));
+        }
         let expected = covered.start as u64..covered.end as u64;
         if found != expected {
             return Err(FeedbackError::Length { expected, found });
         }
-        let ledger = Self {
+        Ok(Self {
             covered: found,
             generation,
             pending,
-        };
-        Ok((ledger, reader.rest))
+        })
     }
 }
 
@@ -283,8 +275,8 @@ fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
     }
 }
 
-/// The whole state in memory, for models that fit: what a miner still owes the model, the part of its pseudo-gradients
-/// that no accepted update has carried.
+/// The whole state in memory, where many miners live in one process (the simulation, the lab): what a miner still owes the
+/// model, the part of its pseudo-gradients that no accepted update has carried. On a disk it is a [`Ledger`] and a stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ErrorFeedback {
     ledger: Ledger,
@@ -348,29 +340,6 @@ impl ErrorFeedback {
     fn fold(&mut self) {
         self.ledger.fold(self.ledger.covered.start, &mut self.residual);
         self.ledger.pending.retain(|pending| !pending.returned);
-    }
-
-    /// For the disk: the ledger, then the residual in f32, with checksums.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let bytes = self.ledger.to_bytes();
-        let written = ResidualWriter::create(bytes, self.ledger.covered(), self.ledger.generation, Precision::F32)
-            .and_then(|mut writer| writer.push(&self.residual).map(|()| writer))
-            .and_then(ResidualWriter::finish);
-        // A vector takes every byte, and the residual has the length that the ledger says.
-        written.unwrap_or_default()
-    }
-
-    /// Reads what [`ErrorFeedback::to_bytes`] wrote for these coordinates.
-    pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
-        let (ledger, rest) = Ledger::split_from(bytes, covered)?;
-        let mut reader = ResidualReader::open(Some(rest), ledger.covered(), ledger.generation)?;
-        let (mut residual, mut block) = (Vec::new(), Vec::new());
-        while reader.next_block(&mut block)?.is_some() {
-            residual.extend_from_slice(&block);
-        }
-        let mut feedback = Self { ledger, residual };
-        feedback.fold();
-        Ok(feedback)
     }
 }
 

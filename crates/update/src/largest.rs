@@ -167,11 +167,7 @@ impl WithSimd for Cut<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Ends {
-        let (mut low, mut above) = (i32::MAX, FILL);
-        for magnitude in self.magnitudes {
-            let valid = if *magnitude == FILL { i32::MAX } else { *magnitude };
-            (low, above) = (low.min(valid), above.max(*magnitude));
-        }
+        let (mut low, mut above) = extremes(self.magnitudes, i32::MAX);
         // At least `count` reach `low`, fewer reach `above`. Bisection ends early as a rule: magnitudes next to each other in rank
         // are rarely next to each other in value.
         let mut reach_above = 0;
@@ -197,6 +193,18 @@ impl WithSimd for Cut<'_> {
             ties: self.count.saturating_sub(reach_above),
         }
     }
+}
+
+/// The smallest of all, and the largest below a limit.
+#[inline(always)]
+fn extremes(magnitudes: &[i32], limit: i32) -> (i32, i32) {
+    let (mut smallest, mut largest) = (i32::MAX, FILL);
+    for magnitude in magnitudes {
+        let valid = if *magnitude == FILL { i32::MAX } else { *magnitude };
+        let below = if *magnitude < limit { *magnitude } else { FILL };
+        (smallest, largest) = (smallest.min(valid), largest.max(below));
+    }
+    (smallest, largest)
 }
 
 /// How many reach a threshold.
@@ -235,13 +243,8 @@ impl WithSimd for Below<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Found {
-        let (mut largest, mut smallest, mut equal) = (FILL, i32::MAX, 0);
-        for magnitude in self.magnitudes {
-            let candidate = if *magnitude < self.limit { *magnitude } else { FILL };
-            largest = largest.max(candidate);
-            let valid = if *magnitude == FILL { i32::MAX } else { *magnitude };
-            smallest = smallest.min(valid);
-        }
+        let (smallest, largest) = extremes(self.magnitudes, self.limit);
+        let mut equal = 0;
         for magnitude in self.magnitudes {
             equal += i32::from(*magnitude == largest);
         }

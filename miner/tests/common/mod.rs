@@ -49,6 +49,8 @@ pub struct Seen {
     pub model_looks: u32,
     /// Looks at the status.
     pub looks: u32,
+    /// Done once, before the first lease is given.
+    pub on_claim: Option<Box<dyn FnOnce() + Send>>,
     /// What verdicts say; accepted where the test sets nothing.
     pub outcome: Option<Outcome>,
     pub claims: u32,
@@ -154,8 +156,13 @@ impl FakePs {
     /// Starts a server of a run that names the root of its first state, which does not follow from block 0: the state that
     /// the server has, or `other`.
     pub async fn start_named(other: Option<Hex32>) -> (Arc<Self>, String) {
+        Self::start_scaled(1.02, other).await
+    }
+
+    /// The same with a first state of weights so many times as large.
+    pub async fn start_scaled(factor: f32, other: Option<Hex32>) -> (Arc<Self>, String) {
         Self::serve(|theta, spec, blobs| {
-            theta.iter_mut().for_each(|v| *v *= 1.02);
+            theta.iter_mut().for_each(|v| *v *= factor);
             let root = Hex32(alice_store::model_root(&spec.tensors(), theta));
             spec.start = Some(StartSpec {
                 model_root: other.unwrap_or(root).to_string(),
@@ -348,6 +355,9 @@ async fn claim(State(ps): Ps, Json(request): Json<ClaimRequest>) -> Response {
     let mut seen = ps.seen();
     assert_eq!(request.epoch, seen.epoch);
     seen.claims += 1;
+    if let Some(on_claim) = seen.on_claim.take() {
+        on_claim();
+    }
     let deadline_block = ps.spec.deadline(seen.epoch);
     let task = Task {
         task_id: sign::task_id(&run_hash, seen.epoch, 0),

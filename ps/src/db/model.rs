@@ -155,7 +155,9 @@ mod tests {
     use super::*;
 
     fn root(n: u32) -> Hex32 {
-        Hex32([n as u8; 32])
+        let mut root = [0; 32];
+        root[..4].copy_from_slice(&n.to_le_bytes());
+        Hex32(root)
     }
 
     fn snapshot(step: u32) -> Snapshot {
@@ -168,20 +170,20 @@ mod tests {
         }
     }
 
-    /// A run of five steps of 30 bytes each, with a snapshot of 100 bytes at the fourth.
-    async fn five_steps(dir: &std::path::Path) -> Db {
+    /// A run of so many steps of so many bytes each, with a snapshot of 100 bytes at the last but one.
+    async fn steps(dir: &std::path::Path, steps: u32, bytes: u64) -> Db {
         let db = Db::open(&dir.join("db")).await.unwrap();
         db.init(&[1; 32], &[2; 32], "", &snapshot(0)).await.unwrap();
         let mut tx = db.pool.begin().await.unwrap();
-        for step in 1..=5 {
+        for step in 1..=steps {
             let delta = Delta {
                 epoch: step,
                 model_root: root(step),
                 blob: root(100 + step),
-                bytes: 30,
+                bytes,
                 alpha_bits: 0,
             };
-            let at = (step == 4).then(|| snapshot(4));
+            let at = (step == steps - 1).then(|| snapshot(step));
             insert_step(&mut tx, step, &delta, at.as_ref()).await.unwrap();
         }
         tx.commit().await.unwrap();
@@ -191,7 +193,7 @@ mod tests {
     /// (root before, roots after) of what is offered to those who are behind the snapshot.
     async fn earlier(db: &Db) -> Option<(Hex32, Vec<Hex32>)> {
         let manifest = db.model_manifest().await.unwrap().unwrap();
-        assert_eq!((manifest.snapshot.step, manifest.deltas.len()), (4, 1));
+        assert_eq!(manifest.deltas.len(), 1, "behind the snapshot");
         let roots = |deltas: &[Delta]| deltas.iter().map(|delta| delta.model_root).collect();
         manifest
             .earlier
@@ -206,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn steps_before_a_snapshot_should_be_offered_while_they_are_smaller_than_it() {
         let dir = tempfile::tempdir().unwrap();
-        let db = five_steps(dir.path()).await;
+        let db = steps(dir.path(), 5, 30).await;
         // Four would have 120 bytes.
         assert_eq!(earlier(&db).await, Some((root(1), vec![root(2), root(3), root(4)])));
         db.forget_snapshot(0).await.unwrap();
@@ -218,5 +220,15 @@ mod tests {
         assert_eq!(earlier(&db).await, None);
         damage(&db, 5).await;
         assert!(matches!(db.model_manifest().await, Err(DbError::Damaged { .. })));
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_last_256_steps_before_a_snapshot_should_be_offered() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = steps(dir.path(), EARLIER_MAX + 3, 0).await;
+        let (before, after) = earlier(&db).await.unwrap();
+        // The snapshot is at step 258.
+        assert_eq!((before, after.len()), (root(2), 256));
+        assert_eq!(after.last(), Some(&root(EARLIER_MAX + 2)));
     }
 }

@@ -72,7 +72,7 @@ fn spec_text(corpus: &alice_data::BuiltCorpus, reuse: bool) -> String {
          [outer]\nalpha = 1.0\nsnapshot_every = 2\n\
          [score]\nsequences = 64\nguard_sequences = 32\nprobe = 0.2\nz = 1.64\npool_epochs = 1\n\
          [round]\nepoch_blocks = 30\ndeadline_block = 18\nseed_blocks = 2\nopen_margin_blocks = 8\nlease_blocks = 6\n\
-         base_lag = 0\ntasks_max = 6\n"
+         base_lag = 0\ntasks_max = 7\n"
     )
 }
 

@@ -2,7 +2,7 @@
 
 use super::{golden, header, layout, listing, spec, values};
 use crate::aggregate::{Mean, apply, decode_published, mean, publish, rounding_seed};
-use crate::{Layout, Received, Sparse, Update, encode, scale};
+use crate::{Encoded, Layout, Received, Sparse, Update, encode, scale};
 use proptest::prelude::*;
 
 fn update(entries: &[(u64, f32)]) -> Update {
@@ -14,15 +14,13 @@ fn update(entries: &[(u64, f32)]) -> Update {
     }
 }
 
+fn encoded(seed: u64) -> Encoded {
+    let values = values(layout().total(), seed, 0.01);
+    encode(&layout(), &spec(2, 64, 700), &header(), &values).unwrap()
+}
+
 fn seeded(seed: u64) -> Update {
-    encode(
-        &layout(),
-        &spec(2, 64, 700),
-        &header(),
-        &values(layout().total(), seed, 0.01),
-    )
-    .unwrap()
-    .sent
+    encoded(seed).sent
 }
 
 #[test]
@@ -299,17 +297,21 @@ fn seed_should_bind_model_and_accepted_set() {
 #[test]
 fn the_next_state_should_be_the_golden_one() {
     let layout = layout();
-    let updates: Vec<Update> = (21..24).map(seeded).collect();
-    let pairs: Vec<_> = updates.iter().zip([1.0f32, 0.8, 1.3]).collect();
+    let round: Vec<Encoded> = (21..24).map(encoded).collect();
+    for (number, update) in (1..).zip(&round) {
+        golden(&format!("round-{number}.alu"), &update.bytes);
+    }
+    let pairs: Vec<_> = round.iter().map(|update| &update.sent).zip([1.0f32, 0.8, 1.3]).collect();
     let seed = rounding_seed(&[9; 32], &[[1; 32], [2; 32], [3; 32]]);
     let bytes = publish(&layout, 8, &mean(&layout, &pairs, 1), seed);
     golden("aggregate-8bit.ald", &bytes);
     let mut theta = values(layout.total(), 30, 0.1);
+    let le_bytes = |theta: &[f32]| -> Vec<u8> { theta.iter().flat_map(|v| v.to_le_bytes()).collect() };
+    golden("theta.f32", &le_bytes(&theta));
     let d = decode_published(&layout, &bytes).unwrap();
     golden("aggregate-8bit.txt", listing(&d.indices, &d.values).as_bytes());
     apply(&mut theta, &d, 0.7);
-    let theta: Vec<u8> = theta.iter().flat_map(|v| v.to_le_bytes()).collect();
-    golden("theta.blake3", format!("{}\n", blake3::hash(&theta)).as_bytes());
+    golden("theta-next.f32", &le_bytes(&theta));
     // Fewer bits, and entries that weigh as the runs have it.
     for bits in [2, 4] {
         let bytes = publish(&layout, bits, &mean(&layout, &pairs, 4), seed);

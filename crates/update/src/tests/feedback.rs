@@ -84,35 +84,33 @@ fn values_that_are_not_finite_should_not_stay() {
 }
 
 #[test]
-fn stored_state_should_come_back_or_say_why_not() {
+fn a_stored_ledger_should_come_back_or_say_why_not() {
     let total = layout().total();
-    let mut feedback = ErrorFeedback::new(0..total);
+    let mut ledger = Ledger::new(0..total);
     for n in 0..3u8 {
-        let combined = feedback.combine(&values(total, n.into(), 0.01));
-        let sent = sent_of(&combined);
-        feedback.commit([n; 32], combined, &sent, 0.95);
+        ledger = ledger.committed([n; 32], &sent_of(&values(total, n.into(), 0.01)), 0.95);
     }
-    let bytes = feedback.to_bytes();
-    assert_eq!(ErrorFeedback::from_bytes(&bytes, 0..total), Ok(feedback));
+    ledger.refused([1; 32]);
+    let bytes = ledger.to_bytes();
+    assert_eq!(Ledger::from_bytes(&bytes, 0..total), Ok(ledger));
     assert_eq!(
-        ErrorFeedback::from_bytes(&bytes, 0..total + 1),
+        Ledger::from_bytes(&bytes, 0..total + 1),
         Err(FeedbackError::Length {
             expected: 0..total as u64 + 1,
             found: 0..total as u64
         })
     );
+    let damaged = |bytes: &[u8], problem| {
+        let read = Ledger::from_bytes(bytes, 0..total);
+        assert_eq!(read, Err(FeedbackError::Damaged(problem)));
+    };
     for cut in [0, 10, 31, 32, 40, bytes.len() - 1] {
-        assert!(matches!(
-            ErrorFeedback::from_bytes(&bytes[..cut], 0..total),
-            Err(FeedbackError::Damaged(_))
-        ));
+        damaged(&bytes[..cut], "too short");
     }
+    damaged(&[bytes.as_slice(), &[0]].concat(), "too long");
     let mut flipped = bytes.clone();
-    flipped[100] ^= 1;
-    assert!(matches!(
-        ErrorFeedback::from_bytes(&flipped, 0..total),
-        Err(FeedbackError::Damaged(_))
-    ));
+    flipped[40] ^= 1;
+    damaged(&flipped, "checksum does not match");
 }
 
 #[test]
@@ -389,11 +387,10 @@ fn a_residual_should_have_its_length() {
 proptest! {
     #[test]
     fn random_bytes_should_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(ErrorFeedback::from_bytes(&bytes, 0..10).is_err());
+        prop_assert!(Ledger::from_bytes(&bytes, 0..10).is_err());
         let mut signed = [b"ALF2".as_slice(), &0u64.to_le_bytes(), &10u64.to_le_bytes(), &bytes].concat();
         let checksum = alice_primitives::tagged_hash("alice/feedback/v2", &[&signed]);
         signed.extend_from_slice(&checksum);
-        let _ = ErrorFeedback::from_bytes(&signed, 0..10);
         let _ = Ledger::from_bytes(&signed, 0..10);
     }
 }
