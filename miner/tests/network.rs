@@ -190,8 +190,16 @@ async fn training_that_runs_out_of_bounds_should_end_the_miner_and_leave_nothing
     let (ps, url) = FakePs::start_scaled(1e37, None).await;
     let error = mine(dir.path(), &url).await.unwrap_err();
     assert!(matches!(error, MinerError::Train(_)), "{error}");
-    assert!(error.to_string().contains("after step 1, so no update comes of this task"), "{error}");
-    assert_eq!((ps.seen().claims, ps.seen().ids.len()), (1, 0));
+    assert!(
+        error
+            .to_string()
+            .contains("after step 1, so no update comes of this task"),
+        "{error}"
+    );
+    {
+        let seen = ps.seen();
+        assert_eq!((seen.claims, seen.ids.len()), (1, 0));
+    }
     assert_eq!(Receipts::open(dir.path()).unwrap().iter().count(), 0);
     assert!(!moments::file(&run_dir(dir.path(), &ps), 0).exists());
     let (pending, residual) = left(dir.path(), &ps);

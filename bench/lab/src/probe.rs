@@ -4,6 +4,7 @@
 use crate::arm::Arm;
 use crate::experiments::{self, Scale};
 use crate::network::{self, Bench};
+use crate::report::{Summary, dots};
 use alice_data::{TokenSource, permutation};
 use alice_model::{Device, Llama, TorchOracle, init_theta};
 use alice_primitives::tagged_hash;
@@ -22,6 +23,9 @@ const EVERY: u32 = 3;
 const GAIN_SEQUENCES: usize = 512;
 /// Steps of uneven tasks: worker w does those at w mod 4.
 const UNEVEN: [u32; 4] = [30, 15, 8, 4];
+
+/// How far the worth agrees with itself: no rule can be expected to do better.
+const HALVES: &str = "two halves of the worth's text";
 
 /// A rule that gives an update its improvement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -164,27 +168,42 @@ pub fn experiment(
     println!("\ne8: How does a score judge honest updates?\n");
     println!("| workers | rule | refused | mean z | rank agreement | mean score / gain of the step |");
     println!("|---|---|---|---|---|---|");
+    let mut plotted = Vec::new();
     for (label, arm, uneven) in &cases {
         let outcomes: Vec<&Outcome> = (1..=seeds)
             .filter_map(|seed| done.get(&key(arm, *uneven, seed)))
             .collect();
+        let mut ranks = Vec::new();
         for rule in Rule::ALL {
             let of = |value: &dyn Fn(&Judged) -> f64| {
                 let values: Vec<f64> = outcomes
                     .iter()
                     .filter_map(|o| o.judged.iter().find(|j| j.rule == rule).map(value))
                     .collect();
-                crate::report::Summary::of(&values).map_or("no result".into(), |s| s.to_string())
+                Summary::of(&values)
             };
-            let (refused, z) = (of(&|j| 100.0 * j.refused), of(&|j| j.z));
-            let (rank, of_gain) = (of(&|j| j.rank), of(&|j| j.of_gain));
-            println!("| {label} | {} | {refused} % | {z} | {rank} | {of_gain} |", rule.name());
+            let text = |summary: Option<Summary>| summary.map_or("no result".into(), |s| s.to_string());
+            let (refused, z) = (text(of(&|j| 100.0 * j.refused)), text(of(&|j| j.z)));
+            let (rank, of_gain) = (of(&|j| j.rank), text(of(&|j| j.of_gain)));
+            println!(
+                "| {label} | {} | {refused} % | {z} | {} | {of_gain} |",
+                rule.name(),
+                text(rank)
+            );
+            ranks.push(rank);
         }
         let ceilings: Vec<f64> = outcomes.iter().map(|o| o.ceiling).collect();
-        if let Some(ceiling) = crate::report::Summary::of(&ceilings) {
-            println!("| {label} | two halves of the worth's sequences | | | {ceiling} | |");
+        let ceiling = Summary::of(&ceilings);
+        if let Some(ceiling) = ceiling {
+            println!("| {label} | {HALVES} | | | {ceiling} | |");
         }
+        ranks.push(ceiling);
+        plotted.push((label.clone(), ranks));
     }
+    let rows: Vec<String> = Rule::ALL.map(Rule::name).into_iter().chain([HALVES.into()]).collect();
+    let title = "e8: rank agreement of honest updates' scores with what the step loses without them";
+    let plot = out.join("e8.svg");
+    std::fs::write(&plot, dots(title, &rows, &plotted)).with_context(|| format!("writing {}", plot.display()))?;
     println!("\nOver the 30 steps' score, tasks of 15, 8 and 4 steps:\n");
     println!("| workers | rule | 15 | 8 | 4 |");
     println!("|---|---|---|---|---|");
@@ -195,7 +214,7 @@ pub fn experiment(
                 let ratios = outcomes
                     .iter()
                     .filter_map(|o| Some(of(o)?.get(task)? / of(o)?.first()?));
-                let summary = crate::report::Summary::of(&ratios.collect::<Vec<f64>>());
+                let summary = Summary::of(&ratios.collect::<Vec<f64>>());
                 summary.map_or("no result".into(), |s| s.to_string())
             };
             println!("| {label} | {name} | {} | {} | {} |", ratio(1), ratio(2), ratio(3));

@@ -124,9 +124,6 @@ impl Table {
         const LEFT: f64 = 60.0;
         const BOTTOM: f64 = 40.0;
         const TOP: f64 = 30.0;
-        const COLOURS: [&str; 8] = [
-            "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777",
-        ];
         // The first quarter falls so fast that the rest could not be told apart.
         let points = || {
             self.rows
@@ -156,10 +153,7 @@ impl Table {
                 TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM),
             )
         };
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n<text x=\"{LEFT}\" y=\"18\">{}</text>\n",
-            escape(&self.title)
-        );
+        let mut out = head(WIDTH, HEIGHT, LEFT, &self.title);
         for i in 0..=4 {
             let y = low + (high - low) * f64::from(i) / 4.0;
             let (x0, at) = place(0.0, y);
@@ -222,6 +216,71 @@ impl Table {
     }
 }
 
+/// Means with their standard errors between 0 and 1: a line for each row, a colour for each group of values.
+pub fn dots(title: &str, rows: &[String], groups: &[(String, Vec<Option<Summary>>)]) -> String {
+    const WIDTH: f64 = 900.0;
+    const LEFT: f64 = 160.0;
+    const TOP: f64 = 40.0;
+    const LINE: f64 = 44.0;
+    const PLOT: f64 = 440.0;
+    let bottom = TOP + LINE * rows.len() as f64;
+    let mut out = head(WIDTH, bottom + 40.0, 12.0, title);
+    for tenth in 0..=5 {
+        let (value, x) = (f64::from(tenth) / 5.0, LEFT + PLOT * f64::from(tenth) / 5.0);
+        let _ = writeln!(
+            out,
+            "<path d=\"M{x:.1} {TOP}V{bottom:.1}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\">{value:.1}</text>",
+            x - 8.0,
+            bottom + 18.0
+        );
+    }
+    for (number, row) in rows.iter().enumerate() {
+        let y = TOP + LINE * (number as f64 + 0.5) + 4.0;
+        let _ = writeln!(out, "<text x=\"12\" y=\"{y:.1}\">{}</text>", escape(row));
+    }
+    for (number, (label, values)) in groups.iter().enumerate() {
+        let colour = COLOURS[number % COLOURS.len()];
+        let shift = LINE * ((number as f64 + 1.0) / (groups.len() as f64 + 1.0));
+        for (row, summary) in values.iter().enumerate() {
+            let Some(summary) = summary else { continue };
+            let (x, y) = (LEFT + PLOT * summary.mean, TOP + LINE * row as f64 + shift);
+            let reach = if summary.n > 1 {
+                PLOT * summary.standard_error
+            } else {
+                0.0
+            };
+            let _ = writeln!(
+                out,
+                "<path d=\"M{:.1} {y:.1}h{:.1}\" stroke=\"{colour}\"/><circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>",
+                x - reach,
+                2.0 * reach
+            );
+        }
+        let (x, y) = (LEFT + PLOT + 40.0, TOP + 14.0 + 18.0 * number as f64);
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{x}\" cy=\"{:.1}\" r=\"3.5\" fill=\"{colour}\"/><text x=\"{}\" y=\"{y}\">{}</text>",
+            y - 4.0,
+            x + 12.0,
+            escape(label)
+        );
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
+const COLOURS: [&str; 8] = [
+    "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777",
+];
+
+/// The beginning of a plot.
+fn head(width: f64, height: f64, left: f64, title: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/>\n<text x=\"{left}\" y=\"18\">{}</text>\n",
+        escape(title)
+    )
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
@@ -276,6 +335,20 @@ mod tests {
         let summary = Summary::of(&[1.0, 2.0, 3.0]).unwrap();
         assert!((summary.mean - 2.0).abs() < 1e-12 && (summary.standard_error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert!(Summary::of(&[]).is_none() && Summary::of(&[1.0]).unwrap().standard_error.is_nan());
+    }
+
+    #[test]
+    fn dots_should_stand_at_their_means() {
+        let values = vec![Summary::of(&[0.4, 0.6]), None];
+        let rows = ["κ < 1".to_string(), "none".to_string()];
+        let svg = dots("t", &rows, &[("4 / R".to_string(), values)]);
+        // Half of the plot's width, and its standard error of 0.1 to both sides.
+        assert!(
+            svg.contains("cx=\"380.0\"") && svg.contains("<path d=\"M336.0 62.0h88.0\""),
+            "{svg}"
+        );
+        assert_eq!(svg.matches("<circle").count(), 2, "one value and its group");
+        assert!(svg.contains("κ &lt; 1"));
     }
 
     #[test]

@@ -143,7 +143,10 @@ impl RunSpec {
         let ways = [
             ("everything trained, f32", 16 * all),
             ("a fragment trained, all weights f32", 4 * all + 12 * fragment),
-            ("a fragment trained, the others bf16", 2 * (all - fragment) + 16 * fragment),
+            (
+                "a fragment trained, the others bf16",
+                2 * (all - fragment) + 16 * fragment,
+            ),
             (
                 "a fragment trained, the others bf16, 8-bit moments",
                 2 * (all - fragment) + 8 * fragment + 2 * (fragment + 4 * fragment.div_ceil(256)),

@@ -119,7 +119,7 @@ pub fn train(
     })?)
 }
 
-/// A built-in run, `10m`, `50m`, `1b` or a file.
+/// A built-in run, `10m`, `50m`, `100m`, `1b` or a file.
 pub fn spec(name: &str) -> Result<RunSpec> {
     let sized = |hidden, layers, heads, ffn, vocab| -> Result<RunSpec> {
         let mut spec = RunSpec::parse(alice_spec::preset("small").context("the run small is built in")?)?;
@@ -133,6 +133,7 @@ pub fn spec(name: &str) -> Result<RunSpec> {
     match name {
         "10m" => sized(256, 10, 4, 704, 4096),
         "50m" => sized(512, 12, 8, 1408, 8192),
+        "100m" => sized(768, 12, 12, 1920, 12288),
         "1b" => sized(2048, 22, 16, 5632, 32000),
         _ => match alice_spec::preset(name) {
             Some(text) => Ok(RunSpec::parse(text)?),

@@ -18,7 +18,7 @@ const MIB: f64 = (1u64 << 20) as f64;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Models: 10m, 50m, 1b, a built-in run or a file.
+    /// Models: 10m, 50m, 100m, 1b, a built-in run or a file.
     #[arg(long, value_delimiter = ',', default_values_t = ["10m".to_owned(), "50m".to_owned()])]
     model: Vec<String>,
     /// Fragments that the model is cut into, one of which is trained; 1: full tasks.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A built-in run, 10m, 50m, 1b or a file.
+    /// A built-in run, 10m, 50m, 100m, 1b or a file.
     #[arg(long)]
     model: String,
     /// Weights, f32 little-endian in canonical order.

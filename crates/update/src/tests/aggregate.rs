@@ -301,7 +301,11 @@ fn the_next_state_should_be_the_golden_one() {
     for (number, update) in (1..).zip(&round) {
         golden(&format!("round-{number}.alu"), &update.bytes);
     }
-    let pairs: Vec<_> = round.iter().map(|update| &update.sent).zip([1.0f32, 0.8, 1.3]).collect();
+    let pairs: Vec<_> = round
+        .iter()
+        .map(|update| &update.sent)
+        .zip([1.0f32, 0.8, 1.3])
+        .collect();
     let seed = rounding_seed(&[9; 32], &[[1; 32], [2; 32], [3; 32]]);
     let bytes = publish(&layout, 8, &mean(&layout, &pairs, 1), seed);
     golden("aggregate-8bit.ald", &bytes);
