@@ -2,7 +2,7 @@
 
 Real processes, real ports, real text. One network serves every check, because starting one takes minutes:
 
-* once the model has taken a step: the last miner comes, with nothing but the server's address;
+* once the model has taken a step: the last miner comes, with an empty directory;
 * epoch 1, some updates committed: the parameter server and a miner are killed (-9) and started again;
 * epoch 2: the validator that everybody is connected to is killed and started again;
 * the last epoch: the parameter server is killed as soon as its signed commitment is stored, before or while it is sent;

@@ -139,7 +139,7 @@ mod tests {
         let moe = file.with_file_name("phase2-56b.toml");
         let json: serde_json::Value = serde_json::from_str(&check(&moe, true).unwrap()).unwrap();
         assert!(json["active_parameters"].as_u64().unwrap() * 3 < json["parameters"].as_u64().unwrap());
-        assert_eq!(json["memory"].as_array().unwrap().len(), 5);
+        assert_eq!(json["memory"].as_array().unwrap().len(), 6);
         let text = check(&moe, false).unwrap();
         assert!(
             text.contains("for each token") && text.contains("block by block"),

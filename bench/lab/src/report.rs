@@ -216,17 +216,20 @@ impl Table {
     }
 }
 
-/// Means with their standard errors between 0 and 1: a line for each row, a colour for each group of values.
+/// Means with their standard errors, from −0.2 to 1: a line for each row, a colour for each group of values.
 pub fn dots(title: &str, rows: &[String], groups: &[(String, Vec<Option<Summary>>)]) -> String {
     const WIDTH: f64 = 900.0;
     const LEFT: f64 = 160.0;
     const TOP: f64 = 40.0;
     const LINE: f64 = 44.0;
     const PLOT: f64 = 440.0;
+    const LEAST: f64 = -0.2;
+    let across = |value: f64| PLOT * (value - LEAST) / (1.0 - LEAST);
     let bottom = TOP + LINE * rows.len() as f64;
     let mut out = head(WIDTH, bottom + 40.0, 12.0, title);
-    for tenth in 0..=5 {
-        let (value, x) = (f64::from(tenth) / 5.0, LEFT + PLOT * f64::from(tenth) / 5.0);
+    for fifth in -1..=5 {
+        let value = f64::from(fifth) / 5.0;
+        let x = LEFT + across(value);
         let _ = writeln!(
             out,
             "<path d=\"M{x:.1} {TOP}V{bottom:.1}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\">{value:.1}</text>",
@@ -243,9 +246,9 @@ pub fn dots(title: &str, rows: &[String], groups: &[(String, Vec<Option<Summary>
         let shift = LINE * ((number as f64 + 1.0) / (groups.len() as f64 + 1.0));
         for (row, summary) in values.iter().enumerate() {
             let Some(summary) = summary else { continue };
-            let (x, y) = (LEFT + PLOT * summary.mean, TOP + LINE * row as f64 + shift);
+            let (x, y) = (LEFT + across(summary.mean), TOP + LINE * row as f64 + shift);
             let reach = if summary.n > 1 {
-                PLOT * summary.standard_error
+                across(summary.standard_error) - across(0.0)
             } else {
                 0.0
             };
@@ -342,9 +345,9 @@ mod tests {
         let values = vec![Summary::of(&[0.4, 0.6]), None];
         let rows = ["κ < 1".to_string(), "none".to_string()];
         let svg = dots("t", &rows, &[("4 / R".to_string(), values)]);
-        // Half of the plot's width, and its standard error of 0.1 to both sides.
+        // Seven twelfths of the plot's width, and its standard error of 0.1 to both sides.
         assert!(
-            svg.contains("cx=\"380.0\"") && svg.contains("<path d=\"M336.0 62.0h88.0\""),
+            svg.contains("cx=\"416.7\"") && svg.contains("<path d=\"M380.0 62.0h73.3\""),
             "{svg}"
         );
         assert_eq!(svg.matches("<circle").count(), 2, "one value and its group");

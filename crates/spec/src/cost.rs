@@ -140,8 +140,10 @@ impl RunSpec {
     /// (`alice-miner plan` has all of it) depends on the machine's choices.
     fn task_memory(&self, fragment: u64, activations: u64) -> Vec<TaskMemory> {
         let (all, block) = (self.parameters(), self.block_parameters());
+        let bits8 = |parameters: u64| 2 * (parameters + 4 * parameters.div_ceil(256));
         let ways = [
             ("everything trained, f32", 16 * all),
+            ("everything trained, 8-bit moments", 8 * all + bits8(all)),
             ("a fragment trained, all weights f32", 4 * all + 12 * fragment),
             (
                 "a fragment trained, the others bf16",
@@ -149,7 +151,7 @@ impl RunSpec {
             ),
             (
                 "a fragment trained, the others bf16, 8-bit moments",
-                2 * (all - fragment) + 8 * fragment + 2 * (fragment + 4 * fragment.div_ceil(256)),
+                2 * (all - fragment) + 8 * fragment + bits8(fragment),
             ),
             // One block works while the next arrives.
             (
@@ -198,12 +200,17 @@ mod tests {
         assert_eq!(cost.memory[0].state_bytes, 16 * cost.parameters);
         assert!(cost.memory[0].fits == ["512 GB Mac"]);
         assert_eq!(
-            cost.memory[1].state_bytes,
+            cost.memory[2].state_bytes,
             4 * cost.parameters + 12 * cost.fragment_parameters_max
         );
-        assert_eq!(cost.memory[2].fits, ["80 GB card", "64 GB Mac", "512 GB Mac"]);
-        // What `alice-miner plan` finds, too.
-        assert_eq!(cost.memory[3].fits[0], "24 GB card");
+        assert_eq!(cost.memory[1].fits, ["80 GB card", "512 GB Mac"]);
+        assert_eq!(cost.memory[3].fits, ["80 GB card", "64 GB Mac", "512 GB Mac"]);
+        // Both moments of 8 bits: 2 bytes, and 8 of scales for 256.
+        assert_eq!(
+            cost.memory[4].state_bytes,
+            2 * cost.parameters + 8 * cost.fragment_parameters_max + cost.fragment_parameters_max / 32
+        );
+        assert_eq!(cost.memory[4].fits[0], "24 GB card");
         let moe = RunSpec::parse(include_str!("../../../chain-spec/runs/phase2-56b.toml")).unwrap();
         let cost = moe.cost();
         // Two experts of eight: 3·hidden·ffn each, in every block.
@@ -216,9 +223,9 @@ mod tests {
         // A block: four square projections, two norms, the router, eight experts.
         let block = 4 * 4096 * 4096 + 2 * 4096 + 8 * 4096 + expert / 32 * 8;
         assert_eq!(
-            cost.memory[4].state_bytes,
+            cost.memory[5].state_bytes,
             4 * block + 16 * cost.fragment_parameters_max
         );
-        assert!(cost.memory[1].fits.len() <= 1 && cost.memory[4].fits.contains(&"24 GB card"));
+        assert!(cost.memory[2].fits.len() <= 1 && cost.memory[5].fits.contains(&"24 GB card"));
     }
 }

@@ -50,7 +50,7 @@ pub enum TrainError {
     },
     /// Training went out of bounds. A fault of the run's settings or of the hardware, and no update comes of it.
     #[error(
-        "the {what} is not a finite number after step {step}, so no update comes of this task; check the device's memory and cooling"
+        "the {what} is not a finite number after step {step}, and no update comes of that; check the device's memory and cooling"
     )]
     NotFinite {
         /// Step, from 1.

@@ -277,7 +277,7 @@ fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
 
 /// The whole state in memory, where many miners live in one process (the simulation, the lab): what a miner still owes the
 /// model, the part of its pseudo-gradients that no accepted update has carried. On a disk it is a [`Ledger`] and a stream.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ErrorFeedback {
     ledger: Ledger,
     residual: Vec<f32>,

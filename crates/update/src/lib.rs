@@ -6,8 +6,8 @@
 //! * [`encode`] / [`decode`]: chunked top-k with low-bit values within a budget of bytes (`docs/spec/update.md`);
 //!   [`Encoder`] takes the values piece by piece, [`Received`] keeps an update as it was sent.
 //! * [`Entries`]: what all sparse vectors have in common, decoded or not.
-//! * [`ErrorFeedback`]: the residual, and what was sent but has no verdict yet; [`Ledger`] where the residual is larger
-//!   than memory.
+//! * [`Ledger`]: what was sent but has no verdict yet, beside a residual on disk that may be larger than memory;
+//!   [`ErrorFeedback`]: both in memory.
 //! * [`aggregate`]: the mean of the accepted updates, its published form, and the model's step.
 //!
 //! **Architecture invariant:** floating-point arithmetic that others must reproduce is + − × ÷ √ in a stated order; the

@@ -352,12 +352,13 @@ async fn blob(State(ps): Ps, Path(hash): Path<Hex32>) -> Response {
 async fn claim(State(ps): Ps, Json(request): Json<ClaimRequest>) -> Response {
     let run_hash = ps.spec.run_hash();
     assert!(request.verify(&GENESIS, &run_hash));
+    let on_claim = ps.seen().on_claim.take();
+    if let Some(on_claim) = on_claim {
+        on_claim();
+    }
     let mut seen = ps.seen();
     assert_eq!(request.epoch, seen.epoch);
     seen.claims += 1;
-    if let Some(on_claim) = seen.on_claim.take() {
-        on_claim();
-    }
     let deadline_block = ps.spec.deadline(seen.epoch);
     let task = Task {
         task_id: sign::task_id(&run_hash, seen.epoch, 0),
