@@ -189,7 +189,7 @@ impl Table {
                 line.join(" "),
                 y - 4.0,
                 x + 26.0,
-                escape(&row.label)
+                escape(&row.label) + if row.curve.is_empty() { " (no result)" } else { "" }
             );
         }
         for (number, y) in ends.iter().enumerate().skip(1) {
@@ -384,6 +384,7 @@ mod tests {
         );
         let svg = table.svg();
         assert_eq!(svg.matches("stroke-dasharray=\"3 2\"").count(), 4);
-        assert!(svg.contains("AdamW, data parallel") && svg.matches("<polyline").count() == experiment.arms.len());
+        assert!(svg.contains(">AdamW, data parallel<") && svg.matches("<polyline").count() == experiment.arms.len());
+        assert_eq!(svg.matches("(no result)").count(), experiment.arms.len() - 1);
     }
 }
