@@ -218,8 +218,8 @@ impl Table {
 
 /// Means with their standard errors, from −0.2 to 1: a line for each row, a colour for each group of values.
 pub fn dots(title: &str, rows: &[String], groups: &[(String, Vec<Option<Summary>>)]) -> String {
-    const WIDTH: f64 = 900.0;
-    const LEFT: f64 = 160.0;
+    const WIDTH: f64 = 960.0;
+    const LEFT: f64 = 210.0;
     const TOP: f64 = 40.0;
     const LINE: f64 = 44.0;
     const PLOT: f64 = 440.0;
@@ -347,7 +347,7 @@ mod tests {
         let svg = dots("t", &rows, &[("4 / R".to_string(), values)]);
         // Seven twelfths of the plot's width, and its standard error of 0.1 to both sides.
         assert!(
-            svg.contains("cx=\"416.7\"") && svg.contains("<path d=\"M380.0 62.0h73.3\""),
+            svg.contains("cx=\"466.7\"") && svg.contains("<path d=\"M430.0 62.0h73.3\""),
             "{svg}"
         );
         assert_eq!(svg.matches("<circle").count(), 2, "one value and its group");
