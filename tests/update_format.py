@@ -72,9 +72,13 @@ class Bits:
             raise Malformed("something follows the last chunk")
 
 
-def positions_and_codes(bits, length, count, code_bits):
+def rice_parameter(length, count):
     x = 24 * (length - count) // (25 * (count + 1))
-    r = max(x.bit_length() - 1, 0)
+    return max(x.bit_length() - 1, 0)
+
+
+def positions_and_codes(bits, length, count, code_bits):
+    r = rice_parameter(length, count)
     following = 0
     for _ in range(count):
         gap = bits.unary() << r
@@ -248,7 +252,7 @@ def publish(means, level_bits, key):
         if not kept:
             continue
         writer.write(code, 8)
-        r = max((24 * (length - len(kept)) // (25 * (len(kept) + 1))).bit_length() - 1, 0)
+        r = rice_parameter(length, len(kept))
         following = 0
         for position, level, negative in kept:
             gap = position - following
