@@ -1,6 +1,6 @@
 //! Command line.
 
-use crate::{fit::FitArgs, plan::PlanArgs};
+use crate::{memory::fit::FitArgs, memory::plan::PlanArgs};
 use alice_api::Hex32;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;

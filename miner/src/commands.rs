@@ -3,18 +3,18 @@
 use crate::{
     MinerError,
     cli::{Cli, Command, PlaceArgs, RunArgs},
-    device,
     files::{self, DirLock},
     generate,
     key::MiningKey,
+    memory::device,
+    memory::plan,
     miner::Miner,
-    pages::Pays,
-    payout::{chain_error, push},
-    plan,
-    receipts::{Receipts, Record},
     report::Reporter,
     settings::{self, Settings},
-    stop::Stop,
+    settlement::pages::Pays,
+    settlement::payout::{chain_error, push},
+    settlement::receipts::{Receipts, Record},
+    shutdown::Stop,
 };
 use alice_api::ss58;
 use alice_chain::Chain;

@@ -3,8 +3,8 @@
 use crate::{
     MinerError,
     cli::{GenerateArgs, PrecisionArg},
-    device,
-    stop::Stop,
+    memory::device,
+    shutdown::Stop,
 };
 use alice_generate::{Folder, GenerateError, Generated, Request, Sampling, StopReason, generate};
 use alice_model::Precision;

@@ -3,21 +3,22 @@
 
 use crate::{
     MinerError,
-    fit::{self, MemoryBesidePlan},
-    journal::{Outgoing, Step, lasts, next_step},
     key::MiningKey,
-    moments,
-    pages::Pays,
-    payout::{ChainLink, PayDesk, PayFollower},
-    receipts::{Receipts, Record, Refusal, Standing},
+    memory::fit::{self, MemoryBesidePlan},
     report::{Reporter, Standings},
-    run::{Asked, Network, Run},
-    send::Sender,
     settings::Settings,
-    stop::Stop,
-    tokenizer, verdicts,
-    weights::Source,
-    work::{self, Trained},
+    settlement::pages::Pays,
+    settlement::payout::{ChainLink, PayDesk, PayFollower},
+    settlement::receipts::{Receipts, Record, Refusal, Standing},
+    settlement::verdicts,
+    shutdown::Stop,
+    task::journal::{Outgoing, Step, lasts, next_step},
+    task::moments,
+    task::pinned_network::{Asked, Network, Run},
+    task::send::Sender,
+    task::tokenizer,
+    task::weights::Source,
+    task::work::{self, Trained},
 };
 use alice_api::{ClaimRequest, ErrorCode, Lease, PROTOCOL_VERSION, Phase, Status, client::Retry};
 use alice_model::Device;
@@ -150,7 +151,7 @@ impl Miner {
             if self
                 .run
                 .as_ref()
-                .is_some_and(|r| matches!(r.journal.state(), crate::journal::State::Ready { .. }))
+                .is_some_and(|r| matches!(r.journal.state(), crate::task::journal::State::Ready { .. }))
             {
                 train_failures = 0;
             }
@@ -219,7 +220,7 @@ impl Miner {
         let Some(chain) = chain else { return Err(error) };
         let parameters = self
             .stop
-            .or(async { chain.parameters().await.map_err(crate::payout::chain_error) });
+            .or(async { chain.parameters().await.map_err(crate::settlement::payout::chain_error) });
         if parameters.await?.run_hash != found.0 {
             return Err(error);
         }
@@ -244,9 +245,12 @@ impl Miner {
         }
         match (self.stop.or(self.link.get(&seen.genesis_hash)).await?, known.ps_key) {
             (Some(chain), _) => {
-                let servers = self
-                    .stop
-                    .or(async { chain.parameter_servers().await.map_err(crate::payout::chain_error) });
+                let servers = self.stop.or(async {
+                    chain
+                        .parameter_servers()
+                        .await
+                        .map_err(crate::settlement::payout::chain_error)
+                });
                 match servers.await?.keys.contains(&found.0) {
                     true => Ok(()),
                     false => Err(MinerError::untrue(
@@ -327,7 +331,7 @@ impl Miner {
         let task = &lease.task;
         if run.corpus.is_none() {
             tokenizer::ensure(client, &run.spec, &run.dir, stop).await?;
-            run.corpus = Some(crate::corpus::Corpus::open(client, &run.spec, &run.dir, stop).await?);
+            run.corpus = Some(crate::task::corpus::Corpus::open(client, &run.spec, &run.dir, stop).await?);
         }
         let source = Source {
             client,

@@ -1,6 +1,6 @@
 //! What the user sees: lines for people, or events as JSON for programs. Bars only where a terminal is.
 
-use crate::receipts::Counts;
+use crate::settlement::receipts::Counts;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::{

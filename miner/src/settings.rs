@@ -3,7 +3,7 @@
 use crate::{
     MinerError,
     cli::{PlaceArgs, RunArgs},
-    fit::{Fit, FitArgs},
+    memory::fit::{Fit, FitArgs},
 };
 use alice_api::{Client, Hex32, ss58};
 use alice_update::Precision;

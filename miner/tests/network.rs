@@ -6,17 +6,17 @@ use alice_api::{ErrorCode, Hex32, Outcome, ss58};
 use alice_miner::{
     MinerError,
     cli::{PlaceArgs, RunArgs},
-    device,
+    memory::device,
     key::MiningKey,
     miner::Miner,
-    moments,
-    pages::Pays,
-    receipts::{Receipts, Record, Standing},
+    task::moments,
+    settlement::pages::Pays,
+    settlement::receipts::{Receipts, Record, Standing},
     report::Reporter,
-    residual::Residuals,
-    run::{Network, Run},
+    task::residual::Residuals,
+    task::pinned_network::{Network, Run},
     settings::Settings,
-    stop::{Stop, StopHandle},
+    shutdown::{Stop, StopHandle},
 };
 use alice_update::{Entries, Layout, Precision};
 use common::FakePs;

@@ -1,12 +1,20 @@
 //! Command line.
 
 use crate::{
-    PsError, audit,
+    PsError,
+    commands::audit,
+    commands::corpus_build,
+    commands::cost,
+    commands::export,
+    commands::init,
+    commands::tokenizer_train,
+    commands::upcycle,
+    commands::verify,
     config::{Config, SettingsArgs},
     corpus::Corpus,
-    corpus_build, export, init, key,
-    network::read_spec,
-    prices, run_tokenizer, server, upcycle, verify, vocabulary,
+    key,
+    run_context::read_spec,
+    run_tokenizer, server,
 };
 use alice_api::{Client, Hex32, Key, ss58};
 use alice_chain::Chain;
@@ -159,7 +167,7 @@ pub enum TokenizerCommand {
         after_help = "example: alice-ps tokenizer train --vocab 32000 --input texts/ --out tokenizer/\n\
         Writes tokenizer.model (SentencePiece) and tokenizer.json (Hugging Face); prints the BLAKE3 of tokenizer.model."
     )]
-    Train(vocabulary::TrainArgs),
+    Train(tokenizer_train::TrainArgs),
 }
 
 /// `alice-ps corpus`.
@@ -224,7 +232,7 @@ impl Cli {
             Command::Export(args) => stoppable(export::run(&args)).await?,
             Command::Verify(args) => stoppable(verify::run(&args)).await?,
             Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
-            Command::Tokenizer(TokenizerCommand::Train(args)) => vocabulary::train(&args)?,
+            Command::Tokenizer(TokenizerCommand::Train(args)) => tokenizer_train::train(&args)?,
             Command::Spec(SpecCommand::Check {
                 file,
                 tokenizer,
@@ -232,7 +240,7 @@ impl Cli {
                 json,
             }) => {
                 check_text(&file, tokenizer.as_deref(), corpus.as_deref())?;
-                prices::check(&file, json)?
+                cost::check(&file, json)?
             }
             Command::Corpus(CorpusCommand::Build(args)) => tokio::task::block_in_place(|| corpus_build::run(&args))?,
             Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),

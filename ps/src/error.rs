@@ -121,7 +121,7 @@ pub enum PsError {
     Store(#[from] alice_store::StoreError),
     /// Scoring.
     #[error(transparent)]
-    Scoring(#[from] crate::scoring::ScoringError),
+    Scoring(#[from] crate::round::scoring::ScoringError),
     /// Weights for other programs.
     #[error(transparent)]
     Export(#[from] alice_export::ExportError),

@@ -2,16 +2,17 @@
 
 use crate::{
     PsError,
+    commands::init,
     config::Config,
     corpus::{self, Corpus},
-    driver::Driver,
-    http, init, key,
-    network::read_spec,
-    oracle::Scorer,
+    http, key,
+    round::driver::Driver,
+    round::scoring::ScoringError,
+    round::scoring_thread::Scorer,
+    run_context::read_spec,
     run_tokenizer,
-    scoring::ScoringError,
     service::Service,
-    view::View,
+    service::chain_view::View,
 };
 use alice_model::{DeviceChoice, TorchOracle};
 use alice_store::BlobStore;

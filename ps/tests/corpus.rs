@@ -261,7 +261,7 @@ async fn a_run_with_a_learned_tokenizer_should_be_served_trained_and_exported() 
     let text = Text::new();
     let data = text.path("data");
     let spec_text = std::fs::read_to_string(text.path("run.toml")).unwrap();
-    alice_ps::init::create_state(&data, GENESIS, spec_text, text.spec.clone())
+    alice_ps::commands::init::create_state(&data, GENESIS, spec_text, text.spec.clone())
         .await
         .unwrap();
     let (server, client) = serve(&text, &data).await;
@@ -295,7 +295,7 @@ async fn a_run_with_a_learned_tokenizer_should_be_served_trained_and_exported() 
     let seed = epoch_seed(&GENESIS, &text.spec.run_hash(), 0);
     let picked = task_sequences(&text.spec, source.sequences(), &seed, 0);
     let sequences: Vec<Vec<u16>> = picked.iter().map(|i| source.sequence(*i).unwrap()).collect();
-    alice_ps::init::create_state(
+    alice_ps::commands::init::create_state(
         &data,
         GENESIS,
         std::fs::read_to_string(text.path("run.toml")).unwrap(),

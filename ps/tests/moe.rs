@@ -7,8 +7,8 @@ use alice_export::{About, Dtype, HfOptions, ThetaSlice, export_hf};
 use alice_model::{Device, TorchOracle, init_theta};
 use alice_ps::{
     PsError,
-    init::{create_state, create_state_from, open_state},
-    upcycle::{self, UpcycleArgs},
+    commands::init::{create_state, create_state_from, open_state},
+    commands::upcycle::{self, UpcycleArgs},
 };
 use alice_score::{Candidate, LossOracle, score_round};
 use alice_spec::{RunSpec, StartSpec};

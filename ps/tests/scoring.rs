@@ -10,11 +10,11 @@ use alice_export::{ALICE_FILE, AliceFile};
 use alice_primitives::pages;
 use alice_ps::{
     db::StoredStage,
-    driver::{score_epoch, void},
-    export::{self, ExportArgs, Format, Kind, Which},
-    init::{bind_key, create_state, open_state},
-    settle::{attestation, record},
-    verify::{self, VerifyArgs},
+    round::driver::{score_epoch, void},
+    commands::export::{self, ExportArgs, Format, Kind, Which},
+    commands::init::{bind_key, create_state, open_state},
+    round::settle::{attestation, record},
+    commands::verify::{self, VerifyArgs},
 };
 use alice_round::ChainStatus;
 use alice_store::{Master, Opened, model_root};
@@ -299,7 +299,8 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
     server.abort();
 }
 
-/// Recomputes the step from what is published (protocol §6): updates, factors and α from the manifest.
+/// Recomputes the step from what is published (docs/spec/protocol.md#aggregation-and-model-step): updates, factors and
+/// α from the manifest.
 async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
     let spec = &fixture.spec;
     let layout = Layout::from_spec(spec);

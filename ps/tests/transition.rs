@@ -1,7 +1,7 @@
 //! Architecture invariant 3: the same accepted updates give the same next model, bit by bit.
 
 use alice_primitives::Hash;
-use alice_ps::transition::{Accepted, Base, transition};
+use alice_ps::round::transition::{Accepted, Base, transition};
 use alice_score::{LossOracle, OracleError};
 use alice_spec::RunSpec;
 use alice_store::model_root;

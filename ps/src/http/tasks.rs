@@ -4,7 +4,7 @@ use super::{
     answers::Answer,
     extract::{bad_request, hex32, number, query, read_body, read_json},
 };
-use crate::{service::Service, uploads::PART_BYTES_MAX};
+use crate::{service::Service, service::uploads::PART_BYTES_MAX};
 use alice_api::{ApiError, ClaimRequest, CommitRequest, DeclareRequest, Lease, Receipt, UploadState};
 use axum::{
     Json,

@@ -7,10 +7,10 @@ use alice_model::{DeviceChoice, TorchOracle};
 use alice_ps::{
     corpus::Corpus,
     http,
-    init::{create_state, open_state},
-    oracle::Scorer,
+    commands::init::{create_state, open_state},
+    round::scoring_thread::Scorer,
     service::Service,
-    view::View,
+    service::chain_view::View,
 };
 use alice_round::Phase;
 use alice_spec::RunSpec;

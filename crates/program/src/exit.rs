@@ -1,0 +1,14 @@
+//! Exit codes. A service manager or a script decides by them whether another start can help.
+
+/// Something failed that another try may mend: disk, database, device, a server that does not answer.
+pub const FAILURE: u8 = 1;
+/// Wrong flags, settings, key file or specification. clap ends with the same code for wrong flags.
+pub const USAGE: u8 = 2;
+/// Data directory, chain, run and corpus do not belong together.
+pub const MISMATCH: u8 = 3;
+/// The chain cannot be reached.
+pub const CHAIN: u8 = 4;
+/// What is published does not agree with what was recomputed from it.
+pub const AUDIT: u8 = 5;
+/// The user pressed Ctrl-C twice: 128 + SIGINT, as shells expect.
+pub const INTERRUPTED: u8 = 130;

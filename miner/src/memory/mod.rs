@@ -1,0 +1,5 @@
+//! TODO-header
+
+pub mod device;
+pub mod fit;
+pub mod plan;

@@ -1,0 +1,329 @@
+//! Publishes a scored round: manifest, aggregate, snapshot, verdicts, payout pages, the model's step.
+//!
+//! Files first, then one transaction, then the uploads become public: a crash at any instant leaves the round unscored
+//! with a few unused blobs and a step that is taken back when the weights are opened for it again, or scored with
+//! everything in place.
+
+use crate::{
+    PsError,
+    db::{Collected, EpochRow, Results, RoundRow},
+    round::scoring::{Job, Scored, nano},
+    service::Service,
+};
+use alice_api::{
+    Delta, EpochManifest, EpochSummary, Hex32, Outcome, PayoutEntry, PayoutPage, SeedBlock, Snapshot, SubmissionRecord,
+    Verdict,
+};
+use alice_primitives::{Hash, pages};
+use alice_score::paired;
+use alice_store::Master;
+use std::collections::BTreeMap;
+
+/// Version of the manifest's format.
+pub const MANIFEST_VERSION: u32 = 1;
+/// Snapshots that are kept; chunks of older ones are removed.
+const SNAPSHOTS_KEPT: usize = 2;
+
+/// What a round's scoring rests on beside the submissions.
+#[derive(Clone, Debug)]
+pub struct Draw {
+    /// The round.
+    pub round: RoundRow,
+    /// Blocks of the seed.
+    pub seed_blocks: Vec<SeedBlock>,
+    /// Seed of the validation draw.
+    pub validation_seed: Hash,
+}
+
+/// Stores and publishes a round's results. `theta` is θ(e), and θ(e+1) afterwards.
+pub async fn publish(
+    service: &Service,
+    draw: &Draw,
+    job: &Job,
+    scored: Scored,
+    theta: Master,
+) -> Result<EpochSummary, PsError> {
+    let net = &service.net;
+    let epoch = job.epoch;
+    let step = match &scored.transition {
+        // A step that the guard skipped leaves the model as it is.
+        Some(t) if t.guard.alpha_used > 0.0 => {
+            let blob = service.blobs.put(t.d.bytes().to_vec()).await?;
+            // On the driver's own task: nobody waits for it but the round.
+            let theta = tokio::task::block_in_place(|| theta.step(&t.d, t.guard.alpha_used))?;
+            let delta = delta(epoch, theta.root(), blob, t.d.bytes(), t.guard.alpha_used);
+            let number = draw.round.base_step + 1;
+            let snapshot = match number % net.spec.outer.snapshot_every.max(1) {
+                0 => Some(published(number, theta.publish(&service.blobs).await?)),
+                _ => None,
+            };
+            Some((number, delta, snapshot))
+        }
+        _ => None,
+    };
+    let manifest = manifest(service, draw, job, &scored, step.as_ref().map(|s| &s.1)).await?;
+    let bytes =
+        serde_json::to_vec(&manifest).map_err(|e| PsError::Setting(format!("the manifest cannot be written: {e}")))?;
+    let manifest_hash = service.blobs.put(bytes).await?;
+
+    let (payout_pages, contributions_root) = payout_pages(epoch, &manifest.entries);
+    let total_score = manifest.entries.iter().map(|e| u128::from(e.score)).sum();
+    let summary = summary(&manifest, manifest_hash, &job.submissions, &scored);
+    let verdicts = scored
+        .verdicts
+        .iter()
+        .map(|v| Verdict::new(&service.key, &net.genesis, v.clone()))
+        .collect();
+    let reserve_used = match net.spec.data.reserve_reuse {
+        true => Vec::new(),
+        false => job.scoring_split.iter().chain(&job.guard_split).copied().collect(),
+    };
+    let results = Results {
+        row: EpochRow {
+            summary: summary.clone(),
+            median_norms: scored.median_norms.clone(),
+            contributions_root,
+            pages: payout_pages.len() as u32,
+            entries: manifest.entries.len() as u32,
+            total_score,
+        },
+        verdicts,
+        pages: payout_pages,
+        step,
+        reserve_used,
+    };
+    service.db.store_results(&results).await?;
+    tidy(service, epoch).await?;
+    Ok(summary)
+}
+
+/// What follows a stored result, and is done again at every start: uploads of a scored epoch become public or go, old
+/// snapshots go.
+pub async fn tidy(service: &Service, epoch: u32) -> Result<(), PsError> {
+    for upload in service.db.uploads(epoch).await? {
+        let path = service.files.upload(&upload.id);
+        if !path.exists() {
+            continue;
+        }
+        if service.db.submission(&upload.id).await?.is_some() {
+            service.blobs.put_file(&path).await?;
+        }
+        std::fs::remove_file(&path).map_err(|e| PsError::file("remove", &path, &e))?;
+    }
+    let snapshots = service.db.snapshots().await?;
+    let (old, kept) = snapshots.split_at(snapshots.len().saturating_sub(SNAPSHOTS_KEPT));
+    for snapshot in old {
+        for chunk in snapshot
+            .chunks
+            .iter()
+            .filter(|c| !kept.iter().any(|k| k.chunks.contains(c)))
+        {
+            service.blobs.remove(&chunk.0).await?;
+        }
+        // Forgotten last: a crash in between removes the rest of its chunks at the next start.
+        service.db.forget_snapshot(snapshot.step).await?;
+    }
+    Ok(())
+}
+
+/// A snapshot as it is announced.
+pub fn published(step: u32, snapshot: alice_store::Snapshot) -> Snapshot {
+    Snapshot {
+        model_root: Hex32(snapshot.model_root),
+        step,
+        bytes: snapshot.bytes,
+        chunk_bytes: snapshot.chunk_bytes,
+        chunks: snapshot.chunks.into_iter().map(Hex32).collect(),
+    }
+}
+
+fn delta(epoch: u32, root: Hash, blob: Hash, bytes: &[u8], alpha: f32) -> Delta {
+    Delta {
+        epoch,
+        model_root: Hex32(root),
+        blob: Hex32(blob),
+        bytes: bytes.len() as u64,
+        alpha_bits: alpha.to_bits(),
+    }
+}
+
+async fn manifest(
+    service: &Service,
+    draw: &Draw,
+    job: &Job,
+    scored: &Scored,
+    step: Option<&Delta>,
+) -> Result<EpochManifest, PsError> {
+    let (net, epoch) = (&service.net, job.epoch);
+    let scoring = paired(&scored.before, &scored.after);
+    let guard = scored.transition.as_ref().map(|t| &t.guard);
+    let (guard_before, guard_after) = guard.map_or((&[][..], &[][..]), |g| (&g.before[..], &g.after[..]));
+    let guard_paired = paired(guard_before, guard_after);
+    let aggregate = match (&scored.transition, step) {
+        (None, _) => None,
+        (Some(_), Some(delta)) => Some(delta.clone()),
+        (Some(t), None) => {
+            // Skipped by the guard: D is published all the same, so that the decision can be checked.
+            let blob = service.blobs.put(t.d.bytes().to_vec()).await?;
+            Some(delta(epoch, job.base_root, blob, t.d.bytes(), 0.0))
+        }
+    };
+    let verdicts: BTreeMap<Hex32, _> = scored.verdicts.iter().map(|v| (v.id, v)).collect();
+    let submissions: Vec<SubmissionRecord> = job
+        .submissions
+        .iter()
+        .filter_map(|s| {
+            let verdict = (*verdicts.get(&s.receipt.body.id)?).clone();
+            Some(SubmissionRecord {
+                receipt: s.receipt.body.clone(),
+                verdict,
+            })
+        })
+        .collect();
+    let mut entries: BTreeMap<Hex32, u64> = BTreeMap::new();
+    for record in submissions.iter().filter(|r| r.verdict.score > 0) {
+        let score = entries.entry(record.receipt.payout).or_default();
+        *score = score.saturating_add(record.verdict.score);
+    }
+    let entries: Vec<PayoutEntry> = entries
+        .into_iter()
+        .map(|(account, score)| PayoutEntry { account, score })
+        .collect();
+    let total: u128 = entries.iter().map(|e| u128::from(e.score)).sum();
+    Ok(EpochManifest {
+        version: MANIFEST_VERSION,
+        genesis_hash: Hex32(net.genesis),
+        run_hash: Hex32(net.run_hash),
+        epoch,
+        base_root: Hex32(job.base_root),
+        model_root: step.map_or(Hex32(job.base_root), |d| d.model_root),
+        model_step: draw.round.base_step + u32::from(step.is_some()),
+        epoch_seed: Hex32(alice_data::epoch_seed(&net.genesis, &net.run_hash, epoch)),
+        seed_blocks: draw.seed_blocks.clone(),
+        validation_seed: Hex32(draw.validation_seed),
+        scoring_split: job.scoring_split.clone(),
+        guard_split: job.guard_split.clone(),
+        tasks: service.db.tasks(epoch).await?,
+        submissions,
+        refused: service.db.refusals(epoch).await?,
+        median_norm_bits: scored
+            .median_norms
+            .iter()
+            .map(|norm| norm.map_or(0, f32::to_bits))
+            .collect(),
+        guard_loss_before_nano_nats: nano(mean(guard_before)),
+        guard_loss_after_nano_nats: nano(mean(guard_after)),
+        guard_standard_error_nano_nats: nano(finite(guard_paired.standard_error)).unsigned_abs(),
+        loss_before_nano_nats: nano(mean(&scored.before)),
+        loss_after_nano_nats: nano(mean(&scored.after)),
+        loss_standard_error_nano_nats: nano(finite(scoring.standard_error)).unsigned_abs(),
+        halvings: guard.map_or(0, |g| g.halvings),
+        alpha_bits: guard.map_or(0, |g| g.alpha_used.to_bits()),
+        aggregate,
+        entries,
+        total_score: total.to_string(),
+    })
+}
+
+/// Payout pages with their proofs, and the root over them.
+fn payout_pages(epoch: u32, entries: &[PayoutEntry]) -> (Vec<PayoutPage>, Hash) {
+    let all: Vec<pages::Entry> = entries
+        .iter()
+        .map(|e| pages::Entry {
+            account: e.account.0,
+            score: e.score,
+        })
+        .collect();
+    let cut: Vec<&[pages::Entry]> = pages::paginate(&all).collect();
+    let leaves: Vec<Hash> = cut
+        .iter()
+        .enumerate()
+        .map(|(i, page)| pages::leaf(epoch, i as u32, page))
+        .collect();
+    let root = pages::root(&leaves);
+    let built = cut.iter().enumerate().map(|(i, page)| PayoutPage {
+        epoch,
+        index: i as u32,
+        pages: leaves.len() as u32,
+        contributions_root: Hex32(root),
+        entries: page
+            .iter()
+            .map(|e| PayoutEntry {
+                account: Hex32(e.account),
+                score: e.score,
+            })
+            .collect(),
+        proof: pages::proof(&leaves, i as u32)
+            .unwrap_or_default()
+            .into_iter()
+            .map(Hex32)
+            .collect(),
+    });
+    (built.collect(), root)
+}
+
+fn summary(manifest: &EpochManifest, manifest_hash: Hash, submissions: &[Collected], scored: &Scored) -> EpochSummary {
+    let mut refused = manifest.refused.clone();
+    let late = refused.remove("late").unwrap_or(0);
+    for verdict in scored.verdicts.iter().filter(|v| v.outcome != Outcome::Accepted) {
+        *refused.entry(verdict.outcome.code().to_owned()).or_default() += 1;
+    }
+    let sizes = || submissions.iter().map(|s| s.receipt.body.bytes);
+    let submitted = submissions.len() as u32;
+    let accepted = scored
+        .verdicts
+        .iter()
+        .filter(|v| v.outcome == Outcome::Accepted)
+        .count() as u32;
+    EpochSummary {
+        epoch: manifest.epoch,
+        model_root: manifest.model_root,
+        manifest_hash: Hex32(manifest_hash),
+        loss_before: mean(&scored.before),
+        loss_after: mean(&scored.after),
+        loss_standard_error: finite(paired(&scored.before, &scored.after).standard_error),
+        submitted,
+        accepted,
+        late,
+        refused,
+        update_bytes_max: sizes().max().unwrap_or(0),
+        update_bytes_mean: sizes().sum::<u64>() / u64::from(submitted.max(1)),
+        alpha_used: f64::from(f32::from_bits(manifest.alpha_bits)),
+        // Where nobody is paid there is nothing to attest.
+        settlement: if manifest.entries.is_empty() {
+            "forfeited"
+        } else {
+            "open"
+        }
+        .into(),
+        settled_block: None,
+    }
+}
+
+/// The line that an operator reads at a glance.
+pub fn status_line(s: &EpochSummary) -> String {
+    format!(
+        "epoch {}  loss {:.3} -> {:.3} (se {:.3})  submitted {} accepted {} late {} refused {}  update max {:.1} KB",
+        s.epoch,
+        s.loss_before,
+        s.loss_after,
+        s.loss_standard_error,
+        s.submitted,
+        s.accepted,
+        s.late,
+        s.refused.values().sum::<u32>(),
+        s.update_bytes_max as f64 / 1024.0,
+    )
+}
+
+fn mean(values: &[f64]) -> f64 {
+    if values.is_empty() {
+        0.0
+    } else {
+        values.iter().sum::<f64>() / values.len() as f64
+    }
+}
+
+fn finite(value: f64) -> f64 {
+    if value.is_finite() { value } else { 0.0 }
+}
