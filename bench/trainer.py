@@ -22,7 +22,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache/alice"))
 WARM_UP = 2
-MODELS = {  # hidden, layers, heads, ffn, vocab, context: as in bench/lab/src/trainer/case.rs and chain-spec/runs
+MODELS = {  # hidden, layers, heads, ffn, vocab, context: as in lab/src/trainer/case.rs and chain-spec/runs
     "dev": (128, 4, 4, 344, 259, 128),
     "small": (384, 12, 6, 1024, 259, 512),
     "10m": (256, 10, 4, 704, 4096, 256),

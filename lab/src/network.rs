@@ -355,7 +355,7 @@ fn draw(seed: u64, round: u32, worker: u32) -> f64 {
 impl Bench {
     /// The model of run `dev` and its text, built from the folder of documents `text` into `work`.
     pub fn open(text: &std::path::Path, work: &std::path::Path, held_out: u64) -> Result<Self> {
-        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml"))?;
+        let mut spec = RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml"))?;
         spec.update.chunk = 4096;
         // Arms say it themselves; results that are kept belong to the run without it.
         spec.outer.entry_weight = 1;
@@ -400,7 +400,7 @@ pub mod tests {
         for i in 0..20 {
             std::fs::write(
                 text.join(format!("{i}.txt")),
-                format!("{i}\n{}", include_str!("../../../LICENSE")),
+                format!("{i}\n{}", include_str!("../../LICENSE")),
             )
             .unwrap();
         }
