@@ -3,8 +3,9 @@
 #   scripts/build.sh           programs
 #   scripts/build.sh --tests   programs and tests; lints of the workspace's crates are checked in the same pass, as errors
 #   scripts/build.sh --fast    the same without the chain's node, runtime and pallets
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 cd "$ALICE_ROOT"
 
 [ -e "$LIBTORCH/build-version" ] || die "libtorch is not in $LIBTORCH: run scripts/setup.sh, which downloads it"

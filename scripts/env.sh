@@ -2,6 +2,10 @@
 # directory, so that removing it brings a machine back to where it was.
 ALICE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export ALICE_ROOT
+if [ -z "${ALICE_CACHE:-}" ] && [ -z "${HOME:-}" ]; then
+	echo "error: HOME is not set, so there is no place for downloads: set HOME or ALICE_CACHE" >&2
+	exit 1
+fi
 export ALICE_CACHE=${ALICE_CACHE:-$HOME/.cache/alice}
 TORCH_VERSION=2.13.0
 

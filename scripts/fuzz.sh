@@ -3,8 +3,9 @@
 # nightly); not part of test.sh. Corpora stay in fuzz/corpus.
 #   scripts/fuzz.sh                  every target, 1,000,000 cases each
 #   scripts/fuzz.sh update 50000     one target, so many cases
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 cd "$ALICE_ROOT/fuzz"
 
 targets=(fuzz_targets/*.rs)

@@ -5,12 +5,12 @@ from the chain's storage over JSON-RPC, not from the programs that were paid.
 """
 
 import argparse
-import hashlib
 import http.client
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -18,18 +18,19 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
+
+from chain_storage import LOOPBACK, UNIT, Chain, Refused, budget, storage_key, twox128, xxh64  # noqa: F401
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("ALICE_CACHE", pathlib.Path.home() / ".cache/alice"))
 BIN = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
-UNIT = 10**12
 # Says that a directory is this script's own, so that it may be emptied.
 MARKER = ".alice-localnet"
 # What a run's directory holds besides summary.json.
 PARTS = ("logs", "chain", "corpus", "ps", "miners", "keys")
 # Blocks are due every 2 s; on a busy machine slots are missed.
 SECONDS_PER_BLOCK_MAX = 6
+DEVICE = re.compile(r"auto|cpu|metal|cuda(:\d+)?")
 VALIDATOR_NAMES = ["alice", "bob", "charlie", "dave", "eve", "ferdie"]
 
 
@@ -37,126 +38,25 @@ class Failure(Exception):
     """The network did not do what it should; the message says what."""
 
 
-# What asking a program over HTTP brings while it is busy, starting or gone.
+# Errors of a request to a program that is busy, starting or gone.
 NOT_NOW = (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, json.JSONDecodeError)
 
 
+class OutputClosed(Exception):
+    """Whoever read this script's output has closed the pipe."""
+
+
 def say(text=""):
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; a file that takes everything keeps that quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputClosed from None
 
 
 def note(text):
     say(f"{time.strftime('%H:%M:%S')} {text}")
-
-
-# --- reading the chain ------------------------------------------------------------------------------------------
-
-
-def xxh64(data, seed):
-    """xxHash64 (public specification); Substrate's storage prefixes are made of it."""
-    p1, p2, p3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
-    p4, p5, mask = 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5, (1 << 64) - 1
-
-    def rotl(x, r):
-        return ((x << r) | (x >> (64 - r))) & mask
-
-    def lane(acc, value):
-        return rotl((acc + value * p2) & mask, 31) * p1 & mask
-
-    def word(at, size):
-        return int.from_bytes(data[at : at + size], "little")
-
-    at = 0
-    if len(data) >= 32:
-        acc = [(seed + p1 + p2) & mask, (seed + p2) & mask, seed, (seed - p1) & mask]
-        while at + 32 <= len(data):
-            acc = [lane(a, word(at + 8 * i, 8)) for i, a in enumerate(acc)]
-            at += 32
-        h = sum(rotl(a, r) for a, r in zip(acc, (1, 7, 12, 18))) & mask
-        for a in acc:
-            h = ((h ^ lane(0, a)) * p1 + p4) & mask
-    else:
-        h = (seed + p5) & mask
-    h = (h + len(data)) & mask
-    while at + 8 <= len(data):
-        h = (rotl(h ^ lane(0, word(at, 8)), 27) * p1 + p4) & mask
-        at += 8
-    if at + 4 <= len(data):
-        h = (rotl(h ^ (word(at, 4) * p1 & mask), 23) * p2 + p3) & mask
-        at += 4
-    while at < len(data):
-        h = rotl(h ^ (data[at] * p5 & mask), 11) * p1 & mask
-        at += 1
-    h = ((h ^ (h >> 33)) * p2) & mask
-    h = ((h ^ (h >> 29)) * p3) & mask
-    return h ^ (h >> 32)
-
-
-def twox128(text):
-    return b"".join(xxh64(text.encode(), seed).to_bytes(8, "little") for seed in (0, 1))
-
-
-def storage_key(pallet, item, of_map=b""):
-    """Key of a storage value, or of an entry of a map."""
-    return twox128(pallet) + twox128(item) + of_map
-
-
-def blake2_128_concat(key):
-    return hashlib.blake2b(key, digest_size=16).digest() + key
-
-
-def twox_64_concat(key):
-    return xxh64(key, 0).to_bytes(8, "little") + key
-
-
-class Chain:
-    """JSON-RPC over HTTP; the node serves both HTTP and WebSocket on its RPC port."""
-
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}"
-
-    def call(self, method, *params):
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            result = json.load(answer)
-        if "error" in result:
-            raise Failure(f"the chain refused {method}: {result['error']}")
-        return result["result"]
-
-    def storage(self, key):
-        value = self.call("state_getStorage", "0x" + key.hex())
-        return bytes.fromhex(value[2:]) if value else None
-
-    def best(self):
-        return int(self.call("chain_getHeader")["number"], 16)
-
-    def finalized(self):
-        return int(self.call("chain_getHeader", self.call("chain_getFinalizedHead"))["number"], 16)
-
-    def balance(self, account):
-        info = self.storage(storage_key("System", "Account", blake2_128_concat(account)))
-        # AccountInfo: nonce, consumers, providers, sufficients (u32 each), then free balance (u128).
-        return int.from_bytes(info[16:32], "little") if info else 0
-
-    def issuance(self):
-        value = self.storage(storage_key("Balances", "TotalIssuance"))
-        return int.from_bytes(value, "little") if value else 0
-
-    def issued_in(self, epoch):
-        value = self.storage(storage_key("Emission", "IssuedByEpoch", twox_64_concat(epoch.to_bytes(4, "little"))))
-        return int.from_bytes(value, "little") if value else 0
-
-
-def cumulative(epoch):
-    """C(n) of the emission schedule, written independently of the chain's code (docs/spec/emission.md)."""
-    era, position = divmod(epoch, 17_520)
-    eras = [10_500_000 * UNIT >> k for k in range(era + 1)]
-    return sum(eras[:-1]) + eras[-1] * position // 17_520
-
-
-def budget(epoch):
-    return cumulative(epoch + 1) - cumulative(epoch)
 
 
 # --- processes --------------------------------------------------------------------------------------------------
@@ -236,7 +136,7 @@ def output(*command):
 
 
 def http_json(url):
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with LOOPBACK.open(url, timeout=10) as answer:
         return json.load(answer)
 
 
@@ -262,6 +162,11 @@ def alice(planck):
     return f"{planck // UNIT}.{planck % UNIT:012d}"[:-6]
 
 
+def toml_string(value):
+    """A TOML basic string. JSON's escapes are a subset of TOML's, so a quotation mark in a path is no syntax error."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
 def new_key(path):
     """Makes a key with alice-ps and returns (public key bytes, address)."""
     made = json.loads(output(BIN / "alice-ps", "key", "generate", "--out", path, "--json"))
@@ -284,7 +189,18 @@ class Localnet:
             raise Failure(f"--validators must be between 1 and {len(VALIDATOR_NAMES)}")
         if not 1 <= self.options.miners <= 64 or self.options.epochs < 1:
             raise Failure("--miners must be between 1 and 64, --epochs at least 1")
-        if not (self.dir / MARKER).exists() and self.dir.exists() and any(self.dir.iterdir()):
+        if not DEVICE.fullmatch(self.options.device):
+            raise Failure(f"--device is '{self.options.device}'; it may be cpu, cuda, cuda:N, metal or auto")
+        self.check_directory()
+
+    def check_directory(self):
+        """Finds out before the build whether the directory can be used; changes nothing."""
+        existing = next(p for p in (self.dir, *self.dir.parents) if p.exists())
+        if not existing.is_dir():
+            raise Failure(f"{existing} is a file, so {self.dir} cannot be a directory; choose another --dir")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise Failure(f"{existing} belongs to another user and cannot be written; choose another --dir")
+        if existing == self.dir and not (self.dir / MARKER).exists() and any(self.dir.iterdir()):
             raise Failure(f"{self.dir} is not empty and not a localnet's; choose another --dir, nothing was changed")
 
     def prepare(self):
@@ -354,10 +270,16 @@ class Localnet:
         note(f"chain runs: genesis {self.genesis}, {self.ws_url}")
 
         config = d / "ps" / "ps.toml"
-        config.write_text(
-            f'listen = "127.0.0.1:{self.ps_port}"\ndata_dir = "{d / "ps"}"\nchain_url = "{self.ws_url}"\n'
-            f'run_spec = "{self.spec_file}"\ncorpus_dir = "{corpus}"\nkey_file = "{d / "keys" / "ps.seed"}"\ndevice = "{o.device}"\n'
-        )
+        settings = {
+            "listen": f"127.0.0.1:{self.ps_port}",
+            "data_dir": d / "ps",
+            "chain_url": self.ws_url,
+            "run_spec": self.spec_file,
+            "corpus_dir": corpus,
+            "key_file": d / "keys" / "ps.seed",
+            "device": o.device,
+        }
+        config.write_text("".join(f"{key} = {toml_string(value)}\n" for key, value in settings.items()))
         output(BIN / "alice-ps", "init", "--config", config)
         self.processes.start("ps", BIN / "alice-ps", "run", "--config", config)
         self.ps_url = f"http://127.0.0.1:{self.ps_port}"
@@ -558,11 +480,17 @@ def run(net, after=None):
     except KeyboardInterrupt:
         note("stopping before the work is done")
         return 130
-    except Failure as failure:
+    except OutputClosed:
+        return 128 + signal.SIGPIPE
+    except (Failure, Refused) as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
     except NOT_NOW as problem:
         print(f"error: a program of the network stopped answering: {problem}; logs are in {net.dir / 'logs'}", file=sys.stderr)
+        return 1
+    except OSError as problem:
+        # A full disk, a directory that went away, too many open files: the system's own words name the file.
+        print(f"error: {problem}", file=sys.stderr)
         return 1
     finally:
         if net.processes:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # A whole Alice network on this machine: validators, a parameter server and miners, real text, real coins.
 # Sets the machine up (scripts/setup.sh), builds, and runs scripts/localnet.py, which does the work.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 
 case " $* " in *" --help "* | *" -h "*) exec python3 "$ALICE_ROOT/scripts/localnet.py" --help ;; esac
 

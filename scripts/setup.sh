@@ -6,18 +6,20 @@
 #   3. libtorch          the CPU part of PyTorch's own wheel (486 MB instead of 4.7 GB), checked by hash on Linux
 #   4. text              the small public-domain corpus that localnet trains on, checked by hash
 #   5. polkadot.js       @polkadot/api for the check under tests/ (only with --tests)
+#   6. check tools       cargo-deny and mdBook, prebuilt and pinned by hash (only with --tests)
 #
 # Everything but the system packages goes to $HOME/.cache/alice.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 # shellcheck source=scripts/env.sh
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 
 usage() {
 	cat <<'USAGE'
 usage: scripts/setup.sh [--no-node] [--tests]
 
   --no-node   leave out what only the chain node needs (the wasm toolchain)
-  --tests     also install what the test suite needs (node.js packages for the polkadot.js check, python3-venv)
+  --tests     also install what the test suite needs (node.js packages for polkadot.js, python3-venv, cargo-deny, mdBook)
 USAGE
 }
 with_node=1 with_tests=0
@@ -71,7 +73,12 @@ case "$(uname -s)/$(uname -m)" in
 Linux/x86_64 | Darwin/arm64) ;;
 *) die "there is no libtorch for $(uname -s) on $(uname -m) here: x86-64 Linux and Apple Silicon are supported" ;;
 esac
-command -v cargo >/dev/null || die "no Rust toolchain: install one from https://rustup.rs (1.95 or newer), then run this again"
+# Cargo.toml holds the one statement of the oldest compiler; cargo itself would name it only after minutes of building.
+rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ALICE_ROOT/Cargo.toml")
+command -v cargo >/dev/null || die "no Rust toolchain: install one from https://rustup.rs ($rust_needed or newer), then run this again"
+rust_found=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '%s\n%s\n' "$rust_needed" "${rust_found%%-*}" | sort -V | head -n 1)" = "$rust_needed" ] ||
+	die "the Rust toolchain is $rust_found, and $rust_needed or newer is needed: rustup update stable"
 
 # --- 1. system packages -----------------------------------------------------------------------------------------
 case "$(uname -s)" in
@@ -203,7 +210,7 @@ fetch_corpus() {
 }
 [ -d "$ALICE_CACHE/corpus-sotu" ] || fetch_corpus
 
-# --- 5. what tests compare with: polkadot.js, and Python environments for other people's programs -----------------------
+# --- 5. what tests compare with: polkadot.js, and Python environments for third-party tools ------------------------------
 if [ $with_tests = 1 ]; then
 	node_is_recent() {
 		command -v npm >/dev/null && node -e 'process.exit(Number(process.versions.node.split(".")[0]) >= 18 ? 0 : 1)' 2>/dev/null
@@ -229,6 +236,17 @@ if [ $with_tests = 1 ]; then
 		cp "$ALICE_ROOT"/tests/polkadot-js/package.json "$ALICE_ROOT"/tests/polkadot-js/package-lock.json "$js/"
 		(cd "$js" && npm ci --silent --no-audit --no-fund) || die "npm could not install @polkadot/api"
 		touch "$js/.ready"
+	fi
+
+	# --- 6. check tools -------------------------------------------------------------------------------------------
+	if ! cmp -s "$ALICE_ROOT/scripts/tools.txt" "$ALICE_CACHE/tools/.installed"; then
+		say "installing cargo-deny and mdBook (prebuilt, pinned by hash)"
+		rm -rf "$ALICE_CACHE/tools"
+		python3 -m venv "$ALICE_CACHE/tools" || die "python3 could not make an environment in $ALICE_CACHE/tools"
+		"$ALICE_CACHE/tools/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+			--require-hashes --requirement "$ALICE_ROOT/scripts/tools.txt" ||
+			die "pip could not install the tools of scripts/tools.txt (PyPI must be reachable)"
+		cp "$ALICE_ROOT/scripts/tools.txt" "$ALICE_CACHE/tools/.installed"
 	fi
 fi
 say "set-up complete ($ALICE_CACHE)"

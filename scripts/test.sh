@@ -2,8 +2,9 @@
 # Everything that CI runs. Sets the machine up first (scripts/setup.sh).
 #   scripts/test.sh          all of it
 #   scripts/test.sh --fast   without what needs the chain node
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"
 cd "$ALICE_ROOT"
 
 fast=0
@@ -28,9 +29,19 @@ fi
 say "formatting"
 cargo fmt --all --check
 
-say "dependency rules and documents"
+say "dependency rules, documents, style"
 python3 scripts/check-architecture.py
 python3 scripts/check-docs.py
+python3 scripts/tidy.py
+if [ -x "$ALICE_CACHE/tools/bin/mdbook" ]; then
+	book=$(mktemp -d)
+	"$ALICE_CACHE/tools/bin/mdbook" build docs --dest-dir "$book" >/dev/null
+	python3 scripts/check-docs.py --book "$book"
+	rm -rf "$book"
+	"$ALICE_CACHE/tools/bin/cargo-deny" --log-level error check licenses bans sources
+else
+	say "skipped: the book's build and cargo-deny, which scripts/setup.sh --tests installs"
+fi
 
 say "scripts, and a second reader of the update format"
 python3 tests/scripts.py
@@ -56,13 +67,8 @@ if [ $fast = 0 ]; then
 	python3 tests/e2e.py --dir "$network" || die "the end-to-end test failed; logs and state are in $network"
 	rm -rf "$network"
 
-	say "exported weights in other people's programs"
+	say "exported weights in third-party tools"
 	python3 tests/weights.py --built
 fi
 
-for tool in cargo-deny mdbook; do
-	command -v $tool >/dev/null || say "$tool is not installed: its check was skipped"
-done
-if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; fi
-if command -v mdbook >/dev/null; then mdbook build docs >/dev/null; fi
 say "all passed after $((SECONDS - started)) s"
