@@ -2,13 +2,16 @@
 
 * links between files of the repository lead somewhere, headings after `#` included;
 * the book's contents (docs/SUMMARY.md) name every page;
-* every field of a run specification is in docs/spec/run-specification.md;
+* pages and headings that the code names exist;
+* every field of a run specification is in docs/spec/run-specification.md, and the constants in docs/spec/protocol.md are
+  those of the code;
 * with `--book DIR`: every link of the built book leads to a file of the book.
 """
 
 import html.parser
 import pathlib
 import re
+import subprocess
 import sys
 import urllib.parse
 
@@ -52,6 +55,41 @@ def check_contents(broken):
             broken.append(f"docs/{name} is not in docs/SUMMARY.md")
 
 
+def check_references(broken):
+    """Pages that comments and messages of the code name, as docs/spec/page.md#heading."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.rs", "*.py", "*.sh", "*.toml"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()
+    for name in listed:
+        source = ROOT / name
+        text = source.read_text() if source.exists() else ""
+        for path, anchor in re.findall(r"(?<![\w/.])(docs/[\w/-]+\.md)(?:#([\w-]+))?", text):
+            page = ROOT / path
+            if path == "docs/spec/page.md":  # the example in the text of these checks
+                continue
+            if not page.exists():
+                broken.append(f"{name} names {path}, which is not there")
+            elif anchor and anchor not in anchors(page):
+                broken.append(f"{name} names {path}#{anchor}, and there is no such heading")
+
+
+def check_specification(broken):
+    """Fields of the run specification, and the constants of the protocol's tables."""
+    page = (ROOT / "docs/spec/run-specification.md").read_text()
+    for source in sorted((ROOT / "crates/spec/src").glob("*.rs")):
+        for structure, body in re.findall(r"pub struct (\w+Spec) \{(.*?)\n\}", source.read_text(), re.S):
+            for field in re.findall(r"pub (\w+):", body):
+                if not re.search(rf"`\[?(\w+\.)?{field}\]?`", page):
+                    broken.append(f"docs/spec/run-specification.md lacks the field {field} of {structure}")
+    constants = (ROOT / "docs/spec/protocol.md").read_text().partition("Constants of the code")[2].partition("\n## ")[0]
+    folders = ("crates", "ps", "miner", "pallets", "runtime")
+    code = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.rs"))
+    for name in re.findall(r"`([A-Z][A-Z_]+)`", constants):
+        if not re.search(rf"const {name}\b", code):
+            broken.append(f"docs/spec/protocol.md lists the constant {name}, which the code does not have")
+
+
 class Links(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
@@ -81,6 +119,8 @@ def main():
     else:
         done = f"documents: links and contents hold for {check_links(broken)} pages"
         check_contents(broken)
+        check_references(broken)
+        check_specification(broken)
     for line in broken:
         print(f"error: {line}", file=sys.stderr)
     if not broken:
