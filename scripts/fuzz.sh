@@ -2,7 +2,7 @@
 # Fuzzes the decoders of what comes from outside: fuzz/fuzz_targets. Needs a nightly compiler (rustup toolchain install
 # nightly); not part of test.sh. Corpora stay in fuzz/corpus.
 #   scripts/fuzz.sh                  every target, 1,000,000 cases each
-#   scripts/fuzz.sh update 50000     one target, so many cases
+#   scripts/fuzz.sh update 50000     one target, 50,000 cases
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/env.sh"

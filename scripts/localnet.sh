@@ -7,7 +7,7 @@ set -euo pipefail
 
 case " $* " in *" --help "* | *" -h "*) exec python3 "$ALICE_ROOT/scripts/localnet.py" --help ;; esac
 
-# Wrong arguments are told now, not after the build.
+# Refuses wrong arguments now, not after the build.
 python3 "$ALICE_ROOT/scripts/localnet.py" --check-arguments "$@"
 started=$(date +%s)
 "$ALICE_ROOT/scripts/setup.sh"

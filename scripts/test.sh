@@ -59,6 +59,12 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
 	cargo test --locked "${packages[@]}" --no-fail-fast
 fi
+
+say "documentation tests and examples"
+cargo test --locked --doc --quiet "${packages[@]}"
+examples=$CARGO_TARGET_DIR/debug/examples
+"$examples/decode_update" crates/update/golden/update-2bit.alu
+"$examples/train_one_task"
 say "tested after $((SECONDS - started)) s"
 
 if [ $fast = 0 ]; then

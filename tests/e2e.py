@@ -144,6 +144,8 @@ class Disturbed(localnet.Localnet):
         self.check_miners()
         self.check_audit()
         self.check_weights()
+        self.check_auditors_program()
+        self.check_closed_pipes()
         self.check_mistakes()
         self.check_polkadot_js()
 
@@ -216,6 +218,41 @@ class Disturbed(localnet.Localnet):
             file.write(bytes([byte ^ 1]))
         fails(1, shard.name, *verify)
         note(f"weights: the folder of epoch {done['epoch']} is the model that the chain has signed; with one bit flipped it is refused")
+
+    def check_auditors_program(self):
+        """`alice`, which is built without libtorch, comes to the same results; so do the examples of the libraries."""
+        alice, address = BIN / "alice", self.miners[0]["address"]
+        account = self.miners[0]["account"]
+        text = output(alice, "audit", "--ps", self.ps_url, "--chain", self.ws_url, "--json")
+        equal("what `alice audit` prints", text, output(BIN / "alice-ps", "audit", "--ps", self.ps_url, "--chain", self.ws_url, "--json"))
+        held = localnet.alice(self.chain.balance(account))
+        for program in ([alice, "balance"], [BIN / "examples" / "balance"]):
+            shown = output(*program, "--chain", self.ws_url, address)
+            if held not in shown:
+                raise Failure(f"{' '.join(map(str, program))} does not show {held} ALICE for {address}: {shown}")
+        folder = self.dir / "weights-by-alice"
+        output(alice, "export", "--ps", self.ps_url, "--chain", self.ws_url, "--type", "f32", "--out", folder)
+        output(alice, "verify", "--model", folder, "--run", self.spec_file, "--chain-spec", self.dir / "chain.json")
+        output(BIN / "examples" / "verify_folder", folder, self.spec_file)
+        note("alice: the auditor's program and the libraries' examples come to the same numbers")
+
+    def check_closed_pipes(self):
+        """A reader that has seen enough closes the pipe: every command ends quietly."""
+        data = self.dir / "miners" / "0"
+        for command in (
+            [BIN / "alice-node", "verify-genesis", "--chain", self.dir / "chain.json"],
+            [BIN / "alice-miner", "receipts", "--json", "--data-dir", data],
+            [BIN / "alice-miner", "plan", "--run", "dev"],
+            [BIN / "alice-miner", "devices"],
+            [BIN / "alice-ps", "spec", "check", self.spec_file],
+            [BIN / "alice-ps", "audit", "--ps", self.ps_url, "--json"],
+        ):
+            child = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            child.stdout.close()
+            said = child.stderr.read()
+            if child.wait(60) != 0 or "panicked" in said or "Broken pipe" in said:
+                raise Failure(f"{' '.join(map(str, command))} into a closed pipe: code {child.returncode}, {said}")
+        note("closed pipes: commands end quietly when nobody reads on")
 
     def check_mistakes(self):
         config, ps, miner = self.dir / "ps" / "ps.toml", BIN / "alice-ps", BIN / "alice-miner"
