@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use codec::{Decode, DecodeWithMemTracking, Encode, MaxEncodedLen};
 use scale_info::TypeInfo;
 
-/// What the parameter servers agree on for one epoch (protocol §7). Commitments form a chain by `parent`.
+/// What the parameter servers agree on for one epoch (docs/spec/protocol.md#settlement). Commitments form a chain by
+/// `parent`.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, MaxEncodedLen, TypeInfo)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
 pub struct Commitment {

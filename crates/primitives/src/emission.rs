@@ -1,4 +1,4 @@
-//! The schedule of ALICE: a pure integer function of the epoch number (protocol §8).
+//! The schedule of ALICE: a pure integer function of the epoch number (docs/spec/emission.md).
 //!
 //! `C(n)` is what may have been issued before epoch `n`; an epoch's budget is the difference `C(n+1) − C(n)`. So the
 //! total of an era is exact, and budgets inside an era differ by at most one planck.

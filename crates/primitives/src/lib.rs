@@ -13,9 +13,11 @@ extern crate alloc;
 pub mod commitment;
 pub mod emission;
 pub mod pages;
+pub mod settlement;
 pub mod tags;
 
 pub use commitment::{Commitment, quorum};
+pub use settlement::SettlementStatus;
 
 /// A 32-byte BLAKE3 digest, account id or public key.
 pub type Hash = [u8; 32];

@@ -1,4 +1,4 @@
-//! Payout pages and the Merkle tree over them (protocol §7, `docs/spec/merkle-pages.md`).
+//! Payout pages and the Merkle tree over them (`docs/spec/merkle-pages.md`).
 //!
 //! A leaf is the hash of a whole page with its epoch and index; leaves and nodes have different domain tags, and the
 //! proof's length is fixed by the number of pages, so that no node can be passed off as a leaf.
