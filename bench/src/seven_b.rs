@@ -3,8 +3,8 @@
 use crate::gradient;
 use crate::measure::{Table, cpu_seconds, peak_memory};
 use alice_spec::{RunSpec, TensorShape};
-use alice_update::aggregate::{self, Mean, Published};
-use alice_update::{Encoded, Encoder, Entries, Header, Layout, Received, decode};
+use alice_update::aggregate::{self, EncodedAggregate, WeightedMean};
+use alice_update::{EncodedUpdate, Encoder, EncoderOutput, Entries, Header, Layout, decode};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::ops::Range;
@@ -43,7 +43,7 @@ impl Case {
     }
 
     /// The update of miner `number`.
-    fn encode(&self, number: u64, clocks: &mut Clocks) -> Result<Encoded> {
+    fn encode(&self, number: u64, clocks: &mut Clocks) -> Result<EncoderOutput> {
         let header = Header {
             run_hash: self.spec.run_hash(),
             epoch: 1,
@@ -85,17 +85,17 @@ pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> 
     let (mut received, mut checking) = (Vec::new(), Clock::default());
     for number in 0..miners {
         let bytes = case.encode(number, &mut Clocks::default())?.bytes;
-        received.push(checking.time(|| Received::check(&case.layout, update, bytes))?);
+        received.push(checking.time(|| EncodedUpdate::check(&case.layout, update, bytes))?);
     }
     let (before, mut publishing) = (peak_memory(), Clock::default());
-    let mean = Mean {
+    let mean = WeightedMean {
         fragments: std::slice::from_ref(&case.layout),
         updates: received.iter().map(|update| (0, update, 1.0)).collect(),
         entry_weight: case.spec.outer.entry_weight,
     };
-    let published = publishing.time(|| aggregate::publish(&case.layout, update.publish_bits, &mean, [1; 32]));
+    let published = publishing.time(|| aggregate::encode_aggregate(&case.layout, update.publish_bits, &mean, [1; 32]));
     let mut reading = Clock::default();
-    let d = reading.time(|| Published::check(&case.layout, published))?;
+    let d = reading.time(|| EncodedAggregate::check(&case.layout, published))?;
     let mib = |bytes: u64| bytes >> 20;
     let sent: usize = received.iter().map(|update| update.count()).sum();
     let rows = vec![

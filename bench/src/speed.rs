@@ -3,7 +3,7 @@
 use crate::gradient;
 use crate::measure::{Table, median};
 use crate::table::{CHUNK, spec};
-use alice_update::{Encoded, Encoder, Header, Layout, decode};
+use alice_update::{Encoder, EncoderOutput, Header, Layout, decode};
 use anyhow::{Context, Result};
 use pulp::{Arch, Simd, WithSimd};
 use serde_json::json;
@@ -35,7 +35,7 @@ fn read_pass(values: &[f32]) -> u32 {
     Arch::new().dispatch(ReadPass(values))
 }
 
-fn encode(layout: &Layout, k_max: u32, budget: u64, values: &[f32], threads: usize) -> Result<Encoded> {
+fn encode(layout: &Layout, k_max: u32, budget: u64, values: &[f32], threads: usize) -> Result<EncoderOutput> {
     let spec = spec(k_max, budget);
     let mut encoder = Encoder::new(layout, &spec)?.threads(threads);
     encoder.push(values)?;

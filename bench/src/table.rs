@@ -3,7 +3,7 @@
 use crate::gradient;
 use crate::measure::Table;
 use alice_spec::UpdateSpec;
-use alice_update::{Encoded, Header, Layout, encode};
+use alice_update::{EncoderOutput, Header, Layout, encode};
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -27,7 +27,7 @@ fn log2_choose(len: usize, count: usize) -> f64 {
 }
 
 /// The update whose density is nearest to the goal from below, by its budget.
-fn at_density(layout: &Layout, values: &[f32], goal: f64) -> Result<(u64, Encoded)> {
+fn at_density(layout: &Layout, values: &[f32], goal: f64) -> Result<(u64, EncoderOutput)> {
     let (mut low, mut high) = (VALUES as u64 / 4096, VALUES as u64);
     let mut best = None;
     while high - low > low / 2000 + 1 {

@@ -3,14 +3,14 @@
 
 use alice_update::{
     Entries, Layout,
-    aggregate::{Published, decode_published},
+    aggregate::{EncodedAggregate, decode_aggregate},
 };
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let layout = Layout::new(&[10, 256, 0, 1000, 1, 513], 256);
-    let decoded = decode_published(&layout, data);
-    let published = Published::check(&layout, data.to_vec());
+    let decoded = decode_aggregate(&layout, data);
+    let published = EncodedAggregate::check(&layout, data.to_vec());
     assert_eq!(decoded.is_ok(), published.is_ok());
     if let (Ok(sparse), Ok(published)) = (decoded, published) {
         assert!(published.entries().eq(sparse.entries()));

@@ -2,16 +2,16 @@
 //! gets behind them.
 #![no_main]
 
-use alice_update::{FeedbackError, Ledger, Precision, ResidualReader, ResidualWriter};
+use alice_update::{FeedbackError, PendingUpdates, ResidualDtype, ResidualReader, ResidualWriter};
 use libfuzzer_sys::fuzz_target;
 
 const PARAMETERS: usize = 16;
 
 fuzz_target!(|data: &[u8]| {
-    let _ = Ledger::from_bytes(data, 0..PARAMETERS);
+    let _ = PendingUpdates::from_bytes(data, 0..PARAMETERS);
     let mut whole = data.to_vec();
     whole.extend(alice_primitives::tagged_hash("alice/feedback/v2", &[data]));
-    if let Ok(mut ledger) = Ledger::from_bytes(&whole, 0..PARAMETERS) {
+    if let Ok(mut ledger) = PendingUpdates::from_bytes(&whole, 0..PARAMETERS) {
         assert_eq!(ledger.to_bytes(), whole, "what reads back must be what was written");
         for id in ledger.pending() {
             ledger.refused(id);
@@ -24,7 +24,7 @@ fuzz_target!(|data: &[u8]| {
         );
     }
     // A residual of one block: the head, its values, their checksum.
-    for precision in [Precision::F32, Precision::Bf16] {
+    for precision in [ResidualDtype::F32, ResidualDtype::Bf16] {
         let mut residual = ResidualWriter::create(Vec::new(), 0..PARAMETERS as u64, 1, precision).unwrap();
         residual.push(&[0.0; PARAMETERS]).unwrap();
         let mut bytes = residual.finish().unwrap();

@@ -2,7 +2,7 @@
 #![no_main]
 
 use alice_spec::UpdateSpec;
-use alice_update::{Entries, Layout, Received, decode};
+use alice_update::{Entries, Layout, EncodedUpdate, decode};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
         publish_bits: 8,
     };
     let decoded = decode(&layout, &spec, bytes);
-    let received = Received::check(&layout, &spec, bytes.to_vec());
+    let received = EncodedUpdate::check(&layout, &spec, bytes.to_vec());
     // Both readers are of the same mind.
     assert_eq!(received.as_ref().err(), decoded.as_ref().err());
     if let (Ok(update), Ok(received)) = (decoded, received) {

@@ -3,7 +3,8 @@
 
 use crate::arm::{Arm, Codec, Outer};
 use alice_data::{Manifest, TokenSource, permutation};
-use alice_model::{Device, Llama, init_theta};
+use alice_init::init_theta;
+use alice_model::{Device, Llama};
 use alice_primitives::tagged_hash;
 use alice_spec::{RunSpec, UpdateSpec};
 use alice_trainer::AdamW;
@@ -152,10 +153,10 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
                 None => mean,
                 Some(bits) => {
                     let seed = tagged_hash("alice/lab/rounding", &[&seed.to_le_bytes(), &round.to_le_bytes()]);
-                    let bytes = aggregate::publish(layout, bits, &mean, seed);
+                    let bytes = aggregate::encode_aggregate(layout, bits, &mean, seed);
                     published += 1;
                     outcome.published_bytes += bytes.len() as f64;
-                    aggregate::decode_published(layout, &bytes)?
+                    aggregate::decode_aggregate(layout, &bytes)?
                 }
             };
             outer_step(arm, &mut theta, &mut velocity, &mean, layout.covered());

@@ -6,7 +6,8 @@ use crate::experiments::{self, Scale};
 use crate::network::{self, Bench};
 use crate::report::{Summary, dots};
 use alice_data::{TokenSource, permutation};
-use alice_model::{Device, Llama, TorchOracle, init_theta};
+use alice_init::init_theta;
+use alice_model::{Device, Llama, TorchOracle};
 use alice_primitives::tagged_hash;
 use alice_score::{Candidate, LossOracle, Paired, lower_median, paired, reference_norm, score_round};
 use alice_spec::RunSpec;
@@ -374,7 +375,7 @@ impl Round<'_> {
                     .map(|(id, update)| Candidate {
                         id: [id; 32],
                         miner: [id; 32],
-                        proven: true,
+                        has_accepted_work: true,
                         fragment: 0,
                         update: update.clone(),
                     })

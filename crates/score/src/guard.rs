@@ -1,13 +1,17 @@
-//! The guard (protocol §6.4): the model takes a step only if a second split does not speak against it.
+//! The step guard (docs/spec/scoring.md#step-guard): a backtracking line search on a second split, which shares no
+//! sequence with the scoring split.
+//!
+//! It refuses only what is *significantly* worse, so noise does not stop training; but a run can never silently train
+//! backwards. [`guarded_step`] finds the step size, [`confirm_step`] looks at the scoring split once more.
 
 use crate::stats::paired;
-use crate::{LossOracle, OracleError, baseline, elsewhere, losses};
+use crate::{LossOracle, OracleError, baseline, losses, with_perturbation};
 use alice_update::{Entries, aggregate};
 
-/// α is halved at most this often before the step is skipped.
+/// α is halved at most this often before the step is skipped: an eighth of a step that still hurts points the wrong way.
 pub const HALVINGS_MAX: u32 = 3;
 
-/// The step as taken.
+/// Decision of the step guard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardResult {
     /// α of the step; zero if it was skipped.
@@ -16,17 +20,20 @@ pub struct GuardResult {
     pub halvings: u32,
     /// Losses of θ(e) on the guard split, nats per token.
     pub before: Vec<f64>,
-    /// Losses on the guard split after the step; after the last refused attempt where the step was skipped, so that the
-    /// refusal can be checked.
+    /// Losses on the guard split after the step; of the last refused attempt if the step was skipped, so that the refusal
+    /// can be checked.
     pub after: Vec<f64>,
 }
 
-/// Whether to take the step θ(e+1) = θ(e) − α·D, and with which of α, α/2, α/4, α/8: the first that the guard split does
-/// not refuse. The mean fall of the loss must not be below −z standard errors, and every loss must be finite.
+/// Step size of θ(e+1) = θ(e) − α·D: the first of α, α/2, α/4, α/8 that the guard split does not refuse, or zero. A step
+/// is refused if the mean fall of the loss is below −z standard errors, or if a loss is not finite.
 ///
 /// `d` is the *decoded* published aggregate, so that everybody takes the same step. `theta` is θ(e); it is moved for the
-/// measurement, and is θ(e) bit for bit afterwards, also after an error: the step itself is [`aggregate::apply`] with
+/// measurement, and is θ(e) bit for bit afterwards, also after an error. The step itself is [`aggregate::apply`] with
 /// [`GuardResult::alpha_used`].
+///
+/// # Errors
+/// If the server could not evaluate.
 pub fn guarded_step(
     oracle: &mut dyn LossOracle,
     theta: &mut [f32],
@@ -36,6 +43,7 @@ pub fn guarded_step(
     guard_split: &[u32],
 ) -> Result<GuardResult, OracleError> {
     let before = baseline(oracle, theta, guard_split)?;
+    // Without entries every step is the same point.
     if d.entries().next().is_none() {
         return Ok(GuardResult {
             alpha_used: 0.0,
@@ -47,12 +55,12 @@ pub fn guarded_step(
     let mut alpha_used = alpha;
     let mut last_refused = Vec::new();
     for halvings in 0..=HALVINGS_MAX {
-        let after = elsewhere(theta, d, |point| {
+        let after = with_perturbation(theta, d, |point| {
             aggregate::apply(point, d, alpha_used);
             losses(oracle, point, guard_split)
         })?;
         let fall = paired(&before, &after);
-        // Written so that NaN refuses.
+        // Every comparison with NaN is false, so a NaN anywhere refuses.
         if fall.mean.is_finite() && (fall.mean >= 0.0 || fall.mean >= -z * fall.standard_error) {
             return Ok(GuardResult {
                 alpha_used,
@@ -70,4 +78,36 @@ pub fn guarded_step(
         before,
         after: last_refused,
     })
+}
+
+/// Losses on the scoring split after the step that the guard chose. If one is not finite, the step is skipped after all
+/// (`guard.alpha_used` becomes zero): what the guard split did not show the other one did, and no step is better than a
+/// broken model.
+///
+/// `losses_before` are the losses of θ(e) on the scoring split; they are the result if there is no step. `theta` is θ(e)
+/// bit for bit afterwards, also after an error.
+///
+/// # Errors
+/// If the server could not evaluate.
+pub fn confirm_step(
+    oracle: &mut dyn LossOracle,
+    theta: &mut [f32],
+    d: &impl Entries,
+    guard: &mut GuardResult,
+    scoring_split: &[u32],
+    losses_before: &[f64],
+) -> Result<Vec<f64>, OracleError> {
+    if guard.alpha_used == 0.0 {
+        return Ok(losses_before.to_vec());
+    }
+    let after = with_perturbation(theta, d, |point| {
+        aggregate::apply(point, d, guard.alpha_used);
+        losses(oracle, point, scoring_split)
+    })?;
+    if after.iter().all(|loss| loss.is_finite()) {
+        Ok(after)
+    } else {
+        guard.alpha_used = 0.0;
+        Ok(losses_before.to_vec())
+    }
 }

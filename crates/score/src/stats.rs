@@ -10,7 +10,7 @@ pub struct Paired {
 }
 
 /// Pairs two lists of losses over the same sequences. Pairing removes the spread *between* sequences, which is far larger
-/// than what one update changes. If the lists differ in length, the common part counts.
+/// than the change that one update makes. If the lists differ in length, the common part counts.
 pub fn paired(before: &[f64], after: &[f64]) -> Paired {
     let differences = || before.iter().zip(after).map(|(before, after)| before - after);
     let n = differences().count();
@@ -42,7 +42,7 @@ impl Paired {
     }
 }
 
-/// Evidence of several measurements of one key (protocol §5).
+/// Evidence of several measurements of one key (docs/spec/scoring.md#acceptance-gate).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pooled {
     /// s̄ = Σ(s/SE²) / Σ(1/SE²), nats per token.
@@ -51,8 +51,9 @@ pub struct Pooled {
     pub z: f64,
 }
 
-/// Pools measurements by the inverse of their variances. One without any spread outweighs all that have some: then such
-/// ones alone are averaged, and z is infinite with the mean's sign. Nothing at all is no evidence.
+/// Pools measurements by the inverse of their variances. A measurement without any spread outweighs all that have some:
+/// if there are such, they alone are averaged, and z is infinite with the mean's sign. No measurement is no evidence:
+/// mean and z are zero.
 pub fn pooled(measurements: &[Paired]) -> Pooled {
     let exact = || measurements.iter().filter(|m| m.standard_error == 0.0);
     let count = exact().count();

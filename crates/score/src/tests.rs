@@ -71,11 +71,11 @@ fn update(towards: f32, noisy: f32, size: f32, seed: u64) -> Update {
     }
 }
 
-fn candidate(id: u8, proven: bool, update: Update) -> Candidate {
+fn candidate(id: u8, has_accepted_work: bool, update: Update) -> Candidate {
     Candidate {
         id: [id; 32],
         miner: [id; 32],
-        proven,
+        has_accepted_work,
         fragment: 0,
         update,
     }
@@ -123,7 +123,7 @@ fn a_keys_evidence_should_be_pooled_over_its_submissions() {
     let alone = all.iter().map(|c| {
         let one = Candidate {
             miner: c.id,
-            proven: true,
+            has_accepted_work: true,
             ..c.clone()
         };
         score(&[one], Some(1.0)).decisions.remove(0)
@@ -306,8 +306,8 @@ fn newcomers_should_have_to_beat_the_best_of_their_number() {
         values: update(0.0, 1.0, 1.0, seed).values,
         ..weak
     };
-    let crowd = |proven: bool| -> bool {
-        let mut all = vec![candidate(0, proven, weak.clone())];
+    let crowd = |has_accepted_work: bool| -> bool {
+        let mut all = vec![candidate(0, has_accepted_work, weak.clone())];
         all.extend((1..=99).map(|id| candidate(id, false, update(-0.1, 0.0, 1.0, 1))));
         let round = score_round(
             &mut oracle(),

@@ -101,7 +101,7 @@ pub struct Network {
     root: Hash,
     last_aggregate: Sparse,
     median_norms: Vec<Option<f32>>,
-    proven: BTreeSet<Hash>,
+    keys_with_accepted_work: BTreeSet<Hash>,
     machines: Vec<Miner>,
     state: State,
     round: Option<Round>,
@@ -143,7 +143,7 @@ impl Network {
             theta_before: theta.clone(),
             last_aggregate: Sparse::default(),
             median_norms: vec![None; fragments.len()],
-            proven: BTreeSet::new(),
+            keys_with_accepted_work: BTreeSet::new(),
             machines: (0..).zip(machines).map(miner).collect(),
             state: State::default(),
             round: None,
@@ -256,7 +256,8 @@ impl Network {
                 self.chain.pay(epoch, self.scores.get(&epoch).unwrap_or(&none), block);
                 None
             }
-            Effect::Record { .. } => None,
+            // The simulated chain keeps its blocks, so the seed of a round is never missing.
+            Effect::Record { .. } | Effect::Void { .. } => None,
         })
     }
 
@@ -385,7 +386,7 @@ impl Network {
         Ok(encoded.bytes)
     }
 
-    /// Decides the round and makes the model's step (protocol §5, §6). Whether somebody is to be paid.
+    /// Decides the round and makes the model's step (docs/spec/protocol.md#scoring). Whether somebody is to be paid.
     fn score(&mut self, epoch: u32) -> Result<bool, SimError> {
         let Some(round) = self.round.take() else {
             return Ok(false);
@@ -397,7 +398,7 @@ impl Network {
                 Ok(update) => candidates.push(Candidate {
                     id: arrival.id,
                     miner: arrival.key,
-                    proven: self.proven.contains(&arrival.key),
+                    has_accepted_work: self.keys_with_accepted_work.contains(&arrival.key),
                     fragment: arrival.fragment,
                     update,
                 }),
@@ -421,7 +422,7 @@ impl Network {
             };
             if decision.accepted {
                 *scores.entry(arrival.machine as u32).or_default() += decision.score;
-                self.proven.insert(arrival.key);
+                self.keys_with_accepted_work.insert(arrival.key);
             }
             let refusal = (!decision.accepted).then_some(match decision.outcome {
                 alice_score::Outcome::Degenerate => "degenerate",
@@ -488,7 +489,7 @@ impl Network {
             return Ok(0.0);
         }
         let ids: Vec<Hash> = accepted.iter().map(|a| a.0).collect();
-        let mean = aggregate::Mean {
+        let mean = aggregate::WeightedMean {
             fragments: &self.fragments,
             updates: accepted.iter().map(|a| (a.1, a.2, a.3)).collect(),
             entry_weight: self.spec.outer.entry_weight,
@@ -497,9 +498,9 @@ impl Network {
             EXACT => Sparse::of(&mean),
             bits => {
                 let seed = aggregate::rounding_seed(&self.root, &ids);
-                let published = aggregate::publish(&self.whole, bits, &mean, seed);
+                let published = aggregate::encode_aggregate(&self.whole, bits, &mean, seed);
                 self.published_bytes += published.len() as u64;
-                aggregate::decode_published(&self.whole, &published)?
+                aggregate::decode_aggregate(&self.whole, &published)?
             }
         };
         let (alpha, z) = (self.spec.outer.alpha as f32, self.spec.score.z);

@@ -1,5 +1,5 @@
-//! What the published aggregate D costs (protocol §6.3): its bytes and its error at 2, 4 and 8 bits a level, for 1 to 100
-//! accepted updates of two densities.
+//! What the published aggregate D costs (docs/spec/protocol.md#published-aggregate): its bytes and its error at 2, 4
+//! and 8 bits a level, for 1 to 100 accepted updates of two densities.
 //!
 //! `cargo run --release -p alice-update --example published_deltas -- [parameters]`
 //!
@@ -61,8 +61,8 @@ fn row_of(layout: &Layout, common: f32, kept: u32) -> Result<(), Box<dyn std::er
         let mean = aggregate::mean(layout, &all, 1);
         let (mut sizes, mut errors) = (String::new(), String::new());
         for bits in BITS {
-            let published = aggregate::publish(layout, bits, &mean, [bits; 32]);
-            let d = aggregate::decode_published(layout, &published)?;
+            let published = aggregate::encode_aggregate(layout, bits, &mean, [bits; 32]);
+            let d = aggregate::decode_aggregate(layout, &published)?;
             sizes += &format!(" {:>8}", published.len());
             errors += &format!(" {:>8.4}", relative_error(&d, &mean));
         }

@@ -3,7 +3,7 @@
 use crate::bits::BitReader;
 use crate::error::{DecodeError, Place};
 use crate::layout::Layout;
-use crate::levels::{Levels, scale};
+use crate::quantizer::{Levels, scale};
 use crate::rate::{CountForm, explicit_bits};
 use crate::sparse::{Entries, Header, Update};
 use crate::walk::{Format, Walk};
@@ -31,7 +31,7 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
 /// An update as it was received, checked from end to end. Its entries are decoded as they are walked: whoever judges a round has
 /// all of its updates at once, and they have seven to ten times as many bytes decoded as encoded.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct EncodedUpdate {
     header: Header,
     format: UpdateFormat,
     layout: Layout,
@@ -39,7 +39,7 @@ pub struct Received {
     entries: usize,
 }
 
-impl Received {
+impl EncodedUpdate {
     /// Checks all of `bytes`; errors are those of [`decode`].
     pub fn check(layout: &Layout, spec: &UpdateSpec, bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let (header, format) = open(layout, spec, &bytes)?;
@@ -59,7 +59,7 @@ impl Received {
     }
 }
 
-impl Entries for Received {
+impl Entries for EncodedUpdate {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
         Walk::new(self.format, &self.layout, body(&self.bytes)).checked()
     }

@@ -1,15 +1,15 @@
 //! The encoder: values come in any pieces, only the candidates of each chunk stay.
 
 use crate::bits::BitWriter;
+use crate::candidates::{Segment, Selector};
 use crate::codec::{HEADER_BYTES, header_bytes};
 use crate::error::EncodeError;
-use crate::largest::Largest;
 use crate::layout::{Chunks, Layout};
-use crate::levels::{Levels, scale};
-use crate::rate::{CountForm, Plan, Rate};
+use crate::quantizer::{Levels, scale};
+use crate::rate::{BitAllocation, CountForm, RateControl};
 use crate::rice;
-use crate::select::{Segment, Selector};
 use crate::sparse::{Header, Update};
+use crate::top_k::Largest;
 use alice_spec::UpdateSpec;
 use pulp::Arch;
 use std::ops::Range;
@@ -19,7 +19,7 @@ const SEGMENT_CHUNKS: usize = 256;
 
 /// An encoded update.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
+pub struct EncoderOutput {
     /// What goes over the wire, at most `budget_bytes`.
     pub bytes: Vec<u8>,
     /// What the receiver decodes from it, bit for bit.
@@ -44,7 +44,12 @@ pub struct BitCount {
 /// Encodes the most of `values` that fits the budget. The same input gives the same bytes on every machine.
 ///
 /// `values` is d + residual over what the layout covers.
-pub fn encode(layout: &Layout, spec: &UpdateSpec, header: &Header, values: &[f32]) -> Result<Encoded, EncodeError> {
+pub fn encode(
+    layout: &Layout,
+    spec: &UpdateSpec,
+    header: &Header,
+    values: &[f32],
+) -> Result<EncoderOutput, EncodeError> {
     let mut encoder = Encoder::new(layout, spec)?;
     if values.len() != layout.covered().len() {
         return Err(encoder.length(values.len()));
@@ -198,7 +203,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Chooses what fits the budget and writes it.
-    pub fn finish(self, header: &Header) -> Result<Encoded, EncodeError> {
+    pub fn finish(self, header: &Header) -> Result<EncoderOutput, EncodeError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
@@ -212,7 +217,7 @@ impl<'a> Encoder<'a> {
             budget_bytes: self.spec.budget_bytes,
             chunks: self.chunks,
         };
-        let rate = Rate {
+        let rate = RateControl {
             layout: self.layout,
             segments: &self.segments,
             chunks: self.chunks,
@@ -230,7 +235,7 @@ impl<'a> Encoder<'a> {
         Ok(encoded)
     }
 
-    fn write(&self, header: &Header, plan: &Plan) -> Encoded {
+    fn write(&self, header: &Header, plan: &BitAllocation) -> EncoderOutput {
         let (levels, layout) = (self.levels, self.layout);
         let candidates = || self.segments.iter().flat_map(Segment::chunks);
         let entries = candidates()
@@ -278,7 +283,7 @@ impl<'a> Encoder<'a> {
             bits.positions += quotients + u64::from(count) * u64::from(1 + parameter);
             bits.values += u64::from(count) * u64::from(levels.bits());
         }
-        Encoded {
+        EncoderOutput {
             bytes: writer.finish(),
             sent,
             bits,

@@ -1,14 +1,14 @@
-//! Error feedback in two phases (protocol §4): what was sent leaves the residual at commit, but is kept aside until the
-//! verdict; only *accepted* lets go of it.
+//! Error feedback in two phases (docs/spec/protocol.md#error-feedback): what was sent leaves the residual at commit,
+//! but is kept aside until the verdict; only *accepted* lets go of it.
 //!
-//! The state has two parts. The [`Ledger`] is small: the updates that wait. The residual has a value for each parameter
+//! The state has two parts. The [`PendingUpdates`] is small: the updates that wait. The residual has a value for each parameter
 //! and may be larger than memory: it is read and written as a stream ([`ResidualReader`], [`ResidualWriter`]), once for
 //! each commit and never for a verdict. The ledger names the generation of the residual that it belongs to. Whoever
 //! stores them writes the new residual beside the old one, syncs it, and then replaces the ledger by renaming: that is
 //! the instant at which the new state counts, and before it the old state is whole.
 
 use crate::error::FeedbackError;
-use crate::residual::{Precision, ResidualReader, ResidualWriter};
+use crate::residual::{ResidualDtype, ResidualReader, ResidualWriter};
 use crate::sparse::{Update, add_scaled};
 use alice_primitives::tagged_hash;
 use std::io::Read;
@@ -26,15 +26,15 @@ const TAG: &str = "alice/feedback/v2";
 
 /// The small part of the state: what was sent and has no verdict, and what came back since the last commit.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Ledger {
+pub struct PendingUpdates {
     covered: Range<u64>,
     generation: u64,
     /// Oldest first.
-    pending: Vec<Pending>,
+    pending: Vec<PendingUpdate>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Pending {
+struct PendingUpdate {
     id: [u8; 32],
     /// Whether it was refused: it belongs to the residual, into which the next commit folds it.
     returned: bool,
@@ -43,7 +43,7 @@ struct Pending {
 }
 
 /// Marks as come back what waits beyond so many updates or entries, counted from the newest, which always waits.
-fn give_up_oldest(pending: &mut [Pending], updates_max: usize, entries_max: u64) {
+fn give_up_oldest(pending: &mut [PendingUpdate], updates_max: usize, entries_max: u64) {
     let (mut updates, mut entries) = (0, 0u64);
     for (age, pending) in pending.iter_mut().rev().enumerate() {
         updates += 1;
@@ -52,7 +52,7 @@ fn give_up_oldest(pending: &mut [Pending], updates_max: usize, entries_max: u64)
     }
 }
 
-impl Ledger {
+impl PendingUpdates {
     /// Nothing was sent, and the residual is zero. `covered` are the coordinates of the residual:
     /// [`Layout::covered`](crate::Layout::covered).
     pub fn new(covered: Range<usize>) -> Self {
@@ -110,9 +110,9 @@ impl Ledger {
     /// The ledger after submission `id` was committed, which sent `sent`: what waits decays like the residual, what came
     /// back is in the residual now. Committing the same id again replaces what waits under it.
     pub fn committed(&self, id: [u8; 32], sent: &Update, decay: f32) -> Self {
-        let waiting = |pending: &&Pending| !pending.returned && pending.id != id;
-        let mut pending: Vec<Pending> = self.pending.iter().filter(waiting).cloned().collect();
-        pending.push(Pending {
+        let waiting = |pending: &&PendingUpdate| !pending.returned && pending.id != id;
+        let mut pending: Vec<PendingUpdate> = self.pending.iter().filter(waiting).cloned().collect();
+        pending.push(PendingUpdate {
             id,
             returned: false,
             indices: sent.indices.clone(),
@@ -151,16 +151,16 @@ impl Ledger {
         Ok(())
     }
 
-    /// Writes the residual after the commit of `sent`, which was encoded from what [`Ledger::combine`] gave with the same
-    /// `stored` and the same `d`; `next` is what [`Ledger::committed`] gave. On any error the old state is the valid one,
+    /// Writes the residual after the commit of `sent`, which was encoded from what [`PendingUpdates::combine`] gave with the same
+    /// `stored` and the same `d`; `next` is what [`PendingUpdates::committed`] gave. On any error the old state is the valid one,
     /// and what was written is to be thrown away.
     pub fn store<R: Read, W: std::io::Write, E: From<FeedbackError>>(
         &self,
-        next: &Ledger,
+        next: &PendingUpdates,
         stored: Option<R>,
         d: impl FnMut(u64, &mut [f32]) -> Result<(), E>,
         (sent, decay): (&Update, f32),
-        precision: Precision,
+        precision: ResidualDtype,
         target: W,
     ) -> Result<W, E> {
         let mut writer = ResidualWriter::create(target, next.covered(), next.generation, precision)?;
@@ -192,7 +192,7 @@ impl Ledger {
         bytes
     }
 
-    /// Reads what [`Ledger::to_bytes`] wrote for a residual of these coordinates.
+    /// Reads what [`PendingUpdates::to_bytes`] wrote for a residual of these coordinates.
     pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
         let damaged = FeedbackError::Damaged;
         let mut reader = Fields { rest: bytes };
@@ -229,7 +229,7 @@ impl Ledger {
             if !values.iter().all(|value| value.is_finite()) {
                 return Err(damaged("a value is not finite"));
             }
-            pending.push(Pending {
+            pending.push(PendingUpdate {
                 id,
                 returned: returned == 1,
                 indices,
@@ -276,10 +276,10 @@ fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
 }
 
 /// The whole state in memory, where many miners live in one process (the simulation, the lab): what a miner still owes the
-/// model, the part of its pseudo-gradients that no accepted update has carried. On a disk it is a [`Ledger`] and a stream.
+/// model, the part of its pseudo-gradients that no accepted update has carried. On a disk it is a [`PendingUpdates`] and a stream.
 #[derive(Clone, Debug)]
 pub struct ErrorFeedback {
-    ledger: Ledger,
+    ledger: PendingUpdates,
     residual: Vec<f32>,
 }
 
@@ -289,7 +289,7 @@ impl ErrorFeedback {
     pub fn new(covered: Range<usize>) -> Self {
         Self {
             residual: vec![0.0; covered.len()],
-            ledger: Ledger::new(covered),
+            ledger: PendingUpdates::new(covered),
         }
     }
 
@@ -375,13 +375,13 @@ mod tests {
     #[test]
     fn the_oldest_should_be_given_up_beyond_so_many_updates_or_entries() {
         let waiting = |entries: &[usize], updates_max, entries_max| -> Vec<bool> {
-            let of = |n: &usize| Pending {
+            let of = |n: &usize| PendingUpdate {
                 id: [0; 32],
                 returned: false,
                 indices: vec![0; *n],
                 values: vec![0.0; *n],
             };
-            let mut pending: Vec<Pending> = entries.iter().map(of).collect();
+            let mut pending: Vec<PendingUpdate> = entries.iter().map(of).collect();
             give_up_oldest(&mut pending, updates_max, entries_max);
             pending.iter().map(|pending| !pending.returned).collect()
         };

@@ -1,11 +1,11 @@
 //! Rate control: how many entries each chunk may have, so that the update fills its budget and never exceeds it. Works
 //! on the candidates alone.
 
-use crate::largest::{Candidates, Largest};
+use crate::candidates::Segment;
 use crate::layout::Layout;
-use crate::levels::Levels;
+use crate::quantizer::Levels;
 use crate::rice;
-use crate::select::Segment;
+use crate::top_k::{Candidates, Largest};
 
 /// How a chunk's number of entries is written, relative to the chunk's share of the update's base count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,14 +57,14 @@ fn spread(extra: u64, chunks: u64) -> impl Iterator<Item = bool> {
 
 /// The base count and the chunks that have one more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub(crate) struct BitAllocation {
     /// Entries of a full chunk, where it has as many candidates; a shorter one has its share.
     pub(crate) base: u32,
     extra: u64,
     chunks: u64,
 }
 
-impl Plan {
+impl BitAllocation {
     /// For each chunk in order the entries it may have, counted as for a full chunk.
     pub(crate) fn quotas(&self) -> impl Iterator<Item = u32> {
         let base = self.base;
@@ -73,7 +73,7 @@ impl Plan {
 }
 
 /// What rate control needs to know of an update.
-pub(crate) struct Rate<'a> {
+pub(crate) struct RateControl<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) segments: &'a [Segment],
     pub(crate) chunks: u64,
@@ -93,10 +93,10 @@ struct Cost {
 const SAMPLED_FROM: u64 = 4096;
 const SAMPLED_EVERY: usize = 16;
 
-impl Rate<'_> {
+impl RateControl<'_> {
     /// The largest base count whose encoding has at most `budget_bits`, then as many chunks with one more as fit. None
     /// where not even an empty update fits.
-    pub(crate) fn plan(&self, budget_bits: u64) -> Option<Plan> {
+    pub(crate) fn plan(&self, budget_bits: u64) -> Option<BitAllocation> {
         // One bit says that a chunk has its share of nothing.
         if self.chunks > budget_bits {
             return None;
@@ -105,7 +105,7 @@ impl Rate<'_> {
         // A generous budget holds whatever the positions are.
         let at_most: u64 = self.chunks().map(|(len, all)| self.bits_max(len, all)).sum();
         if at_most <= budget_bits {
-            return Some(Plan {
+            return Some(BitAllocation {
                 base: self.k_max,
                 extra: 0,
                 chunks,
@@ -126,7 +126,7 @@ impl Rate<'_> {
             }
         };
         if base == self.k_max {
-            return Some(Plan { base, extra: 0, chunks });
+            return Some(BitAllocation { base, extra: 0, chunks });
         }
         let total = |extra: u64| -> u64 {
             let each = costs.iter().zip(spread(extra, chunks));
@@ -142,7 +142,7 @@ impl Rate<'_> {
                 above = middle
             }
         }
-        Some(Plan { base, extra, chunks })
+        Some(BitAllocation { base, extra, chunks })
     }
 
     fn chunks(&self) -> impl Iterator<Item = (u32, Candidates<'_>)> {

@@ -16,7 +16,7 @@ pub const RESIDUAL_BLOCK: usize = 1 << 18;
 
 /// How the values of a residual are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
+pub enum ResidualDtype {
     /// As they are.
     F32,
     /// Rounded to bfloat16 stochastically: a value between two neighbours becomes the farther from zero with the
@@ -25,7 +25,7 @@ pub enum Precision {
     Bf16,
 }
 
-impl Precision {
+impl ResidualDtype {
     fn code(self) -> u8 {
         match self {
             Self::F32 => 0,
@@ -73,7 +73,7 @@ fn word(generation: u64, index: u64) -> u16 {
     ((z ^ (z >> 31)) >> 48) as u16
 }
 
-fn head(covered: &Range<u64>, generation: u64, precision: Precision) -> [u8; HEAD_BYTES] {
+fn head(covered: &Range<u64>, generation: u64, precision: ResidualDtype) -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     let fields = [
         MAGIC.as_slice(),
@@ -97,7 +97,7 @@ pub struct ResidualWriter<W> {
     target: W,
     head: [u8; HEAD_BYTES],
     generation: u64,
-    precision: Precision,
+    precision: ResidualDtype,
     end: u64,
     /// Coordinate of the next value.
     at: u64,
@@ -111,7 +111,7 @@ impl<W: Write> ResidualWriter<W> {
         mut target: W,
         covered: Range<u64>,
         generation: u64,
-        precision: Precision,
+        precision: ResidualDtype,
     ) -> Result<Self, FeedbackError> {
         let head = head(&covered, generation, precision);
         target.write_all(&head).map_err(FeedbackError::storing)?;
@@ -139,8 +139,8 @@ impl<W: Write> ResidualWriter<W> {
             let (generation, at) = (self.generation, self.at);
             let finite = now.iter().map(|value| if value.is_finite() { *value } else { 0.0 });
             match self.precision {
-                Precision::F32 => self.block.extend(finite.flat_map(f32::to_le_bytes)),
-                Precision::Bf16 => self.block.extend(
+                ResidualDtype::F32 => self.block.extend(finite.flat_map(f32::to_le_bytes)),
+                ResidualDtype::Bf16 => self.block.extend(
                     finite
                         .zip(at..)
                         .flat_map(|(value, index)| round(value, word(generation, index)).to_le_bytes()),
@@ -189,7 +189,7 @@ pub struct ResidualReader<R> {
     /// None for a residual of zeros.
     source: Option<R>,
     head: [u8; HEAD_BYTES],
-    precision: Precision,
+    precision: ResidualDtype,
     end: u64,
     at: u64,
     block: Vec<u8>,
@@ -202,7 +202,7 @@ impl<R: Read> ResidualReader<R> {
         let mut reader = Self {
             source,
             head: [0; HEAD_BYTES],
-            precision: Precision::F32,
+            precision: ResidualDtype::F32,
             end: covered.end,
             at: covered.start,
             block: Vec::new(),
@@ -216,7 +216,8 @@ impl<R: Read> ResidualReader<R> {
         };
         read_exact(source, &mut reader.head)?;
         let code = reader.head[MAGIC.len()];
-        reader.precision = Precision::from_code(code).ok_or(FeedbackError::Damaged("its precision is not known"))?;
+        reader.precision =
+            ResidualDtype::from_code(code).ok_or(FeedbackError::Damaged("its precision is not known"))?;
         if !reader.head.starts_with(MAGIC) {
             return Err(FeedbackError::Damaged("not of this program, or of another version"));
         }
@@ -253,8 +254,8 @@ impl<R: Read> ResidualReader<R> {
             return Err(FeedbackError::Damaged("checksum does not match"));
         }
         match self.precision {
-            Precision::F32 => values.extend(self.block.as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w))),
-            Precision::Bf16 => values.extend(
+            ResidualDtype::F32 => values.extend(self.block.as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w))),
+            ResidualDtype::Bf16 => values.extend(
                 self.block
                     .as_chunks::<2>()
                     .0

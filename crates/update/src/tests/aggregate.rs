@@ -1,8 +1,8 @@
 //! One step of many updates: exact, unbiased, the same everywhere.
 
 use super::{golden, header, layout, listing, spec, values};
-use crate::aggregate::{Mean, apply, decode_published, mean, publish, rounding_seed};
-use crate::{Encoded, Layout, Received, Sparse, Update, encode, scale};
+use crate::aggregate::{WeightedMean, apply, decode_aggregate, encode_aggregate, mean, rounding_seed};
+use crate::{EncodedUpdate, EncoderOutput, Layout, Sparse, Update, encode, scale};
 use proptest::prelude::*;
 
 fn update(entries: &[(u64, f32)]) -> Update {
@@ -14,7 +14,7 @@ fn update(entries: &[(u64, f32)]) -> Update {
     }
 }
 
-fn encoded(seed: u64) -> Encoded {
+fn encoded(seed: u64) -> EncoderOutput {
     let values = values(layout().total(), seed, 0.01);
     encode(&layout(), &spec(2, 64, 700), &header(), &values).unwrap()
 }
@@ -77,10 +77,10 @@ fn the_mean_should_be_the_same_from_encoded_updates() {
         let layout = fragments.get(fragment as usize).unwrap_or(&fragments[0]);
         let values = values(layout.covered().len(), seed, 0.01);
         let encoded = encode(layout, &spec, &header(), &values).unwrap();
-        sent.push(Received::check(layout, &spec, encoded.bytes).unwrap());
+        sent.push(EncodedUpdate::check(layout, &spec, encoded.bytes).unwrap());
         decoded.push(encoded.sent);
     }
-    let mean_of = Mean {
+    let mean_of = WeightedMean {
         fragments: &fragments,
         updates: of
             .iter()
@@ -100,8 +100,8 @@ fn the_mean_should_be_the_same_from_encoded_updates() {
     }
     assert_eq!(Sparse::of(&mean_of), expected);
     assert_eq!(
-        publish(&whole, 8, &mean_of, [2; 32]),
-        publish(&whole, 8, &expected, [2; 32])
+        encode_aggregate(&whole, 8, &mean_of, [2; 32]),
+        encode_aggregate(&whole, 8, &expected, [2; 32])
     );
     assert!(expected.indices.iter().all(|index| !(1000..1069).contains(index)));
 }
@@ -111,10 +111,10 @@ fn published_values_should_lie_within_one_level() {
     let layout = layout();
     let sparse = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7), (&seeded(3), 0.4)], 1);
     for bits in [2, 4, 8] {
-        let bytes = publish(&layout, bits, &sparse, [5; 32]);
-        assert_eq!(bytes, publish(&layout, bits, &sparse, [5; 32]));
-        assert_ne!(bytes, publish(&layout, bits, &sparse, [6; 32]));
-        let decoded = decode_published(&layout, &bytes).unwrap();
+        let bytes = encode_aggregate(&layout, bits, &sparse, [5; 32]);
+        assert_eq!(bytes, encode_aggregate(&layout, bits, &sparse, [5; 32]));
+        assert_ne!(bytes, encode_aggregate(&layout, bits, &sparse, [6; 32]));
+        let decoded = decode_aggregate(&layout, &bytes).unwrap();
         let mut dense = vec![0.0f32; layout.total()];
         decoded
             .indices
@@ -166,7 +166,7 @@ fn a_step_should_have_the_same_bits_whole_and_piece_by_piece() {
 fn no_aggregate_should_take_more_bytes_than_are_fetched() {
     let layout = Layout::new(&[4096, 5000, 1, 17], 1024);
     for bits in [1, 2, 8] {
-        let bytes_max = crate::aggregate::published_bytes_max(&layout, bits);
+        let bytes_max = crate::aggregate::aggregate_bytes_max(&layout, bits);
         let mut most = 0;
         for step in [1, 2, 3, 4, 5, 7, 8, 16, 64, 500, 1023] {
             // Spread evenly, and all at the end of their chunk, where the first gap is the longest.
@@ -177,7 +177,7 @@ fn no_aggregate_should_take_more_bytes_than_are_fetched() {
             });
             for indices in [spread, at_end.collect::<Vec<u64>>()] {
                 let values = vec![1.0; indices.len()];
-                let bytes = publish(&layout, bits, &Sparse { indices, values }, [1; 32]);
+                let bytes = encode_aggregate(&layout, bits, &Sparse { indices, values }, [1; 32]);
                 most = most.max(bytes.len() as u64);
             }
         }
@@ -201,7 +201,7 @@ fn rounding_should_be_unbiased() {
     for round in 0..rounds {
         let mut seed = [0; 32];
         seed[..4].copy_from_slice(&round.to_le_bytes());
-        let decoded = decode_published(&layout, &publish(&layout, 4, &sparse, seed)).unwrap();
+        let decoded = decode_aggregate(&layout, &encode_aggregate(&layout, 4, &sparse, seed)).unwrap();
         for (&index, &value) in decoded.indices.iter().zip(&decoded.values) {
             sums[index as usize] += f64::from(value);
         }
@@ -231,7 +231,7 @@ fn rounding_of_a_coordinate_should_not_depend_on_others() {
         values: some.iter().map(|&i| all.values[i]).collect(),
     };
     let dense = |sparse: &Sparse| {
-        let decoded = decode_published(&layout, &publish(&layout, 4, sparse, [1; 32])).unwrap();
+        let decoded = decode_aggregate(&layout, &encode_aggregate(&layout, 4, sparse, [1; 32])).unwrap();
         let mut dense = vec![0.0f32; 600];
         decoded
             .indices
@@ -252,14 +252,14 @@ fn extremes_should_not_be_clipped_or_break() {
         indices: (0..6).collect(),
         values: vec![largest, -largest, f32::NAN, 0.0, f32::INFINITY, -0.0],
     };
-    let decoded = decode_published(&layout, &publish(&layout, 8, &sparse, [0; 32])).unwrap();
+    let decoded = decode_aggregate(&layout, &encode_aggregate(&layout, 8, &sparse, [0; 32])).unwrap();
     assert_eq!((decoded.indices, decoded.values), (vec![0, 1], vec![largest, -largest]));
     let tiny = Sparse {
         indices: vec![1],
         values: vec![f32::from_bits(1)],
     };
     assert_eq!(
-        decode_published(&layout, &publish(&layout, 8, &tiny, [0; 32])).unwrap(),
+        decode_aggregate(&layout, &encode_aggregate(&layout, 8, &tiny, [0; 32])).unwrap(),
         Sparse::default()
     );
     let huge = Sparse {
@@ -267,7 +267,7 @@ fn extremes_should_not_be_clipped_or_break() {
         values: vec![-f32::MAX],
     };
     assert_eq!(
-        decode_published(&layout, &publish(&layout, 8, &huge, [0; 32]))
+        decode_aggregate(&layout, &encode_aggregate(&layout, 8, &huge, [0; 32]))
             .unwrap()
             .values,
         [-largest]
@@ -297,7 +297,7 @@ fn seed_should_bind_model_and_accepted_set() {
 #[test]
 fn the_next_state_should_be_the_golden_one() {
     let layout = layout();
-    let round: Vec<Encoded> = (21..24).map(encoded).collect();
+    let round: Vec<EncoderOutput> = (21..24).map(encoded).collect();
     for (number, update) in (1..).zip(&round) {
         golden(&format!("round-{number}.alu"), &update.bytes);
     }
@@ -307,19 +307,19 @@ fn the_next_state_should_be_the_golden_one() {
         .zip([1.0f32, 0.8, 1.3])
         .collect();
     let seed = rounding_seed(&[9; 32], &[[1; 32], [2; 32], [3; 32]]);
-    let bytes = publish(&layout, 8, &mean(&layout, &pairs, 1), seed);
+    let bytes = encode_aggregate(&layout, 8, &mean(&layout, &pairs, 1), seed);
     golden("aggregate-8bit.ald", &bytes);
     let mut theta = values(layout.total(), 30, 0.1);
     let le_bytes = |theta: &[f32]| -> Vec<u8> { theta.iter().flat_map(|v| v.to_le_bytes()).collect() };
     golden("theta.f32", &le_bytes(&theta));
-    let d = decode_published(&layout, &bytes).unwrap();
+    let d = decode_aggregate(&layout, &bytes).unwrap();
     golden("aggregate-8bit.txt", listing(&d.indices, &d.values).as_bytes());
     apply(&mut theta, &d, 0.7);
     golden("theta-next.f32", &le_bytes(&theta));
     // Fewer bits, and entries that weigh as the runs have it.
     for bits in [2, 4] {
-        let bytes = publish(&layout, bits, &mean(&layout, &pairs, 4), seed);
-        let d = decode_published(&layout, &bytes).unwrap();
+        let bytes = encode_aggregate(&layout, bits, &mean(&layout, &pairs, 4), seed);
+        let d = decode_aggregate(&layout, &bytes).unwrap();
         golden(&format!("aggregate-{bits}bit.ald"), &bytes);
         golden(
             &format!("aggregate-{bits}bit.txt"),
@@ -338,7 +338,7 @@ proptest! {
         let layout = Layout::new(&[40, 300, 3], 128);
         let entries: Vec<_> = dense.iter().enumerate().filter_map(|(i, v)| v.map(|v| (i as u64, v))).collect();
         let (indices, values): (Vec<_>, Vec<_>) = entries.iter().copied().unzip();
-        let decoded = decode_published(&layout, &publish(&layout, bits, &Sparse { indices, values }, seed)).unwrap();
+        let decoded = decode_aggregate(&layout, &encode_aggregate(&layout, bits, &Sparse { indices, values }, seed)).unwrap();
         for (index, value) in decoded.indices.iter().zip(&decoded.values) {
             let original = dense[*index as usize].unwrap();
             prop_assert!(original.signum() == value.signum());

@@ -353,8 +353,8 @@ fn a_model_of_seven_billion_should_have_its_indices() {
     );
     let mean = crate::aggregate::mean(&layout, &[(&update, 1.0)], 1);
     assert_eq!((&mean.indices, &mean.values), (&update.indices, &update.values));
-    let bytes = crate::aggregate::publish(&layout, 8, &mean, [1; 32]);
-    let published = crate::aggregate::decode_published(&layout, &bytes).unwrap();
+    let bytes = crate::aggregate::encode_aggregate(&layout, 8, &mean, [1; 32]);
+    let published = crate::aggregate::decode_aggregate(&layout, &bytes).unwrap();
     assert_eq!(published.indices, mean.indices);
     let (mut theta, mut by_index) = (values.clone(), values);
     let as_update = Update {

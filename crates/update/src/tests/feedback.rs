@@ -2,7 +2,7 @@
 
 use super::{header, layout, spec, values};
 use crate::{
-    ErrorFeedback, FeedbackError, Layout, Ledger, PENDING_MAX, Precision, RESIDUAL_BLOCK, ResidualReader,
+    ErrorFeedback, FeedbackError, Layout, PENDING_MAX, PendingUpdates, RESIDUAL_BLOCK, ResidualDtype, ResidualReader,
     ResidualWriter, Update, encode,
 };
 use proptest::prelude::*;
@@ -86,22 +86,22 @@ fn values_that_are_not_finite_should_not_stay() {
 #[test]
 fn a_stored_ledger_should_come_back_or_say_why_not() {
     let total = layout().total();
-    let mut ledger = Ledger::new(0..total);
+    let mut ledger = PendingUpdates::new(0..total);
     for n in 0..3u8 {
         ledger = ledger.committed([n; 32], &sent_of(&values(total, n.into(), 0.01)), 0.95);
     }
     ledger.refused([1; 32]);
     let bytes = ledger.to_bytes();
-    assert_eq!(Ledger::from_bytes(&bytes, 0..total), Ok(ledger));
+    assert_eq!(PendingUpdates::from_bytes(&bytes, 0..total), Ok(ledger));
     assert_eq!(
-        Ledger::from_bytes(&bytes, 0..total + 1),
+        PendingUpdates::from_bytes(&bytes, 0..total + 1),
         Err(FeedbackError::Length {
             expected: 0..total as u64 + 1,
             found: 0..total as u64
         })
     );
     let damaged = |bytes: &[u8], problem| {
-        let read = Ledger::from_bytes(bytes, 0..total);
+        let read = PendingUpdates::from_bytes(bytes, 0..total);
         assert_eq!(read, Err(FeedbackError::Damaged(problem)));
     };
     for cut in [0, 10, 31, 32, 40, bytes.len() - 1] {
@@ -139,15 +139,15 @@ fn a_constant_gradient_should_be_sent_completely_over_time() {
 
 /// What a stream of the same commits as in memory leaves, with the residual in pieces on a "disk".
 struct Disk {
-    ledger: Ledger,
+    ledger: PendingUpdates,
     residual: Option<Vec<u8>>,
-    precision: Precision,
+    precision: ResidualDtype,
 }
 
 impl Disk {
-    fn new(covered: std::ops::Range<usize>, precision: Precision) -> Self {
+    fn new(covered: std::ops::Range<usize>, precision: ResidualDtype) -> Self {
         Self {
-            ledger: Ledger::new(covered),
+            ledger: PendingUpdates::new(covered),
             residual: None,
             precision,
         }
@@ -177,7 +177,7 @@ impl Disk {
 
     fn store<W: std::io::Write>(
         &self,
-        next: &Ledger,
+        next: &PendingUpdates,
         d: &[f32],
         sent: &Update,
         decay: f32,
@@ -193,7 +193,8 @@ impl Disk {
         self.residual = Some(self.store(&next, d, sent, decay, Vec::new()).unwrap());
         // Through the disk, as the miner does.
         let covered = next.covered();
-        self.ledger = Ledger::from_bytes(&next.to_bytes(), covered.start as usize..covered.end as usize).unwrap();
+        self.ledger =
+            PendingUpdates::from_bytes(&next.to_bytes(), covered.start as usize..covered.end as usize).unwrap();
     }
 }
 
@@ -202,7 +203,7 @@ const LONG: usize = RESIDUAL_BLOCK + 1000;
 
 #[test]
 fn the_stream_should_be_the_memorys_bit_for_bit() {
-    let mut disk = Disk::new(0..LONG, Precision::F32);
+    let mut disk = Disk::new(0..LONG, ResidualDtype::F32);
     let mut memory = ErrorFeedback::new(0..LONG);
     let layout = Layout::new(&[1000, LONG as u64 - 1000], 4096);
     let mut spec = spec(2, 64, 9000);
@@ -238,7 +239,7 @@ fn a_residual_in_bf16_should_stay_near_and_be_repeatable() {
         indices: vec![50, 52, (50 + RESIDUAL_BLOCK) as u64],
         values: vec![d[0], d[2], d[RESIDUAL_BLOCK]],
     };
-    let [exact, rounded, again] = [Precision::F32, Precision::Bf16, Precision::Bf16].map(|precision| {
+    let [exact, rounded, again] = [ResidualDtype::F32, ResidualDtype::Bf16, ResidualDtype::Bf16].map(|precision| {
         let mut disk = Disk::new(covered.clone(), precision);
         disk.commit([1; 32], &d, &sent, 0.5);
         disk
@@ -283,7 +284,7 @@ impl std::io::Write for Full {
 
 #[test]
 fn a_full_disk_should_leave_the_old_state() {
-    let mut disk = Disk::new(0..LONG, Precision::F32);
+    let mut disk = Disk::new(0..LONG, ResidualDtype::F32);
     let d = values(LONG, 7, 0.01);
     disk.commit([1; 32], &d, &Update::default(), 0.9);
     let (ledger, residual) = (disk.ledger.clone(), disk.residual.clone());
@@ -317,13 +318,13 @@ fn a_full_disk_should_leave_the_old_state() {
 
 #[test]
 fn a_crash_should_leave_the_old_or_the_new_state() {
-    let mut disk = Disk::new(0..LONG, Precision::Bf16);
+    let mut disk = Disk::new(0..LONG, ResidualDtype::Bf16);
     let d = values(LONG, 7, 0.01);
     disk.commit([1; 32], &d, &Update::default(), 0.9);
     let (old, old_residual) = (disk.ledger.clone(), disk.residual.clone().unwrap());
     let next = old.committed([2; 32], &Update::default(), 0.9);
     let new_residual = disk.store(&next, &d, &Update::default(), 0.9, Vec::new()).unwrap();
-    let read = |ledger: &Ledger, residual: Option<&[u8]>| {
+    let read = |ledger: &PendingUpdates, residual: Option<&[u8]>| {
         ledger.combine(residual, |_, _| Ok(()), |_, _| Ok::<(), FeedbackError>(()))
     };
     // The ledger's rename is the instant. Whatever is there of the new residual before, the old pair is whole; a ledger
@@ -362,12 +363,12 @@ fn a_crash_should_leave_the_old_or_the_new_state() {
 
 #[test]
 fn a_residual_should_have_its_length() {
-    let mut writer = ResidualWriter::create(Vec::new(), 5..15, 1, Precision::F32).unwrap();
+    let mut writer = ResidualWriter::create(Vec::new(), 5..15, 1, ResidualDtype::F32).unwrap();
     writer.push(&[1.0; 9]).unwrap();
     let values = |found| FeedbackError::Values { expected: 15, found };
     assert_eq!(writer.push(&[1.0; 2]), Err(values(16)));
     assert_eq!(writer.finish().err(), Some(values(14)));
-    let mut writer = ResidualWriter::create(Vec::new(), 5..15, 1, Precision::F32).unwrap();
+    let mut writer = ResidualWriter::create(Vec::new(), 5..15, 1, ResidualDtype::F32).unwrap();
     writer.push(&[f32::NAN; 10]).unwrap();
     let bytes = writer.finish().unwrap();
     let mut reader = ResidualReader::open(Some(bytes.as_slice()), 5..15, 1).unwrap();
@@ -376,7 +377,7 @@ fn a_residual_should_have_its_length() {
     assert_eq!(block, [0.0; 10]);
     assert_eq!(reader.next_block(&mut block), Ok(None));
     // Nothing is covered: nothing is stored but the head.
-    let empty = ResidualWriter::create(Vec::new(), 7..7, 3, Precision::Bf16)
+    let empty = ResidualWriter::create(Vec::new(), 7..7, 3, ResidualDtype::Bf16)
         .unwrap()
         .finish()
         .unwrap();
@@ -387,10 +388,10 @@ fn a_residual_should_have_its_length() {
 proptest! {
     #[test]
     fn random_bytes_should_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(Ledger::from_bytes(&bytes, 0..10).is_err());
+        prop_assert!(PendingUpdates::from_bytes(&bytes, 0..10).is_err());
         let mut signed = [b"ALF2".as_slice(), &0u64.to_le_bytes(), &10u64.to_le_bytes(), &bytes].concat();
         let checksum = alice_primitives::tagged_hash("alice/feedback/v2", &[&signed]);
         signed.extend_from_slice(&checksum);
-        let _ = Ledger::from_bytes(&signed, 0..10);
+        let _ = PendingUpdates::from_bytes(&signed, 0..10);
     }
 }

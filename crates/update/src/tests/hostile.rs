@@ -1,9 +1,9 @@
 //! Bytes from strangers: the decoders never panic, and what they accept has one form only.
 
 use super::{header, layout, spec, values};
-use crate::aggregate::{Published, decode_published, publish};
+use crate::aggregate::{EncodedAggregate, decode_aggregate, encode_aggregate};
 use crate::bits::BitWriter;
-use crate::{DecodeError, Entries, HEADER_BYTES, Layout, Place, Received, Sparse, Update, decode, encode};
+use crate::{DecodeError, EncodedUpdate, Entries, HEADER_BYTES, Layout, Place, Sparse, Update, decode, encode};
 use alice_spec::UpdateSpec;
 use proptest::prelude::*;
 
@@ -117,7 +117,7 @@ fn each_defect_should_have_its_error() {
 #[test]
 fn published_defects_should_have_their_errors() {
     let layout = Layout::new(&[256], 256);
-    let decode = |bytes: &[u8]| decode_published(&layout, bytes);
+    let decode = |bytes: &[u8]| decode_aggregate(&layout, bytes);
     assert_eq!(decode(b"ALU1"), Err(DecodeError::Magic { expected: "ALD1" }));
     assert_eq!(decode(b"ALD1"), Err(DecodeError::Truncated { what: Place::Header }));
     assert_eq!(decode(b"ALD1\x09\0\0"), Err(DecodeError::ValueBits(9)));
@@ -163,7 +163,7 @@ fn a_lie_about_the_size_should_not_allocate() {
 
 /// An update by walking over its checked bytes.
 fn received(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, DecodeError> {
-    let received = Received::check(layout, spec, bytes.to_vec())?;
+    let received = EncodedUpdate::check(layout, spec, bytes.to_vec())?;
     let (indices, values) = received.entries().unzip();
     Ok(Update {
         header: *received.header(),
@@ -174,7 +174,7 @@ fn received(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, 
 
 /// D by walking over its checked bytes.
 fn walked(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
-    let published = Published::check(layout, bytes.to_vec())?;
+    let published = EncodedAggregate::check(layout, bytes.to_vec())?;
     let (indices, values) = published.entries().unzip();
     Ok(Sparse { indices, values })
 }
@@ -197,7 +197,7 @@ proptest! {
         }
         let published = [b"ALD1".as_slice(), &[bits], &random].concat();
         let published = if raw { &random } else { &published };
-        prop_assert_eq!(walked(&layout, published), decode_published(&layout, published));
+        prop_assert_eq!(walked(&layout, published), decode_aggregate(&layout, published));
     }
 
     #[test]
@@ -226,7 +226,7 @@ proptest! {
             }
         }
         let sparse = Sparse { indices: (0..343).step_by(3).collect(), values: values(115, seed, 0.1) };
-        let mut bytes = publish(&layout, 8, &sparse, [3; 32]);
+        let mut bytes = encode_aggregate(&layout, 8, &sparse, [3; 32]);
         for flip in &flips {
             let bit = flip.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -234,8 +234,8 @@ proptest! {
         if truncate {
             bytes.truncate(cut.index(bytes.len()));
         }
-        prop_assert_eq!(walked(&layout, &bytes), decode_published(&layout, &bytes));
-        if let Ok(sparse) = decode_published(&layout, &bytes) {
+        prop_assert_eq!(walked(&layout, &bytes), decode_aggregate(&layout, &bytes));
+        if let Ok(sparse) = decode_aggregate(&layout, &bytes) {
             prop_assert!(sparse.indices.windows(2).all(|pair| pair[0] < pair[1]));
             prop_assert!(sparse.indices.last().is_none_or(|&last| last < 343));
             prop_assert!(sparse.values.iter().all(|v| v.is_finite() && *v != 0.0));

@@ -1,9 +1,15 @@
-//! The published aggregate D (protocol §6.3): signed levels on a scale for each chunk, rounded stochastically.
+//! Wire format of the published aggregate D (docs/spec/protocol.md#published-aggregate, docs/spec/update.md): for each
+//! chunk a count, a scale and signed levels, rounded stochastically.
+//!
+//! Rounding is unbiased: a value between two levels takes the upper one with the probability of its distance from the
+//! lower one, so errors cancel over rounds instead of adding up. The draw for a coordinate is a word of a ChaCha20 stream
+//! at the coordinate's own index. It depends on the seed and the coordinate alone, so any part of D can be checked by
+//! itself, in any order.
 
 use crate::bits::{BitReader, BitWriter};
 use crate::error::{DecodeError, Place};
 use crate::layout::Layout;
-use crate::levels::{ceil_code, scale};
+use crate::quantizer::{ceil_code, scale};
 use crate::rate::explicit_bits;
 use crate::rice;
 use crate::sparse::{Entries, Sparse};
@@ -11,32 +17,33 @@ use crate::walk::{Format, Walk};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+/// First bytes: format and version.
 const MAGIC: &[u8; 4] = b"ALD1";
+/// Largest width of a level, bits, sign included.
 const BITS_MAX: u8 = 8;
 
-/// Scale of a published chunk. Factors are at most 2, so a mean is at most twice the largest scale of an update: with
-/// twice the table nothing that updates can produce is ever clipped.
+/// Scale of a published chunk: twice the table of an update's scales. Factors are at most 2, so a mean is at most twice
+/// the largest scale of an update, and nothing that updates can produce is ever clipped.
 fn published_scale(code: u8) -> f32 {
     2.0 * scale(code)
 }
 
 /// Encodes D. `bits` of a level (sign included) are brought into 1..=8; entries must ascend by index.
 ///
-/// A value v on scale s lies at x = |v| · 2^(bits−1) / s (f64) between two levels; it takes the upper one with
-/// probability equal to the fraction, decided by the 32-bit word of the ChaCha20 stream keyed by `seed` at the
-/// coordinate's own index, so the result does not depend on what else is sent. Level 0 is left out. Zero, non-finite
-/// and out-of-layout entries are left out.
-pub fn publish(layout: &Layout, bits: u8, sparse: &impl Entries, seed: [u8; 32]) -> Vec<u8> {
+/// A value v on scale s lies at x = |v| · 2^(bits−1) / s (f64) between two levels. It takes the upper one with
+/// probability x − ⌊x⌋, decided by the 32-bit word of the ChaCha20 stream keyed by `seed` at the coordinate's index.
+/// Level 0 is left out, and so are entries that are zero, not finite or outside of the layout.
+pub fn encode_aggregate(layout: &Layout, bits: u8, sparse: &impl Entries, seed: [u8; 32]) -> Vec<u8> {
     let bits = bits.clamp(1, BITS_MAX);
-    let levels = f64::from(1u32 << (bits - 1));
-    let mut head = MAGIC.to_vec();
-    head.push(bits);
-    let mut writer = BitWriter::after(head);
+    let mut header = MAGIC.to_vec();
+    header.push(bits);
+    let mut writer = BitWriter::after(header);
     let mut words = Words::new(seed);
     let mut entries = sparse.entries().peekable();
     let mut chunk_entries: Vec<(u64, f32)> = Vec::new();
-    let mut kept: Vec<(u32, u32)> = Vec::new();
+    let mut levels: Vec<(u32, u32)> = Vec::new();
     for range in layout.chunks() {
         chunk_entries.clear();
         while let Some((index, value)) = entries.next_if(|entry| (entry.0 as usize) < range.end) {
@@ -44,48 +51,63 @@ pub fn publish(layout: &Layout, bits: u8, sparse: &impl Entries, seed: [u8; 32])
                 chunk_entries.push((index, value));
             }
         }
-        let max = chunk_entries.iter().fold(0.0f32, |max, entry| max.max(entry.1.abs()));
-        let code = ceil_code(max / 2.0);
-        let chunk_scale = f64::from(published_scale(code));
-        kept.clear();
-        for &(index, value) in &chunk_entries {
-            let x = f64::from(value.abs()) * levels / chunk_scale;
-            let floor = x.floor();
-            // Word / 2^32 is uniform on [0, 1); both sides of the comparison are exact.
-            let up = f64::from(words.at(index)) < (x - floor) * 4_294_967_296.0;
-            let level = (floor + f64::from(u8::from(up))).min(levels) as u32;
-            if level > 0 {
-                kept.push((
-                    (index - range.start as u64) as u32,
-                    (level - 1) << 1 | u32::from(value < 0.0),
-                ));
-            }
-        }
-        let len = range.len() as u32;
-        let count = kept.len() as u32;
-        writer.write(count, explicit_bits(len));
-        if count == 0 {
-            continue;
-        }
-        writer.write(u32::from(code), 8);
-        let parameter = rice::parameter(len, count);
-        let mut next = 0u32;
-        for &(position, level_code) in &kept {
-            rice::write_entry(&mut writer, position - next, parameter, level_code, u32::from(bits));
-            next = position + 1;
-        }
+        let scale_code = round_chunk(&chunk_entries, &range, bits, &mut words, &mut levels);
+        write_chunk(&mut writer, range.len() as u32, scale_code, bits, &levels);
     }
     writer.finish()
 }
 
-/// The most bytes that any D of a layout takes with levels of `bits`, so that nobody fetches more.
-pub fn published_bytes_max(layout: &Layout, bits: u8) -> u64 {
+/// Rounds a chunk's entries to `levels` of (position in the chunk, level code); returns the code of their scale.
+fn round_chunk(
+    entries: &[(u64, f32)],
+    range: &Range<usize>,
+    bits: u8,
+    words: &mut Words,
+    levels: &mut Vec<(u32, u32)>,
+) -> u8 {
+    let levels_max = f64::from(1u32 << (bits - 1));
+    let max = entries.iter().fold(0.0f32, |max, entry| max.max(entry.1.abs()));
+    let scale_code = ceil_code(max / 2.0);
+    let chunk_scale = f64::from(published_scale(scale_code));
+    levels.clear();
+    for &(index, value) in entries {
+        let x = f64::from(value.abs()) * levels_max / chunk_scale;
+        let floor = x.floor();
+        // Word / 2^32 is uniform on [0, 1); both sides of the comparison are exact.
+        let up = f64::from(words.at(index)) < (x - floor) * 4_294_967_296.0;
+        let level = (floor + f64::from(u8::from(up))).min(levels_max) as u32;
+        if level > 0 {
+            let position = (index - range.start as u64) as u32;
+            levels.push((position, (level - 1) << 1 | u32::from(value < 0.0)));
+        }
+    }
+    scale_code
+}
+
+/// Writes a chunk of `len` coordinates: the count and, unless it is zero, the scale and the entries.
+fn write_chunk(writer: &mut BitWriter, len: u32, scale_code: u8, bits: u8, levels: &[(u32, u32)]) {
+    let count = levels.len() as u32;
+    writer.write(count, explicit_bits(len));
+    if count == 0 {
+        return;
+    }
+    writer.write(u32::from(scale_code), 8);
+    let parameter = rice::parameter(len, count);
+    let mut next = 0u32;
+    for &(position, level_code) in levels {
+        rice::write_entry(writer, position - next, parameter, level_code, u32::from(bits));
+        next = position + 1;
+    }
+}
+
+/// Upper bound on the bytes of any D of a layout with levels of `bits`: a limit for whoever fetches one.
+pub fn aggregate_bytes_max(layout: &Layout, bits: u8) -> u64 {
     let bits = u64::from(bits.clamp(1, BITS_MAX));
     let of_chunk = |len: u32| {
         let entries = (0..=len).map(|count| rice::gaps_bits_max(len, count) + u64::from(count) * bits);
         u64::from(explicit_bits(len)) + 8 + entries.max().unwrap_or(0)
     };
-    // Chunks have few different lengths.
+    // A layout has few different chunk lengths, and the maximum over all counts is slow.
     let mut known = BTreeMap::new();
     let chunks = layout.chunks().map(|range| {
         let len = range.len() as u32;
@@ -95,22 +117,27 @@ pub fn published_bytes_max(layout: &Layout, bits: u8) -> u64 {
 }
 
 /// Decodes D. Memory is bounded by the layout and by the length of the bytes.
-pub fn decode_published(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
+pub fn decode_aggregate(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeError> {
     let (indices, values) = walk(layout, bytes)?.collect()?;
     Ok(Sparse { indices, values })
 }
 
-/// D as it was published, checked from end to end. Its entries are decoded as they are walked: D of a large model has far more
-/// bytes decoded than encoded.
+/// D as it is published, checked from end to end. Its entries are decoded as they are walked: decoded, D of a large model
+/// takes several times the memory.
 #[derive(Clone, Debug)]
-pub struct Published {
+pub struct EncodedAggregate {
     layout: Layout,
     bytes: Vec<u8>,
     entries: usize,
 }
 
-impl Published {
-    /// Checks all of `bytes`; errors are those of [`decode_published`].
+impl EncodedAggregate {
+    /// Encodes like [`encode_aggregate`], and checks that the result decodes. An error is a bug of the encoder.
+    pub fn encode(layout: &Layout, bits: u8, sparse: &impl Entries, seed: [u8; 32]) -> Result<Self, DecodeError> {
+        Self::check(layout, encode_aggregate(layout, bits, sparse, seed))
+    }
+
+    /// Checks all of `bytes`; errors are those of [`decode_aggregate`].
     pub fn check(layout: &Layout, bytes: Vec<u8>) -> Result<Self, DecodeError> {
         let entries = walk(layout, &bytes)?.check()?;
         Ok(Self {
@@ -126,9 +153,9 @@ impl Published {
     }
 }
 
-impl Entries for Published {
+impl Entries for EncodedAggregate {
     fn entries(&self) -> impl Iterator<Item = (u64, f32)> {
-        // `check` read the same header.
+        // `check` has read the same header, so the error cannot occur.
         walk(&self.layout, &self.bytes).ok().into_iter().flat_map(Walk::checked)
     }
 
@@ -139,13 +166,13 @@ impl Entries for Published {
 
 /// The format of an encoded D.
 #[derive(Clone, Copy)]
-struct PublishedFormat {
+struct AggregateFormat {
     bits: u8,
     /// Largest level.
     levels: f32,
 }
 
-impl Format for PublishedFormat {
+impl Format for AggregateFormat {
     fn count(self, _: &Layout, reader: &mut BitReader<'_>, len: u32, place: Place) -> Result<u32, DecodeError> {
         let count = reader.read(explicit_bits(len));
         match count.ok_or(DecodeError::Truncated { what: place })? {
@@ -172,7 +199,7 @@ impl Format for PublishedFormat {
 }
 
 /// A walk over an encoded D.
-fn walk<'a>(layout: &'a Layout, bytes: &'a [u8]) -> Result<Walk<'a, PublishedFormat>, DecodeError> {
+fn walk<'a>(layout: &'a Layout, bytes: &'a [u8]) -> Result<Walk<'a, AggregateFormat>, DecodeError> {
     if !layout.is_addressable() {
         return Err(DecodeError::Parameters(layout.total()));
     }
@@ -186,17 +213,18 @@ fn walk<'a>(layout: &'a Layout, bytes: &'a [u8]) -> Result<Walk<'a, PublishedFor
         return Err(DecodeError::ValueBits(bits));
     }
     let levels = (1u32 << (bits - 1)) as f32;
-    Ok(Walk::new(PublishedFormat { bits, levels }, layout, body))
+    Ok(Walk::new(AggregateFormat { bits, levels }, layout, body))
 }
 
-/// Words of a ChaCha20 stream by their index, with four blocks kept at hand since coordinates ascend.
+/// Words of a ChaCha20 stream by index. Four blocks are buffered, because coordinates ascend and the generator makes
+/// four at once.
 struct Words {
     stream: ChaCha20Rng,
     group: Option<u64>,
     words: [u32; WORDS],
 }
 
-/// Four blocks of 16 words: what the generator makes at once.
+/// Words of the buffer: four blocks of 16.
 const WORDS: usize = 64;
 
 impl Words {
@@ -215,7 +243,7 @@ impl Words {
             self.words.fill_with(|| self.stream.next_u32());
             self.group = Some(group);
         }
-        self.words[index as usize % WORDS]
+        self.words.get(index as usize % WORDS).copied().unwrap_or_default()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Which coordinates of each chunk are worth sending.
 
-use crate::largest::{Candidates, Largest, magnitude_bits};
-use crate::levels::{Levels, scale};
-use crate::marks::{Mark, Plain, ROW};
+use crate::quantizer::{Levels, scale};
+use crate::threshold_mask::{Mark, Plain, ROW};
+use crate::top_k::{Candidates, Largest, magnitude_bits};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Marks that are taken from a word without asking whether it has so many.

@@ -1,7 +1,7 @@
 //! The largest of a chunk's candidates, as a rule without sorting them: a chunk has few, and counting how many reach a threshold
 //! takes a handful of vector instructions.
 
-use crate::levels::Levels;
+use crate::quantizer::Levels;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Magnitudes are counted so many at once; those that fill up the last ones are below every threshold.

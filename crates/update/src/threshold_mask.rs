@@ -1,6 +1,6 @@
 //! Which of a row's values reach a threshold, as bits: the one place where the encoder looks at every value.
 
-use crate::largest::magnitude_bits;
+use crate::top_k::magnitude_bits;
 
 /// Values of a row.
 pub(crate) const ROW: usize = 64;
