@@ -11,7 +11,7 @@ pub struct DevicePlan {
     /// Weights, gradients and two AdamW moments in f32.
     pub state_bytes: u64,
     /// Activations of a micro-batch of one sequence with every block's inputs kept (estimate: 34·s·h per block in
-    /// 2-byte units after Korthikanti et al. 2022 §4, plus the logits).
+    /// 2-byte units after Korthikanti et al. 2022 section 4, plus the logits).
     pub activation_bytes: u64,
     /// The same with checkpointing: every block's input in 2-byte units, one block's activations, the logits.
     pub checkpointed_bytes: u64,

@@ -1,16 +1,21 @@
-//! The run specification (protocol §1): one TOML file fixes a training run. Its hash is in every commitment.
+//! The run specification (docs/spec/run-specification.md): one TOML file fixes a training run. Its hash is in every
+//! commitment.
 //!
 //! [`RunSpec::parse`] reads and validates; [`RunSpec::run_hash`] hashes the *meaning* (SCALE of the parsed fields in a
-//! fixed order, floats by their bits), so that comments and layout of the file do not matter; [`RunSpec::cost`] says
-//! what the run asks of disks, networks and devices. The layout of the model's tensors follows from the spec alone
-//! ([`RunSpec::tensors`]).
+//! fixed order, floats by their bits), so that comments and layout of the file do not matter; [`RunSpec::cost`] estimates
+//! what the run needs of disks, networks and devices. The layout of the model's tensors follows from the specification
+//! alone ([`RunSpec::tensors`]).
+//!
+//! Fields have the names of their TOML keys, so that a search for one finds both.
 #![forbid(unsafe_code)]
 
 mod cost;
 mod layout;
 mod moe;
 mod presets;
+mod run_hash;
 mod tokenizer;
+mod validate;
 
 pub use cost::{Cost, DEVICE_CLASSES, DeviceClass, DevicePlan, TaskMemory};
 pub use layout::TensorShape;
@@ -18,11 +23,10 @@ pub use moe::{MoeSpec, StartSpec};
 pub use presets::{preset, preset_names};
 pub use tokenizer::BYTES;
 
-use alice_primitives::{Hash, tagged_hash, tags};
-use codec::Encode;
+use alice_primitives::Hash;
 use serde::{Deserialize, Serialize};
 
-/// Longest accepted file, bytes.
+/// Maximum file, bytes: a specification has about 2 KiB, and servers send it to everybody who asks.
 pub const SPEC_BYTES_MAX: usize = 64 * 1024;
 /// ε of every RMSNorm of the model: `rms_norm_eps` of the Llama configurations.
 pub const RMS_NORM_EPSILON: f64 = 1e-5;
@@ -58,19 +62,19 @@ pub struct RunSpec {
     pub model: ModelSpec,
     /// Text.
     pub data: DataSpec,
-    /// What a task trains.
+    /// Tasks.
     pub task: TaskSpec,
-    /// What a miner does locally.
+    /// The miner's local optimiser.
     pub inner: InnerSpec,
-    /// How an update is compressed.
+    /// Compression of updates.
     pub update: UpdateSpec,
-    /// How the network steps.
+    /// The network's step.
     pub outer: OuterSpec,
-    /// How submissions are scored.
+    /// Scoring of submissions.
     pub score: ScoreSpec,
-    /// When, in blocks.
+    /// Phases of an epoch, in blocks.
     pub round: RoundSpec,
-    /// The first state, where it is not drawn from block 0.
+    /// The first state; `None`: drawn from block 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartSpec>,
 }
@@ -92,7 +96,7 @@ pub struct ModelSpec {
     pub heads: u32,
     /// Key/value heads; divides `heads`.
     pub kv_heads: u32,
-    /// Width of the feed-forward layer; of each expert's, where there are experts.
+    /// Width of the feed-forward layer; with experts, of each expert's.
     pub ffn: u32,
     /// Tokens in a sequence.
     pub context: u32,
@@ -100,7 +104,7 @@ pub struct ModelSpec {
     pub rope_theta: u32,
     /// Standard deviation of the initial weights, in millionths.
     pub init_std_millionths: u32,
-    /// Mixture of experts; none: a dense model.
+    /// Mixture of experts; `None`: a dense model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeSpec>,
 }
@@ -124,7 +128,7 @@ pub struct DataSpec {
     pub reserve_reuse: bool,
 }
 
-/// Tasks (protocol §3).
+/// Tasks (docs/spec/protocol.md#tasks).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
@@ -133,7 +137,8 @@ pub struct TaskSpec {
     pub fragments: u32,
 }
 
-/// Inner optimiser: AdamW with gradient clipping, a constant rate after a warm-up over the first epochs' steps.
+/// Inner optimiser: AdamW with gradient clipping, a constant rate after a linear warm-up at the start of a task
+/// (`warmup_steps`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InnerSpec {
@@ -143,8 +148,8 @@ pub struct InnerSpec {
     pub batch_sequences: u32,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps of linear warm-up at the start of a task whose optimiser starts from nothing. One that goes on from the moments
-    /// of the fragment's last task has none.
+    /// Steps of linear warm-up at the start of a task whose optimiser starts without moments. A task that starts with the
+    /// moments of the fragment's last one has no warm-up.
     pub warmup_steps: u32,
     /// AdamW β₁.
     pub beta1: f64,
@@ -164,11 +169,11 @@ pub struct InnerSpec {
 pub struct UpdateSpec {
     /// Coordinates in a chunk.
     pub chunk: u32,
-    /// An encoded update never exceeds this, bytes.
+    /// Maximum encoded update, bytes.
     pub budget_bytes: u64,
     /// Bits of a value (sign and magnitude): 1, 2, 4 or 8.
     pub value_bits: u8,
-    /// Largest number of kept entries in a chunk (the density is at most `k_max / chunk`).
+    /// Maximum entries kept in a chunk (the density is at most `k_max / chunk`).
     pub k_max: u32,
     /// Residual decay β of the error feedback.
     pub feedback_decay: f64,
@@ -180,12 +185,12 @@ pub struct UpdateSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OuterSpec {
-    /// α of protocol §6.
+    /// Outer step size α (docs/spec/protocol.md#model-step).
     pub alpha: f64,
-    /// A snapshot is published every so many model steps.
+    /// Model steps between published snapshots.
     pub snapshot_every: u32,
-    /// c of protocol §6.2: of R updates, one's entry weighs at most c / R in the mean, however few send its coordinate. 1 (also
-    /// where it is not given): the mean over all.
+    /// Influence bound c (docs/spec/protocol.md#mean): of R updates, one's entry weighs at most c / R in the mean,
+    /// however few send its coordinate. 1, the default: the mean over all.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub entry_weight: u32,
 }
@@ -199,7 +204,7 @@ const fn is_one(value: &u32) -> bool {
     *value == 1
 }
 
-/// Scoring (protocol §5).
+/// Scoring (docs/spec/scoring.md).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreSpec {
@@ -229,14 +234,27 @@ pub struct RoundSpec {
     pub open_margin_blocks: u32,
     /// Life of a claim's lease, blocks.
     pub lease_blocks: u32,
-    /// 0: round e trains on θ(e); 1: on θ(e−1).
+    /// Staleness of the state that a round trains on: with 0, round e trains on θ(e); with 1, on θ(e−1).
     pub base_lag: u32,
-    /// Tasks handed out in one epoch, at most.
+    /// Maximum tasks handed out in one epoch.
     pub tasks_max: u32,
 }
 
 impl RunSpec {
     /// Reads and validates a specification.
+    ///
+    /// # Errors
+    /// [`SpecError`]; nothing outside its bounds is ever returned.
+    ///
+    /// ```
+    /// use alice_spec::{RunSpec, preset};
+    /// let spec = RunSpec::parse(preset("dev").ok_or("no such preset")?)?;
+    /// assert_eq!(spec.name, "dev");
+    /// assert_eq!(spec.task_sequences(), 30 * 4);
+    /// let bad = preset("dev").ok_or("no such preset")?.replace("layers = 4", "layers = 0");
+    /// assert!(RunSpec::parse(&bad).unwrap_err().to_string().contains("model.layers"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn parse(text: &str) -> Result<Self, SpecError> {
         if text.len() > SPEC_BYTES_MAX {
             return Err(SpecError::TooLarge(text.len()));
@@ -244,238 +262,6 @@ impl RunSpec {
         let spec: Self = toml::from_str(text)?;
         spec.validate()?;
         Ok(spec)
-    }
-
-    /// Checks every bound. What [`RunSpec::parse`] returns has passed.
-    pub fn validate(&self) -> Result<(), SpecError> {
-        fn check(ok: bool, field: &'static str, problem: impl Into<String>) -> Result<(), SpecError> {
-            if ok {
-                Ok(())
-            } else {
-                Err(SpecError::Field {
-                    field,
-                    problem: problem.into(),
-                })
-            }
-        }
-        fn positive(v: f64, max: f64, field: &'static str) -> Result<(), SpecError> {
-            check(
-                v.is_finite() && v > 0.0 && v <= max,
-                field,
-                format!("{v} must be above 0 and at most {max}"),
-            )
-        }
-        let range = |v: u64, min: u64, max: u64, field| {
-            check(
-                (min..=max).contains(&v),
-                field,
-                format!("{v} must be between {min} and {max}"),
-            )
-        };
-        let name_ok = !self.name.is_empty()
-            && self.name.len() <= 32
-            && self
-                .name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        check(name_ok, "name", "1 to 32 of a-z, 0-9 and '-'")?;
-        check(
-            self.version == 1,
-            "version",
-            format!("{} is not known; this program reads version 1", self.version),
-        )?;
-        let m = &self.model;
-        self.check_architecture()?;
-        range(m.vocab.into(), 259, 1 << 20, "model.vocab")?;
-        range(m.hidden.into(), 8, 1 << 16, "model.hidden")?;
-        range(m.layers.into(), 1, 512, "model.layers")?;
-        range(m.heads.into(), 1, 1024, "model.heads")?;
-        range(m.kv_heads.into(), 1, m.heads.into(), "model.kv_heads")?;
-        range(m.ffn.into(), 8, 1 << 18, "model.ffn")?;
-        range(m.context.into(), 2, 1 << 20, "model.context")?;
-        range(m.rope_theta.into(), 1, 1 << 30, "model.rope_theta")?;
-        range(m.init_std_millionths.into(), 1, 1_000_000, "model.init_std_millionths")?;
-        check(
-            m.hidden.is_multiple_of(m.heads) && (m.hidden / m.heads).is_multiple_of(2),
-            "model.heads",
-            "hidden / heads must be an even whole number",
-        )?;
-        check(
-            m.heads.is_multiple_of(m.kv_heads),
-            "model.kv_heads",
-            "must divide model.heads",
-        )?;
-        let d = &self.data;
-        tokenizer::check(d, m.vocab)?;
-        hash_field(&d.corpus_root, "data.corpus_root")?;
-        hash_field(&d.reserve_root, "data.reserve_root")?;
-        self.check_fragments()?;
-        if let Some(start) = &self.start {
-            hash_field(&start.model_root, "start.model_root")?;
-        }
-        let i = &self.inner;
-        range(i.steps.into(), 1, 10_000, "inner.steps")?;
-        range(i.batch_sequences.into(), 1, 65_536, "inner.batch_sequences")?;
-        positive(i.learning_rate, 1.0, "inner.learning_rate")?;
-        range(i.warmup_steps.into(), 0, i.steps.into(), "inner.warmup_steps")?;
-        positive(i.beta1, 0.99999, "inner.beta1")?;
-        positive(i.beta2, 0.99999, "inner.beta2")?;
-        positive(i.epsilon, 1e-2, "inner.epsilon")?;
-        check(
-            (0.0..=1.0).contains(&i.weight_decay),
-            "inner.weight_decay",
-            "must be between 0 and 1",
-        )?;
-        positive(i.clip_norm, 1e6, "inner.clip_norm")?;
-        let u = &self.update;
-        check(u.chunk.is_power_of_two(), "update.chunk", "must be a power of two")?;
-        range(u.chunk.into(), 64, 65_536, "update.chunk")?;
-        range(u.budget_bytes, 1024, 1 << 30, "update.budget_bytes")?;
-        check(
-            matches!(u.value_bits, 1 | 2 | 4 | 8),
-            "update.value_bits",
-            "must be 1, 2, 4 or 8",
-        )?;
-        check(
-            matches!(u.publish_bits, 2 | 4 | 8),
-            "update.publish_bits",
-            "must be 2, 4 or 8",
-        )?;
-        range(u.k_max.into(), 1, u.chunk.into(), "update.k_max")?;
-        check(
-            (0.0..=1.0).contains(&u.feedback_decay),
-            "update.feedback_decay",
-            "must be between 0 and 1",
-        )?;
-        positive(self.outer.alpha, 10.0, "outer.alpha")?;
-        range(self.outer.snapshot_every.into(), 1, 10_000, "outer.snapshot_every")?;
-        range(self.outer.entry_weight.into(), 1, 64, "outer.entry_weight")?;
-        let s = &self.score;
-        range(s.sequences.into(), 2, 1 << 20, "score.sequences")?;
-        range(s.guard_sequences.into(), 2, 1 << 20, "score.guard_sequences")?;
-        positive(s.probe, 1.0, "score.probe")?;
-        positive(s.z, 10.0, "score.z")?;
-        // Evidence is pooled over one round's submissions of a key; more epochs are not built yet.
-        range(s.pool_epochs.into(), 1, 1, "score.pool_epochs")?;
-        let reserve_sequences = d.reserve_tokens / u64::from(m.context);
-        check(
-            reserve_sequences >= u64::from(s.sequences) + u64::from(s.guard_sequences),
-            "data.reserve_tokens",
-            format!(
-                "the reserve holds {reserve_sequences} sequences, scoring draws {}",
-                s.sequences + s.guard_sequences
-            ),
-        )?;
-        let r = &self.round;
-        range(r.epoch_blocks.into(), 10, 100_000, "round.epoch_blocks")?;
-        range(r.seed_blocks.into(), 1, 100, "round.seed_blocks")?;
-        range(
-            r.deadline_block.into(),
-            2,
-            u64::from(r.epoch_blocks.saturating_sub(r.seed_blocks + 1)),
-            "round.deadline_block",
-        )?;
-        range(
-            r.open_margin_blocks.into(),
-            1,
-            r.deadline_block.into(),
-            "round.open_margin_blocks",
-        )?;
-        range(r.lease_blocks.into(), 1, r.epoch_blocks.into(), "round.lease_blocks")?;
-        range(r.base_lag.into(), 0, 0, "round.base_lag")?;
-        range(r.tasks_max.into(), 1, 100_000, "round.tasks_max")?;
-        let task = self.task_sequences();
-        check(
-            d.corpus_tokens / u64::from(m.context) >= task,
-            "data.corpus_tokens",
-            format!("the corpus is smaller than one task ({task} sequences)"),
-        )?;
-        Ok(())
-    }
-
-    /// Hash of the specification's meaning. Two files that differ only in comments or layout have the same hash.
-    pub fn run_hash(&self) -> Hash {
-        let m = &self.model;
-        let (d, i, u, s, r) = (&self.data, &self.inner, &self.update, &self.score, &self.round);
-        let model = (
-            &m.architecture,
-            (
-                m.vocab,
-                m.hidden,
-                m.layers,
-                m.heads,
-                m.kv_heads,
-                m.ffn,
-                m.context,
-                m.rope_theta,
-                m.init_std_millionths,
-            ),
-        );
-        let data = (
-            &d.tokenizer,
-            &d.corpus_root,
-            &d.reserve_root,
-            d.corpus_tokens,
-            d.reserve_tokens,
-            d.reserve_reuse,
-        );
-        let inner = (
-            (i.steps, i.batch_sequences, i.warmup_steps),
-            [
-                i.learning_rate,
-                i.beta1,
-                i.beta2,
-                i.epsilon,
-                i.weight_decay,
-                i.clip_norm,
-            ]
-            .map(f64::to_bits),
-        );
-        let update = (
-            u.chunk,
-            u.budget_bytes,
-            u.value_bits,
-            u.k_max,
-            u.feedback_decay.to_bits(),
-            u.publish_bits,
-        );
-        let outer = (self.outer.alpha.to_bits(), self.outer.snapshot_every);
-        let score = (
-            s.sequences,
-            s.guard_sequences,
-            s.probe.to_bits(),
-            s.z.to_bits(),
-            s.pool_epochs,
-        );
-        let round = (
-            (r.epoch_blocks, r.deadline_block, r.seed_blocks, r.open_margin_blocks),
-            (r.lease_blocks, r.base_lag, r.tasks_max),
-        );
-        let mut bytes = (
-            &self.name,
-            self.version,
-            model,
-            data,
-            self.task.fragments,
-            inner,
-            update,
-            outer,
-            score,
-            round,
-        )
-            .encode();
-        // Each of these begins with its own name, and nothing stands here where it is absent: the hashes of runs without
-        // it are those of before it existed.
-        if let Some(moe) = &m.moe {
-            ("moe", moe.experts, moe.top_k, moe.router_aux_loss.to_bits()).encode_to(&mut bytes);
-        }
-        if let Some(root) = self.start_root() {
-            ("start", root).encode_to(&mut bytes);
-        }
-        if self.outer.entry_weight != 1 {
-            ("entry_weight", self.outer.entry_weight).encode_to(&mut bytes);
-        }
-        tagged_hash(tags::RUN, &[&bytes])
     }
 
     /// Root of the training shards.
@@ -488,7 +274,7 @@ impl RunSpec {
         parse_hash(&self.data.reserve_root).unwrap_or_default()
     }
 
-    /// Root of the first state, where the run names one; otherwise it follows from block 0.
+    /// Root of the first state that the run names; `None`: it follows from block 0.
     pub fn start_root(&self) -> Option<Hash> {
         self.start.as_ref().and_then(|start| parse_hash(&start.model_root))
     }
@@ -513,16 +299,6 @@ fn parse_hash(text: &str) -> Option<Hash> {
     let mut out = [0; 32];
     hex::decode_to_slice(text, &mut out).ok()?;
     Some(out)
-}
-
-fn hash_field(text: &str, field: &'static str) -> Result<(), SpecError> {
-    match parse_hash(text) {
-        Some(_) => Ok(()),
-        None => Err(SpecError::Field {
-            field,
-            problem: "must be 64 hexadecimal digits".into(),
-        }),
-    }
 }
 
 #[cfg(test)]

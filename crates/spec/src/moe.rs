@@ -20,7 +20,8 @@ pub struct MoeSpec {
     pub experts: u32,
     /// Experts that a token goes through.
     pub top_k: u32,
-    /// Weight of the load-balancing loss (Fedus et al. 2021, §2.2) while training. The balanced router has a loss of
+    /// Weight of the load-balancing loss (Fedus et al. 2021, section 2.2) while training. The balanced router has a
+    /// loss of
     /// `top_k`. Scores never include it.
     pub router_aux_loss: f64,
 }

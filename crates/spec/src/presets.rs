@@ -1,10 +1,14 @@
 //! The run specifications that are built in, by name.
 
 /// Name and text of each file in `chain-spec/runs/`.
-const PRESETS: [(&str, &str); 7] = [
+const PRESETS: [(&str, &str); 8] = [
     ("dev", include_str!("../../../chain-spec/runs/dev.toml")),
     ("small", include_str!("../../../chain-spec/runs/small.toml")),
     ("genesis-7b", include_str!("../../../chain-spec/runs/genesis-7b.toml")),
+    (
+        "dev-fragments",
+        include_str!("../../../chain-spec/runs/dev-fragments.toml"),
+    ),
     ("dev-moe", include_str!("../../../chain-spec/runs/dev-moe.toml")),
     ("phase2-56b", include_str!("../../../chain-spec/runs/phase2-56b.toml")),
     ("phase3-112b", include_str!("../../../chain-spec/runs/phase3-112b.toml")),
