@@ -190,7 +190,7 @@ async fn claims_should_be_bounded_by_round_slices_and_leases() {
         .await
         .refused("no_round");
     ps.open_round().await;
-    let run_hash = ps.service.net.run_hash;
+    let run_hash = ps.state.run().run_hash;
     let other_epoch = ClaimRequest::new(&key(1), &GENESIS, &run_hash, EPOCH + 1, Hex32(PAYOUT));
     ps.post("/v1/tasks", &other_epoch).await.refused("no_round");
     let other_run = ClaimRequest::new(&key(1), &GENESIS, &[3; 32], EPOCH, Hex32(PAYOUT));
@@ -322,7 +322,7 @@ async fn uploads_should_be_checked_at_every_step() {
         5000
     );
     // The same receipt for ever, also when the round is over.
-    ps.service.db.seal_round(EPOCH).await.unwrap();
+    ps.state.db().seal_round(EPOCH).await.unwrap();
     ps.at(DEADLINE + 5);
     assert_eq!(ps.commit(&miner, id).await.parse::<alice_api::Receipt>(), receipt);
 }
@@ -350,12 +350,12 @@ async fn commits_should_be_late_from_the_deadline_on() {
     ps.commit(&miners[1], ids[1]).await.refused("late");
     ps.commit(&miners[1], ids[1]).await.refused("late");
     // Sealed, although this view of the chain went back behind the deadline.
-    ps.service.db.seal_round(EPOCH).await.unwrap();
+    ps.state.db().seal_round(EPOCH).await.unwrap();
     ps.at(DEADLINE - 1);
     ps.commit(&miners[2], ids[2]).await.refused("late");
     ps.patch(&ids[2], 3, b"").await.refused("late");
     assert_eq!(
-        ps.service.db.refusals(EPOCH).await.unwrap().get("late"),
+        ps.state.db().refusals(EPOCH).await.unwrap().get("late"),
         Some(&2),
         "counted once for each upload"
     );
@@ -394,7 +394,7 @@ async fn an_open_round_should_go_on_after_the_state_is_reopened() {
         ps.post("/v1/uploads", &declaration).await.parse::<UploadState>();
         ps.patch(&declaration.id(), 0, b"the sec").await.parse::<UploadState>();
         // Dropped without closing anything, as kill -9 does. Bytes of a part that was not acknowledged may be there.
-        let path = ps.service.files.upload(&declaration.id());
+        let path = ps.state.files().upload(&declaration.id());
         let mut torn = std::fs::read(&path).unwrap();
         torn.extend_from_slice(b"torn write");
         std::fs::write(&path, torn).unwrap();
@@ -534,7 +534,7 @@ async fn blobs_should_come_in_ranges_and_the_reserve_not_at_all() {
     assert_eq!(range("bytes=-5").await.body, whole.body[whole.body.len() - 5..]);
     assert_eq!(range("bytes=99999999-").await.status, StatusCode::RANGE_NOT_SATISFIABLE);
     range("bytes=1-2,3-4").await.refused("bad_request");
-    for shard in &ps.service.corpus.reserve.shards {
+    for shard in &ps.state.corpus().reserve.shards {
         assert!(fixture.corpus_dir().join(Hex32(shard.blob).to_string()).exists());
         ps.get(&format!("/v1/blobs/{}", Hex32(shard.blob)))
             .await

@@ -2,9 +2,11 @@
 //! model becomes its first state.
 
 use alice_api::Hex32;
+use alice_audit::AuditError;
 use alice_data::{Manifest, TokenSource};
 use alice_export::{About, Dtype, HfOptions, ThetaSlice, export_hf};
-use alice_model::{Device, TorchOracle, init_theta};
+use alice_init::init_theta;
+use alice_model::{Device, TorchOracle};
 use alice_ps::{
     PsError,
     commands::init::{create_state, create_state_from, open_state},
@@ -141,7 +143,7 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
         assert!(result.loss_last < result.loss_first - 0.3, "fragment {fragment}");
         updates.push((fragment, run.sent(fragment, &result.d), 1.0f32));
     }
-    let mean = aggregate::Mean {
+    let mean = aggregate::WeightedMean {
         fragments: &layouts,
         updates: updates.iter().map(|(p, update, f)| (*p, update, *f)).collect(),
         entry_weight: 1,
@@ -164,7 +166,7 @@ fn tasks_of_experts_should_lower_the_loss_and_be_told_from_noise() {
             candidates.push(Candidate {
                 id,
                 miner: id,
-                proven: true,
+                has_accepted_work: true,
                 fragment,
                 update: run.sent(fragment, d),
             });
@@ -302,7 +304,7 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
         "{short}"
     );
     let other = create(Some(of_rounded)).await.unwrap_err();
-    assert!(matches!(other, PsError::Mismatch { .. }), "{other}");
+    assert!(matches!(other, PsError::Audit(AuditError::FirstStateRoot { .. })), "{other}");
     let made = create(Some(file)).await.unwrap();
     assert!(made.created);
     assert_eq!(made.model_root, run.start_root().unwrap());

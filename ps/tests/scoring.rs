@@ -6,17 +6,21 @@ use alice_api::{
     EpochManifest, EpochSummary, Hex32, Key, MinerHistory, ModelManifest, Outcome, PayoutPage, Receipt, SeedBlock,
     Status, SubmissionStatus,
 };
+use alice_audit::commands::{
+    export::{Format, ModelOf, Numbers, OutputArgs},
+    verify::{self, VerifyArgs},
+};
 use alice_export::{ALICE_FILE, AliceFile};
 use alice_primitives::pages;
 use alice_ps::{
-    db::StoredStage,
-    round::driver::{score_epoch, void},
-    commands::export::{self, ExportArgs, Format, Kind, Which},
+    PsError,
+    round::epoch::{score_epoch, void},
+    commands::export::{self, ExportArgs},
     commands::init::{bind_key, create_state, open_state},
+    round::scoring::ScoringError,
     round::settle::{attestation, record},
-    commands::verify::{self, VerifyArgs},
 };
-use alice_round::ChainStatus;
+use alice_round::{ChainStatus, Stage};
 use alice_store::{Master, Opened, model_root};
 use alice_update::{Layout, Sparse, aggregate};
 use axum::http::StatusCode;
@@ -29,15 +33,15 @@ fn key(seed: u8) -> Key {
 
 /// As the driver does it: sealed at the deadline, seed from two finalised blocks.
 async fn seal(ps: &Ps, epoch: u32) {
-    ps.service.db.seal_round(epoch).await.unwrap();
+    ps.state.db().seal_round(epoch).await.unwrap();
     ps.at(epoch * 30 + 18);
     let block = |number: u32| SeedBlock {
         number,
         hash: Hex32([7; 32]),
         vrf_output: Hex32([number as u8; 32]),
     };
-    ps.service
-        .db
+    ps.state
+        .db()
         .store_seed(epoch, &[block(epoch * 30 + 19), block(epoch * 30 + 20)])
         .await
         .unwrap();
@@ -92,7 +96,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     seal(&ps, EPOCH).await;
     let scorer = fixture.scorer().await;
     let base: Status = ps.get("/v1/status").await.parse();
-    assert!(score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+    assert!(score_epoch(ps.state.clone(), scorer.clone(), EPOCH).await.unwrap());
 
     // Every submission has a signed verdict with its reason.
     let expected = [
@@ -202,7 +206,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
         );
         assert_eq!(status(&ps, receipt.body.id).await.receipt, *receipt);
     }
-    assert_eq!(std::fs::read_dir(ps.service.files.uploads()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(ps.state.files().uploads()).unwrap().count(), 0);
     assert_eq!(
         ps.commit(&key(1), receipts["honest"].body.id).await.parse::<Receipt>(),
         receipts["honest"]
@@ -210,7 +214,7 @@ async fn a_round_should_be_scored_published_and_attested_once() {
     let history: MinerHistory = ps.get(&format!("/v1/miners/{}", key(1).public())).await.parse();
     assert_eq!((history.submitted, history.accepted), (1, 1));
     // Scoring again (a crash before the driver heard of it) changes nothing.
-    assert!(score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+    assert!(score_epoch(ps.state.clone(), scorer.clone(), EPOCH).await.unwrap());
     assert_eq!(
         ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse::<EpochSummary>(),
         summary
@@ -228,13 +232,15 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
     let args = ExportArgs {
         ps: Some(url.clone()),
         data: None,
-        chain: None,
         start: None,
-        epoch: Some(Which::After(EPOCH)),
-        format: Format::Hf,
-        kind: Kind::Bf16,
-        out: out.clone(),
-        json: true,
+        output: OutputArgs {
+            chain: None,
+            epoch: Some(ModelOf::Epoch(EPOCH)),
+            format: Format::Hf,
+            numbers: Numbers::Bf16,
+            out: out.clone(),
+            json: true,
+        },
     };
     let done: serde_json::Value = serde_json::from_str(&export::run(&args).await.unwrap()).unwrap();
     assert_eq!(done["model_root"], manifest.model_root.to_string());
@@ -253,15 +259,21 @@ async fn export(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest, manifest_h
     let own = ExportArgs {
         ps: None,
         data: Some(fixture.data_dir()),
-        epoch: None,
-        out: fixture.dir.path().join("weights-data"),
+        output: OutputArgs {
+            epoch: None,
+            out: fixture.dir.path().join("weights-data"),
+            ..args.output
+        },
         ..args
     };
     let same: serde_json::Value = serde_json::from_str(&export::run(&own).await.unwrap()).unwrap();
     assert_eq!((&same["blake3"], &same["epoch"]), (&done["blake3"], &done["epoch"]));
     let gone = ExportArgs {
-        epoch: Some(Which::First),
-        out: fixture.dir.path().join("weights-first"),
+        output: OutputArgs {
+            epoch: Some(ModelOf::First),
+            out: fixture.dir.path().join("weights-first"),
+            ..own.output
+        },
         ..own
     };
     let error = export::run(&gone).await.unwrap_err().to_string();
@@ -325,7 +337,7 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         updates.push((record.receipt.id.0, task.fragment, update, factor));
     }
     let ids: Vec<_> = updates.iter().map(|(id, ..)| *id).collect();
-    let mean = aggregate::Mean {
+    let mean = aggregate::WeightedMean {
         fragments: &fragments,
         updates: updates
             .iter()
@@ -334,7 +346,7 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         entry_weight: spec.outer.entry_weight,
     };
     let seed = aggregate::rounding_seed(&manifest.base_root.0, &ids);
-    let published = aggregate::publish(&layout, spec.update.publish_bits, &mean, seed);
+    let published = aggregate::encode_aggregate(&layout, spec.update.publish_bits, &mean, seed);
     let delta = manifest.aggregate.clone().unwrap();
     assert_eq!(blake3::hash(&published).as_bytes(), &delta.blob.0);
     assert_eq!(ps.get(&format!("/v1/blobs/{}", delta.blob)).await.body, published);
@@ -345,8 +357,8 @@ async fn audit(fixture: &Fixture, ps: &Ps, manifest: &EpochManifest) {
         (model.model_root, model.snapshot.step, model.deltas.len()),
         (manifest.model_root, 0, 1)
     );
-    let mut theta = alice_model::init_theta(&fixture.spec, &GENESIS);
-    let d = aggregate::decode_published(&layout, &published).unwrap();
+    let mut theta = alice_init::init_theta(&fixture.spec, &GENESIS);
+    let d = aggregate::decode_aggregate(&layout, &published).unwrap();
     aggregate::apply(&mut theta, &d, f32::from_bits(delta.alpha_bits));
     assert_eq!(
         alice_store::model_root(&fixture.spec.tensors(), &theta),
@@ -380,7 +392,7 @@ async fn fragments_should_be_scored_each_for_itself_and_make_one_step() {
     assert!(norms.iter().all(|ids| ids.len() == 2), "slices take turns");
     seal(&ps, EPOCH).await;
     let scorer = fixture.scorer().await;
-    assert!(score_epoch(ps.service.clone(), scorer, EPOCH).await.unwrap());
+    assert!(score_epoch(ps.state.clone(), scorer, EPOCH).await.unwrap());
     let verdict = status(&ps, astray.body.id).await.verdict.unwrap().body;
     assert_eq!(verdict.outcome, Outcome::Malformed, "{}", verdict.detail);
     let bytes = ps.get(&format!("/v1/epochs/{EPOCH}/manifest")).await.body;
@@ -404,7 +416,7 @@ async fn fragments_should_be_scored_each_for_itself_and_make_one_step() {
 
 /// Killed between signing and sending: the stored commitment is sent, whatever the chain says by then.
 async fn settle_over_a_restart(fixture: &Fixture, ps: Ps, summary: EpochSummary) {
-    let signed = attestation(&ps.service, EPOCH, 0, 7, [3; 32]).await.unwrap().unwrap();
+    let signed = attestation(&ps.state, EPOCH, 0, 7, [3; 32]).await.unwrap().unwrap();
     assert_eq!(signed.commitment.model_root, summary.model_root.0);
     assert_eq!(
         (
@@ -416,28 +428,28 @@ async fn settle_over_a_restart(fixture: &Fixture, ps: Ps, summary: EpochSummary)
     );
     let payload = signed.commitment.attest_payload(&GENESIS, 0);
     assert!(alice_api::sign::verify(
-        &ps.service.key.public(),
+        &ps.state.key().public(),
         &payload,
         &alice_api::Hex64(signed.signature)
     ));
     drop(ps);
 
     let ps = fixture.open().await;
-    assert_eq!(ps.service.db.unsettled().await.unwrap(), [EPOCH]);
-    let again = attestation(&ps.service, EPOCH, 0, 8, [4; 32]).await.unwrap().unwrap();
+    assert_eq!(ps.state.db().unsettled().await.unwrap(), [EPOCH]);
+    let again = attestation(&ps.state, EPOCH, 0, 8, [4; 32]).await.unwrap().unwrap();
     assert_eq!(again, signed, "never a second signature for the same epoch and round");
-    let reopened = attestation(&ps.service, EPOCH, 1, 8, [4; 32]).await.unwrap().unwrap();
+    let reopened = attestation(&ps.state, EPOCH, 1, 8, [4; 32]).await.unwrap().unwrap();
     assert_eq!((reopened.round, reopened.commitment.parent), (1, [4; 32]));
     assert_eq!(reopened.commitment.model_root, signed.commitment.model_root);
     assert_eq!(
-        attestation(&ps.service, EPOCH, 0, 9, [5; 32]).await.unwrap().unwrap(),
+        attestation(&ps.state, EPOCH, 0, 9, [5; 32]).await.unwrap().unwrap(),
         signed
     );
 
-    record(&ps.service, EPOCH, ChainStatus::Settled { block: 95 })
+    record(&ps.state, EPOCH, ChainStatus::Settled { block: 95 })
         .await
         .unwrap();
-    assert!(ps.service.db.unsettled().await.unwrap().is_empty());
+    assert!(ps.state.db().unsettled().await.unwrap().is_empty());
     let settled: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
     assert_eq!(
         (settled.settlement.as_str(), settled.settled_block),
@@ -463,13 +475,13 @@ async fn a_round_without_accepted_work_should_give_verdicts_and_no_attestation()
     let before: Status = ps.get("/v1/status").await.parse();
     seal(&ps, EPOCH).await;
     let scorer = fixture.scorer().await;
-    assert!(!score_epoch(ps.service.clone(), scorer.clone(), EPOCH).await.unwrap());
+    assert!(!score_epoch(ps.state.clone(), scorer.clone(), EPOCH).await.unwrap());
     assert_eq!(
         status(&ps, receipt.body.id).await.verdict.unwrap().body.outcome,
         Outcome::NoImprovement
     );
-    assert_eq!(attestation(&ps.service, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
-    assert!(ps.service.db.unsettled().await.unwrap().is_empty());
+    assert_eq!(attestation(&ps.state, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
+    assert!(ps.state.db().unsettled().await.unwrap().is_empty());
     // A commit that comes even now is told so, and counted.
     ps.at(DEADLINE + 9);
     ps.commit(&key(4), declaration.id()).await.refused("late");
@@ -489,17 +501,17 @@ async fn a_round_without_accepted_work_should_give_verdicts_and_no_attestation()
     );
 
     // Each reserve sequence once: the next round's draw has none of this one's.
-    let used = ps.service.db.reserve_used(EPOCH + 1).await.unwrap();
+    let used = ps.state.db().reserve_used(EPOCH + 1).await.unwrap();
     assert_eq!(used.len(), 96);
-    ps.service.db.open_round(EPOCH + 1, 90).await.unwrap();
+    ps.state.db().open_round(EPOCH + 1, 90).await.unwrap();
     seal(&ps, EPOCH + 1).await;
     // Nothing submitted at all: the round closes and leaves no epoch.
-    assert!(!score_epoch(ps.service.clone(), scorer, EPOCH + 1).await.unwrap());
+    assert!(!score_epoch(ps.state.clone(), scorer, EPOCH + 1).await.unwrap());
     ps.get(&format!("/v1/epochs/{}", EPOCH + 1)).await.refused("not_found");
 }
 
 fn open_theta(ps: &Ps, root: &[u8; 32]) -> Master {
-    Master::open_at(&ps.service.files.theta(), &ps.service.net.tensors, root, &mut |_, _| ()).unwrap()
+    Master::open_at(&ps.state.files().theta(), &ps.state.run().tensors, root, &mut |_, _| ()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -509,17 +521,17 @@ async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
     let scorer = fixture.scorer().await;
     let mut claimed = Vec::new();
     for epoch in [EPOCH, EPOCH + 1] {
-        ps.service.db.open_round(epoch, epoch * 30).await.unwrap();
+        ps.state.db().open_round(epoch, epoch * 30).await.unwrap();
         ps.at(epoch * 30);
-        let request = alice_api::ClaimRequest::new(&key(1), &GENESIS, &ps.service.net.run_hash, epoch, Hex32([10; 32]));
+        let request = alice_api::ClaimRequest::new(&key(1), &GENESIS, &ps.state.run().run_hash, epoch, Hex32([10; 32]));
         let lease: alice_api::Lease = ps.post("/v1/tasks", &request).await.parse();
         assert_eq!(lease.task.base_step, epoch - EPOCH);
         let bytes = fixture.encode(&lease, &fixture.train(&ps, &lease));
         let receipt = ps.submit(&key(1), lease.task.task_id, &bytes).await;
         let collected = ps
-            .service
-            .db
-            .collected(epoch, |id| ps.service.files.upload(id))
+            .state
+            .db()
+            .collected(epoch, |id| ps.state.files().upload(id))
             .await
             .unwrap();
         assert_eq!(collected.iter().map(|c| c.proven).collect::<Vec<_>>(), [epoch > EPOCH]);
@@ -533,7 +545,7 @@ async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
             let theta = open_theta(&ps, &lease.task.base_root.0).step(&d, 0.5).unwrap();
             assert_eq!(theta.previous(), Some(lease.task.base_root.0));
         }
-        assert!(score_epoch(ps.service.clone(), scorer.clone(), epoch).await.unwrap());
+        assert!(score_epoch(ps.state.clone(), scorer.clone(), epoch).await.unwrap());
         claimed.push(receipt);
     }
     let model: ModelManifest = ps.get("/v1/model").await.parse();
@@ -541,17 +553,17 @@ async fn a_second_step_should_bring_a_snapshot_and_proven_keys() {
     assert_eq!(model.snapshot.model_root, model.model_root);
     // Those who have the weights before need no snapshot.
     let earlier = model.earlier.unwrap();
-    let first: Vec<_> = (ps.service.db.snapshots().await.unwrap().iter().map(|s| s.model_root)).collect();
+    let first: Vec<_> = (ps.state.db().snapshots().await.unwrap().iter().map(|s| s.model_root)).collect();
     assert_eq!(earlier.model_root, first[0]);
     let roots: Vec<_> = earlier.deltas.iter().map(|delta| delta.model_root).collect();
     let after_first: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
     assert_eq!(roots, [after_first.model_root, model.model_root]);
     let theta = open_theta(&ps, &model.model_root.0);
     assert_eq!(theta.opened(), Opened::AsLeft);
-    assert_eq!(model_root(&ps.service.net.tensors, theta.theta()), theta.root());
+    assert_eq!(model_root(&ps.state.run().tensors, theta.theta()), theta.root());
     let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();
     assert_eq!(theta.previous(), Some(summary.model_root.0));
-    let mut files: Vec<_> = std::fs::read_dir(ps.service.files.theta_dir())
+    let mut files: Vec<_> = std::fs::read_dir(ps.state.files().theta_dir())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -580,13 +592,45 @@ async fn a_lost_upload_should_void_and_blame_nobody() {
     ps.open_round().await;
     let lease = ps.claim(&key(1), [10; 32]).await;
     let receipt = ps.submit(&key(1), lease.task.task_id, b"some bytes").await;
-    std::fs::write(ps.service.files.upload(&receipt.body.id), b"SOME bytes").unwrap();
+    std::fs::write(ps.state.files().upload(&receipt.body.id), b"SOME bytes").unwrap();
     seal(&ps, EPOCH).await;
-    score_epoch(ps.service.clone(), fixture.scorer().await, EPOCH)
+    score_epoch(ps.state.clone(), fixture.scorer().await, EPOCH)
         .await
         .unwrap();
     let verdict = status(&ps, receipt.body.id).await.verdict.unwrap();
     assert_eq!(verdict.body.outcome, Outcome::Voided);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_cannot_be_read_should_cost_nobody_the_pay() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    let lease = ps.claim(&key(1), [10; 32]).await;
+    let bytes = fixture.encode(&lease, &fixture.train(&ps, &lease));
+    let receipt = ps.submit(&key(1), lease.task.task_id, &bytes).await;
+    let gone = ps.claim(&key(2), [20; 32]).await;
+    let gone = ps.submit(&key(2), gone.task.task_id, b"some bytes").await;
+    seal(&ps, EPOCH).await;
+    // A folder in the file's place: reading it fails, as it does without descriptors or on a broken disk.
+    let path = ps.state.files().upload(&receipt.body.id);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    std::fs::remove_file(ps.state.files().upload(&gone.body.id)).unwrap();
+    let scorer = fixture.scorer().await;
+    let error = score_epoch(ps.state.clone(), scorer.clone(), EPOCH).await.unwrap_err();
+    assert!(
+        matches!(error, PsError::Scoring(ScoringError::Upload { id, .. }) if id == receipt.body.id),
+        "{error}"
+    );
+    assert_eq!(status(&ps, receipt.body.id).await.verdict, None, "nothing is decided");
+    // The disk works again: the miner is paid. A file that is gone for good is voided.
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(score_epoch(ps.state.clone(), scorer, EPOCH).await.unwrap());
+    let outcome = async |id| status(&ps, id).await.verdict.unwrap().body.outcome;
+    assert_eq!(outcome(receipt.body.id).await, Outcome::Accepted);
+    assert_eq!(outcome(gone.body.id).await, Outcome::Voided);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -597,17 +641,17 @@ async fn a_round_that_cannot_be_scored_should_be_voided_with_a_reason() {
     let lease = ps.claim(&key(1), [10; 32]).await;
     let receipt = ps.submit(&key(1), lease.task.task_id, b"some bytes").await;
     seal(&ps, EPOCH).await;
-    void(&ps.service, EPOCH, "the device is on fire").await.unwrap();
+    void(&ps.state, EPOCH, "the device is on fire").await.unwrap();
     let verdict = status(&ps, receipt.body.id).await.verdict.unwrap();
     assert_eq!((verdict.body.outcome, verdict.body.score), (Outcome::Voided, 0));
     assert!(verdict.verify(&GENESIS) && verdict.body.detail.contains("on fire"));
     // Over for good: nothing to attest, nothing to score, and the next round may open.
-    assert_eq!(attestation(&ps.service, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
+    assert_eq!(attestation(&ps.state, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
     assert_eq!(
-        ps.service.db.newest_round().await.unwrap().unwrap().stage,
-        StoredStage::Scored
+        ps.state.db().newest_round().await.unwrap().unwrap().stage,
+        Stage::Scored
     );
-    assert_eq!(std::fs::read_dir(ps.service.files.uploads()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(ps.state.files().uploads()).unwrap().count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -615,9 +659,9 @@ async fn a_data_directory_should_keep_its_key() {
     let fixture = Fixture::new().await;
     let ps = fixture.open().await;
     for _ in 0..2 {
-        bind_key(&ps.service.db, key(1).public()).await.unwrap();
+        bind_key(ps.state.db(), key(1).public()).await.unwrap();
     }
-    let other = bind_key(&ps.service.db, key(2).public()).await.unwrap_err();
+    let other = bind_key(ps.state.db(), key(2).public()).await.unwrap_err();
     assert_eq!(other.exit_code(), 3);
     assert!(other.to_string().contains(&key(1).public().to_string()), "{other}");
 }
@@ -648,7 +692,7 @@ async fn nothing_should_be_taken_while_the_view_of_the_chain_is_out_of_date() {
 async fn init_should_be_idempotent_and_refuse_another_run_or_network() {
     let fixture = Fixture::new().await;
     let (data, text, spec) = (fixture.data_dir(), fixture.text.clone(), fixture.spec.clone());
-    let first = fixture.open().await.service.db.model_step().await.unwrap().unwrap();
+    let first = fixture.open().await.state.db().model_step().await.unwrap().unwrap();
     let again = create_state(&data, GENESIS, text.clone(), spec.clone()).await.unwrap();
     assert_eq!((again.created, again.model_root), (false, first.root));
     let other_network = create_state(&data, [1; 32], text.clone(), spec.clone())

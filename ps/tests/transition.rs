@@ -1,11 +1,15 @@
 //! Architecture invariant 3: the same accepted updates give the same next model, bit by bit.
 
 use alice_primitives::Hash;
-use alice_ps::round::transition::{Accepted, Base, transition};
+use alice_ps::round::transition::{Base, transition};
 use alice_score::{LossOracle, OracleError};
 use alice_spec::RunSpec;
 use alice_store::model_root;
-use alice_update::{Entries, Header, Layout, Received, Update, aggregate, decode, encode};
+use alice_update::{
+    EncodedUpdate, Entries, Header, Layout, Update,
+    aggregate::{self, AcceptedUpdate},
+    decode, encode,
+};
 
 /// Half the squared distance to zero, the same for every sequence but for an offset.
 struct Quadratic;
@@ -41,10 +45,10 @@ fn update(spec: &RunSpec, layout: &Layout, seed: u32) -> Vec<u8> {
     encode(layout, &spec.update, &Header::default(), &values).unwrap().bytes
 }
 
-fn accepted<U>(updates: &[U]) -> Vec<Accepted<'_, U>> {
+fn accepted<U>(updates: &[U]) -> Vec<AcceptedUpdate<'_, U>> {
     let numbered = updates.iter().enumerate();
     numbered
-        .map(|(i, update)| Accepted {
+        .map(|(i, update)| AcceptedUpdate {
             id: [i as u8; 32],
             fragment: 0,
             update,
@@ -54,7 +58,11 @@ fn accepted<U>(updates: &[U]) -> Vec<Accepted<'_, U>> {
 }
 
 /// The step's root, what was published, α and the weights.
-fn made<U: Entries>(base: &Base<'_>, theta: &[f32], accepted: &[Accepted<'_, U>]) -> (Hash, Vec<u8>, f32, Vec<u32>) {
+fn made<U: Entries>(
+    base: &Base<'_>,
+    theta: &[f32],
+    accepted: &[AcceptedUpdate<'_, U>],
+) -> (Hash, Vec<u8>, f32, Vec<u32>) {
     let mut weights = theta.to_vec();
     let made = transition(base, &mut weights, accepted, &[1, 2, 3, 4], &mut Quadratic).unwrap();
     assert_eq!(bits(&weights), bits(theta), "only measured");
@@ -79,9 +87,9 @@ fn the_same_accepted_updates_should_give_the_same_model() {
         .iter()
         .map(|bytes| decode(&layout, &spec.update, bytes).unwrap())
         .collect();
-    let encoded: Vec<Received> = sent
+    let encoded: Vec<EncodedUpdate> = sent
         .into_iter()
-        .map(|bytes| Received::check(&layout, &spec.update, bytes).unwrap())
+        .map(|bytes| EncodedUpdate::check(&layout, &spec.update, bytes).unwrap())
         .collect();
     let base = Base {
         spec: &spec,
@@ -117,7 +125,7 @@ fn a_step_that_hurts_should_be_skipped() {
         fragments: std::slice::from_ref(&layout),
         root,
     };
-    let accepted = [Accepted {
+    let accepted = [AcceptedUpdate {
         id: [1; 32],
         fragment: 0,
         update: &away,

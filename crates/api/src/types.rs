@@ -1,6 +1,9 @@
 //! What goes over HTTP, as JSON (`docs/spec/http-api.md`). Signed parts are signed over SCALE, see [`crate::sign`].
 
+pub use alice_round::Phase;
+
 use crate::{Hex32, Hex64};
+use alice_primitives::{SettlementStatus, pages};
 use codec::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -43,22 +46,6 @@ pub struct Status {
     pub notice: Option<String>,
 }
 
-/// Phase of the server's round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// No round is open; the next opens with the next epoch.
-    Idle,
-    /// Tasks are handed out and commits accepted.
-    Open,
-    /// After the deadline, waiting for the seed of the validation draw.
-    Sealed,
-    /// Losses are being measured.
-    Scoring,
-    /// Scored; waiting for the epoch's end and the chain.
-    Settling,
-}
-
 /// `GET /v1/model`: how to get the current model. All blobs are at `/v1/blobs/{hash}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ModelManifest {
@@ -99,7 +86,7 @@ pub struct Snapshot {
     pub chunks: Vec<Hex32>,
 }
 
-/// One step of the model: `θ ← θ − alpha · decode(D)` (protocol §6.5).
+/// One step of the model: `θ ← θ − alpha · decode(D)` (docs/spec/protocol.md#model-step).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Delta {
     /// Epoch whose round made it.
@@ -451,6 +438,24 @@ pub struct PayoutEntry {
     pub score: u64,
 }
 
+impl From<PayoutEntry> for pages::Entry {
+    fn from(entry: PayoutEntry) -> Self {
+        Self {
+            account: entry.account.0,
+            score: entry.score,
+        }
+    }
+}
+
+impl From<pages::Entry> for PayoutEntry {
+    fn from(entry: pages::Entry) -> Self {
+        Self {
+            account: Hex32(entry.account),
+            score: entry.score,
+        }
+    }
+}
+
 /// `GET /v1/epochs/{e}/pages/{i}` and `GET /v1/epochs/{e}/pages?account=`: what a miner keeps to be paid without the
 /// server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -498,8 +503,9 @@ pub struct EpochSummary {
     pub update_bytes_mean: u64,
     /// α_used.
     pub alpha_used: f64,
-    /// What the chain says: `open`, `attested`, `accepted`, `final`, `settled`, `forfeited`.
-    pub settlement: String,
+    /// Settlement on the chain, as far as the server knows it.
+    #[schema(value_type = String)]
+    pub settlement: SettlementStatus,
     /// Block in which it was settled.
     pub settled_block: Option<u32>,
 }

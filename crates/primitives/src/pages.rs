@@ -1,19 +1,38 @@
 //! Payout pages and the Merkle tree over them (`docs/spec/merkle-pages.md`).
 //!
-//! A leaf is the hash of a whole page with its epoch and index; leaves and nodes have different domain tags, and the
+//! A leaf is the hash of a whole page with its epoch and index. Leaves and nodes have different domain tags, and the
 //! proof's length is fixed by the number of pages, so that no node can be passed off as a leaf.
+//!
+//! ```
+//! use alice_primitives::pages::{self, Entry};
+//!
+//! // 300 accounts fill one page and start a second.
+//! let entries: Vec<Entry> = (0..300u64)
+//!     .map(|i| Entry { account: std::array::from_fn(|byte| (i >> (8 * (3 - byte.min(3)))) as u8), score: i + 1 })
+//!     .collect();
+//! let epoch = 7;
+//! let leaves: Vec<_> = pages::paginate(&entries).zip(0..).map(|(page, i)| pages::leaf(epoch, i, page)).collect();
+//! let root = pages::root(&leaves);
+//!
+//! // Anybody can prove page 1 against the root that the parameter servers signed.
+//! let page: Vec<Entry> = entries[256..].to_vec();
+//! let proof = pages::proof(&leaves, 1).unwrap();
+//! assert!(pages::verify(&root, leaves.len() as u32, 1, &pages::leaf(epoch, 1, &page), &proof));
+//! // The same page does not verify in another place.
+//! assert!(!pages::verify(&root, leaves.len() as u32, 0, &pages::leaf(epoch, 0, &page), &proof));
+//! ```
 
 use crate::{Hash, tagged_hash, tags};
-use alloc::{vec, vec::Vec};
+use alloc::{collections::BTreeMap, vec, vec::Vec};
 use codec::{Decode, DecodeWithMemTracking, Encode, MaxEncodedLen};
 use scale_info::TypeInfo;
 
-/// Entries in a full page.
+/// Entries in a full page. A page is one transaction, of about 11 kB if it is full.
 pub const PAGE_ENTRIES: usize = 256;
 /// Depth of the largest tree: 65,536 pages, 16.8 million entries.
 pub const MAX_DEPTH: usize = 16;
 
-/// One account's score in an epoch. Entries are in ascending order of account, one for each account.
+/// Score of one account in an epoch. Entries are in ascending order of account, one for each account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, MaxEncodedLen, TypeInfo)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
 pub struct Entry {
@@ -21,6 +40,27 @@ pub struct Entry {
     pub account: Hash,
     /// Score in billionths.
     pub score: u64,
+}
+
+/// Payout entries of an epoch from the scores of its submissions: one for each account, in ascending order, with the sum
+/// of its scores. Scores of zero make no entry; a sum saturates.
+///
+/// ```
+/// use alice_primitives::pages::payout_entries;
+///
+/// let entries = payout_entries([([2; 32], 5), ([1; 32], 7), ([2; 32], 1), ([3; 32], 0)]);
+/// let pairs: Vec<_> = entries.iter().map(|entry| (entry.account[0], entry.score)).collect();
+/// assert_eq!(pairs, [(1, 7), (2, 6)]);
+/// ```
+pub fn payout_entries(scores: impl IntoIterator<Item = (Hash, u64)>) -> Vec<Entry> {
+    let mut sums = BTreeMap::<Hash, u64>::new();
+    for (account, score) in scores.into_iter().filter(|(_, score)| *score > 0) {
+        let sum = sums.entry(account).or_default();
+        *sum = sum.saturating_add(score);
+    }
+    sums.into_iter()
+        .map(|(account, score)| Entry { account, score })
+        .collect()
 }
 
 /// Hash of page `index` of `epoch`.
@@ -50,51 +90,57 @@ fn levels(leaves: &[Hash]) -> Vec<Vec<Hash>> {
     level.resize(width, empty());
     let mut levels = vec![level];
     while let Some(last) = levels.last().filter(|l| l.len() > 1) {
-        let next = last.chunks_exact(2).map(|pair| node(&pair[0], &pair[1])).collect();
+        // The width is a power of two, so no node is left over.
+        let (pairs, _) = last.as_chunks::<2>();
+        let next = pairs.iter().map(|[left, right]| node(left, right)).collect();
         levels.push(next);
     }
     levels
 }
 
-/// Root over the pages' leaves; the padding leaf's hash where there is no page.
+/// Root over the pages' leaves; the hash of the padding leaf if there is no page.
 pub fn root(leaves: &[Hash]) -> Hash {
-    levels(leaves).last().map_or_else(empty, |top| top[0])
+    let levels = levels(leaves);
+    let top = levels.last().and_then(|top| top.first());
+    top.copied().unwrap_or_else(empty)
 }
 
-/// Siblings from leaf `index` up to the root; `None` where there is no such leaf.
+/// Merkle proof of leaf `index`: its siblings from the bottom up, the root left out. `None` if there is no such leaf.
 pub fn proof(leaves: &[Hash], index: u32) -> Option<Vec<Hash>> {
-    let mut at = index as usize;
-    if at >= leaves.len() {
+    let mut position = index as usize;
+    if position >= leaves.len() {
         return None;
     }
     let levels = levels(leaves);
+    let (_root, levels) = levels.split_last()?;
     let mut siblings = Vec::with_capacity(levels.len());
-    for level in &levels[..levels.len() - 1] {
-        siblings.push(level[at ^ 1]);
-        at >>= 1;
+    for level in levels {
+        siblings.push(*level.get(position ^ 1)?);
+        position >>= 1;
     }
     Some(siblings)
 }
 
-/// Whether `leaf` is leaf `index` of the tree of `pages` leaves with this root.
+/// Whether `leaf` is leaf `index` of the tree of `pages` leaves with this root. The proof must have exactly
+/// [`depth`]`(pages)` hashes.
 pub fn verify(root: &Hash, pages: u32, index: u32, leaf: &Hash, proof: &[Hash]) -> bool {
     if index >= pages || proof.len() != depth(pages) || proof.len() > MAX_DEPTH {
         return false;
     }
-    let mut at = index;
+    let mut position = index;
     let mut hash = *leaf;
     for sibling in proof {
-        hash = if at & 1 == 0 {
+        hash = if position & 1 == 0 {
             node(&hash, sibling)
         } else {
             node(sibling, &hash)
         };
-        at >>= 1;
+        position >>= 1;
     }
     hash == *root
 }
 
-/// Splits entries into pages.
+/// Splits entries into pages: all full but the last.
 pub fn paginate(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
     entries.chunks(PAGE_ENTRIES)
 }

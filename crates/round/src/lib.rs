@@ -1,4 +1,5 @@
-//! The parameter server's state machine (protocol §3, §5, §7): when a round opens, is sealed, scored and settled.
+//! The parameter server's state machine (docs/spec/protocol.md#phases): when a round opens, is sealed, scored and
+//! settled.
 //!
 //! Pure: block numbers and the chain's answers come in as [`Event`]s, what is to be done goes out as [`Effect`]s, and
 //! [`step`] is the only place where a round changes its stage. The server, its tests and tools share it.
@@ -14,8 +15,10 @@ mod settle;
 pub use settle::{Settlement, SettlementStage};
 
 use alice_spec::RunSpec;
+use serde::{Deserialize, Serialize};
 use settle::follow;
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 /// Numbers that the machine goes by, in blocks and epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,18 +87,19 @@ pub enum Stage {
     Scored,
 }
 
-/// What the public status calls the server's phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Phase of the server, as the public status shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// No round is open and none waits for the chain.
+    /// No round is open; the next opens with the next epoch.
     Idle,
-    /// See [`Stage::Open`].
+    /// Tasks are handed out and commits accepted.
     Open,
-    /// See [`Stage::Sealed`].
+    /// After the deadline, waiting for the seed of the validation draw.
     Sealed,
-    /// See [`Stage::Scoring`].
+    /// Losses are being measured.
     Scoring,
-    /// The last round is scored and waits for its epoch's end or for the chain.
+    /// Scored; waiting for the epoch's end and the chain.
     Settling,
 }
 
@@ -173,6 +177,11 @@ pub enum Event {
         /// Epoch.
         epoch: u32,
     },
+    /// The seed of the validation draw of an epoch could not be read from the chain, although it answers.
+    SeedUnavailable {
+        /// Epoch.
+        epoch: u32,
+    },
     /// The decisions of an epoch are stored.
     Scored {
         /// Epoch.
@@ -209,7 +218,8 @@ pub enum Effect {
         /// Epoch.
         epoch: u32,
     },
-    /// Read the VRF outputs of finalised blocks `first..=last`, store the seed, answer [`Event::SeedReady`].
+    /// Read the VRF outputs of finalised blocks `first..=last`, store the seed, answer [`Event::SeedReady`], or
+    /// [`Event::SeedUnavailable`] if the chain answers and does not have them.
     FetchSeed {
         /// Epoch.
         epoch: u32,
@@ -220,6 +230,11 @@ pub enum Effect {
     },
     /// Measure, decide, step the model, publish; answer [`Event::Scored`].
     Score {
+        /// Epoch.
+        epoch: u32,
+    },
+    /// End a round that can never be scored: store a verdict for every submission that blames nobody.
+    Void {
         /// Epoch.
         epoch: u32,
     },
@@ -263,6 +278,14 @@ pub fn step(mut state: State, event: Event, rules: &Rules) -> (State, Vec<Effect
             if state.round == Some((epoch, Stage::Sealed)) {
                 state.round = Some((epoch, Stage::Scoring));
                 effects.push(Effect::Score { epoch });
+            }
+        }
+        Event::SeedUnavailable { epoch } => {
+            // The blocks may be gone for good (a pruned node). Once nobody can be paid for the epoch any more, waiting for
+            // them helps no miner and keeps every later round from opening.
+            if state.round == Some((epoch, Stage::Sealed)) && state.best >= rules.attestable_until(epoch) {
+                state.round = Some((epoch, Stage::Scored));
+                effects.push(Effect::Void { epoch });
             }
         }
         Event::Scored { epoch, attest } => {

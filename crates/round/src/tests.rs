@@ -384,7 +384,7 @@ fn answers_that_do_not_fit_should_change_nothing() {
 proptest! {
     /// Whatever comes, an epoch opens at most once, never after its margin, and is scored only after it was sealed.
     #[test]
-    fn rounds_should_keep_their_order(blocks in proptest::collection::vec(0u32..400, 1..200)) {
+    fn rounds_should_keep_their_order(blocks in proptest::collection::vec(0u32..1200, 1..200), seed_lost: bool) {
         let mut state = State::default();
         let (mut opened, mut sealed) = (Vec::new(), Vec::new());
         for best in blocks {
@@ -400,7 +400,12 @@ proptest! {
                             opened.push(epoch);
                         }
                         Effect::Seal { epoch } => sealed.push(epoch),
+                        Effect::FetchSeed { epoch, .. } if seed_lost => queue.push(Event::SeedUnavailable { epoch }),
                         Effect::FetchSeed { epoch, .. } => queue.push(Event::SeedReady { epoch }),
+                        Effect::Void { epoch } => {
+                            prop_assert_eq!(sealed.last(), Some(&epoch));
+                            prop_assert!(seed_lost && state.best >= RULES.attestable_until(epoch));
+                        }
                         Effect::Score { epoch } => {
                             prop_assert_eq!(sealed.last(), Some(&epoch));
                             queue.push(Event::Scored { epoch, attest: true });
@@ -412,4 +417,32 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_sealed_round_should_be_voided_when_its_seed_is_unavailable_until_the_late_window_ends() {
+    let until = RULES.attestable_until(2);
+    let sealed = at(2, Stage::Sealed);
+    let unavailable = Event::SeedUnavailable { epoch: 2 };
+    let fetch = Effect::FetchSeed {
+        epoch: 2,
+        first: 79,
+        last: 80,
+    };
+    let (state, effects) = run(sealed, &[head(until - 1), unavailable]);
+    assert_eq!((state.phase(), effects), (Phase::Sealed, vec![fetch]), "there is time left");
+    let (state, effects) = run(state, &[head(until), unavailable]);
+    assert_eq!(effects, [fetch, Effect::Void { epoch: 2 }]);
+    assert_eq!(state.phase(), Phase::Idle, "nothing of it is settled");
+    // A second answer changes nothing, and the next round opens.
+    let (state, effects) = run(state, &[unavailable, head(until + 1)]);
+    assert!(matches!(effects[..], [Effect::Open { .. }]), "{effects:?}");
+    assert_eq!(state.phase(), Phase::Open);
+    // A seed that comes at the last moment is used.
+    let (state, effects) = run(
+        at(2, Stage::Sealed),
+        &[head(until), Event::SeedReady { epoch: 2 }, unavailable],
+    );
+    assert_eq!(effects, [fetch, Effect::Score { epoch: 2 }]);
+    assert_eq!(state.phase(), Phase::Scoring);
 }

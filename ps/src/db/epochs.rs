@@ -2,7 +2,7 @@
 
 use super::{Db, DbError, from_json, hash, model::insert_step, number, to_json};
 use alice_api::{Delta, EpochSummary, Hex32, Outcome, PayoutPage, Snapshot, Verdict};
-use alice_primitives::Hash;
+use alice_primitives::{Hash, SettlementStatus};
 
 /// What is kept of an epoch beside its manifest.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +40,10 @@ pub struct Results {
 }
 
 type Columns = (String, String, Option<i64>, String, Vec<u8>, i64, i64, String);
-const COLUMNS: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages, entries, total_score FROM epochs";
+const EPOCH: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages, entries,
+     total_score FROM epochs WHERE epoch = ?";
+pub(super) const EPOCHS_BEFORE: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages,
+     entries, total_score FROM epochs WHERE epoch < ? ORDER BY epoch DESC LIMIT ?";
 
 impl Db {
     /// Stores an epoch's results. Storing them again changes nothing: the first decision stays.
@@ -62,7 +65,7 @@ impl Db {
         .bind(row.pages)
         .bind(row.entries)
         .bind(row.total_score.to_string())
-        .bind(&summary.settlement)
+        .bind(summary.settlement.as_str())
         .execute(&mut *tx)
         .await?;
         if inserted.rows_affected() == 0 {
@@ -104,7 +107,7 @@ impl Db {
 
     /// An epoch.
     pub async fn epoch(&self, epoch: u32) -> Result<Option<EpochRow>, DbError> {
-        let row: Option<Columns> = sqlx::query_as(&format!("{COLUMNS} WHERE epoch = ?"))
+        let row: Option<Columns> = sqlx::query_as(EPOCH)
             .bind(epoch)
             .fetch_optional(&self.pool)
             .await?;
@@ -116,7 +119,7 @@ impl Db {
 
     /// The newest epochs before one, newest first.
     pub async fn epochs(&self, before: u32, limit: u32) -> Result<Vec<EpochSummary>, DbError> {
-        let rows: Vec<Columns> = sqlx::query_as(&format!("{COLUMNS} WHERE epoch < ? ORDER BY epoch DESC LIMIT ?"))
+        let rows: Vec<Columns> = sqlx::query_as(EPOCHS_BEFORE)
             .bind(before)
             .bind(limit)
             .fetch_all(&self.pool)
@@ -153,11 +156,16 @@ impl Db {
         rows.into_iter().map(|epoch| number("an epoch", epoch)).collect()
     }
 
-    /// Stores what the chain says about an epoch.
-    pub async fn set_settlement(&self, epoch: u32, settlement: &str, block: Option<u32>) -> Result<(), DbError> {
+    /// Stores how far the settlement of an epoch has come.
+    pub async fn set_settlement(
+        &self,
+        epoch: u32,
+        settlement: SettlementStatus,
+        block: Option<u32>,
+    ) -> Result<(), DbError> {
         let _guard = self.write().await;
         sqlx::query("UPDATE epochs SET settlement = ?, settled_block = ? WHERE epoch = ?")
-            .bind(settlement)
+            .bind(settlement.as_str())
             .bind(block)
             .bind(epoch)
             .execute(&self.pool)
@@ -204,7 +212,10 @@ pub(super) async fn store_verdicts(tx: &mut sqlx::SqliteConnection, verdicts: &[
 fn epoch_row(row: Columns) -> Result<EpochRow, DbError> {
     let (summary, settlement, block, norms, root, pages, entries, total) = row;
     let mut summary: EpochSummary = from_json("a summary", &summary)?;
-    summary.settlement = settlement;
+    summary.settlement = settlement.parse().map_err(|_| DbError::Damaged {
+        what: "a settlement status",
+        problem: format!("'{settlement}'"),
+    })?;
     summary.settled_block = block.map(|b| number("a block", b)).transpose()?;
     Ok(EpochRow {
         summary,

@@ -1,7 +1,14 @@
 //! The server's state in SQLite: WAL, and every transaction synced before it is acknowledged.
 //!
-//! Reads go to the pool as they come. Whatever decides something (claims, commits, sealing, results) holds
-//! [`Db::write`], so that a decision and the state it rests on cannot change under each other.
+//! **Decisions.** Whatever decides something (claims, commits, sealing, results) holds [`Db::write`], so that a decision
+//! and the state it rests on cannot change under each other. Reads take no lock.
+//!
+//! **Connections.** The round, the miners' requests and the public reads have [`Db`] handles of their own, each with its
+//! own connections to the same file ([`Db::with_connections`]). A flood of reads can delay other reads only; it can
+//! neither stop a commit nor keep the driver from sealing a round.
+//!
+//! **Schema.** Tables are fixed by [`SCHEMA_VERSION`]; indexes are not part of it. They are made at every start if they
+//! are missing, so a database of an earlier build gets those that this build's queries need (`indexes.sql`).
 
 mod attestations;
 mod epochs;
@@ -12,32 +19,41 @@ mod uploads;
 pub use attestations::Attestation;
 pub use epochs::{EpochRow, PageRow, Results};
 pub use model::Step;
-pub use rounds::{RoundRow, StoredStage};
+pub use rounds::RoundRow;
 pub use uploads::{Collected, Upload};
 
 use alice_primitives::Hash;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{
-    SqlitePool,
+    AssertSqlSafe, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Version of the schema, in SQLite's `user_version`.
 const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
-/// Connections that read at the same time.
-const CONNECTIONS_MAX: u32 = 8;
-/// Longest wait for another process that holds the file.
+const INDEXES: &str = include_str!("indexes.sql");
+/// Connections of the round: the driver, scoring and settlement run one query each at a time.
+const ROUND_CONNECTIONS: u32 = 4;
+/// Longest wait of the round for one of its connections. Only the round's own work is before it.
+const ROUND_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for another connection's write, or for another process that holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// SQLite's result code for a database that stayed locked for [`BUSY_TIMEOUT`].
+const SQLITE_BUSY: &str = "5";
 
 /// Why the state could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
+    /// Every connection was in use, or another writer held the file, for longer than the caller may wait. Nothing is
+    /// wrong with the data, and the same call may succeed later.
+    #[error("the server's database is busy; try again later")]
+    Busy,
     /// SQLite's own.
     #[error("the server's database failed: {0}; check the disk that holds data_dir")]
-    Sql(#[from] sqlx::Error),
+    Sql(#[source] sqlx::Error),
     /// A stored value that this version cannot read.
     #[error("the server's database holds {what} that cannot be read ({problem}); restore data_dir from a backup")]
     Damaged {
@@ -56,14 +72,25 @@ pub enum DbError {
     },
 }
 
-/// The database.
+impl From<sqlx::Error> for DbError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut => Self::Busy,
+            sqlx::Error::Database(cause) if cause.code().as_deref() == Some(SQLITE_BUSY) => Self::Busy,
+            _ => Self::Sql(error),
+        }
+    }
+}
+
+/// A handle of the database with connections of its own; all handles share one write lock.
 pub struct Db {
     pool: SqlitePool,
-    write: Mutex<()>,
+    options: SqliteConnectOptions,
+    write: Arc<Mutex<()>>,
 }
 
 impl Db {
-    /// Opens the database of a data directory; makes it where there is none.
+    /// Opens the database of a data directory and makes it if there is none. The handle is the round's.
     pub async fn open(file: &Path) -> Result<Self, DbError> {
         let options = SqliteConnectOptions::new()
             .filename(file)
@@ -72,26 +99,36 @@ impl Db {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .connect_with(options)
-            .await?;
+        let pool = pool(&options, ROUND_CONNECTIONS, ROUND_WAIT);
         let mut tx = pool.begin().await?;
         let found: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *tx).await?;
         match found {
             0 => {
                 sqlx::raw_sql(SCHEMA).execute(&mut *tx).await?;
-                let version = format!("PRAGMA user_version = {SCHEMA_VERSION}");
-                sqlx::raw_sql(&version).execute(&mut *tx).await?;
+                // A pragma takes no bound parameters; the number is a constant of this file.
+                let version = AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+                sqlx::raw_sql(version).execute(&mut *tx).await?;
             }
             SCHEMA_VERSION => {}
             found => return Err(DbError::Version { found }),
         }
+        sqlx::raw_sql(INDEXES).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(Self {
             pool,
-            write: Mutex::new(()),
+            options,
+            write: Arc::default(),
         })
+    }
+
+    /// Another handle of the same database with at most `connections` of its own. A call that gets none of them within
+    /// `wait` fails with [`DbError::Busy`].
+    pub fn with_connections(&self, connections: u32, wait: Duration) -> Self {
+        Self {
+            pool: pool(&self.options, connections, wait),
+            options: self.options.clone(),
+            write: self.write.clone(),
+        }
     }
 
     /// Held while something is decided; see the module.
@@ -131,10 +168,18 @@ impl Db {
         Ok(())
     }
 
-    /// Closes all connections; what was acknowledged is on disk with or without it.
+    /// Closes this handle's connections; whatever was acknowledged is on disk with or without it.
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// Connections are made when they are first needed.
+fn pool(options: &SqliteConnectOptions, connections: u32, wait: Duration) -> SqlitePool {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(wait)
+        .connect_lazy_with(options.clone())
 }
 
 /// 32 bytes of a row.
@@ -166,4 +211,92 @@ fn to_json<T: Serialize>(what: &'static str, value: &T) -> Result<String, DbErro
         what,
         problem: e.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::Row;
+
+    /// Every query that a stranger's request can start, or that runs under the write lock.
+    const HOT: [&str; 15] = [
+        rounds::NEWEST_ROUND,
+        rounds::ROUND,
+        rounds::OPEN_LEASE,
+        rounds::NEXT_SLICE,
+        rounds::EXPIRED_SLICE,
+        rounds::REFUSALS,
+        uploads::SUBMISSION,
+        uploads::COUNT_UPLOADS,
+        uploads::COUNT_SUBMISSIONS,
+        uploads::COLLECTED,
+        uploads::HISTORY_COUNTS,
+        uploads::HOLDS_TASK,
+        uploads::HISTORY,
+        model::NEWEST_SNAPSHOT,
+        epochs::EPOCHS_BEFORE,
+    ];
+
+    /// Steps of SQLite's plan for a query.
+    async fn plan(db: &Db, sql: &'static str) -> Vec<String> {
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+        let rows = sqlx::query(explain).fetch_all(&db.pool).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>("detail")).collect()
+    }
+
+    async fn assert_indexed(db: &Db) {
+        let tables: Vec<String> = sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'table'")
+            .fetch_all(&db.pool)
+            .await
+            .unwrap();
+        for sql in HOT {
+            for step in plan(db, sql).await {
+                // A scan in the order of an index, ended by LIMIT, reads no more rows than it returns.
+                let limited = step.contains("USING INDEX") || sql == rounds::NEWEST_ROUND;
+                let scanned = tables.iter().find(|t| step.split(' ').take(2).eq(["SCAN", t.as_str()]));
+                assert!(scanned.is_none() || limited, "{step}\n{sql}");
+                assert!(!step.contains("LIST SUBQUERY"), "rebuilt for every row: {step}\n{sql}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn hot_queries_should_never_scan_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_indexed(&Db::open(&dir.path().join("db")).await.unwrap()).await;
+    }
+
+    #[tokio::test]
+    async fn indexes_should_be_added_when_a_database_of_an_earlier_build_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("db");
+        let old = Db::open(&file).await.unwrap();
+        // As the first builds with schema version 2 left it.
+        sqlx::raw_sql(
+            "DROP INDEX tasks_of_miner; DROP INDEX submissions_of_miner; DROP INDEX submissions_of_payout;
+             DROP INDEX steps_with_snapshot;
+             CREATE INDEX submissions_miner ON submissions (miner, epoch);
+             CREATE INDEX submissions_payout ON submissions (payout, epoch);",
+        )
+        .execute(&old.pool)
+        .await
+        .unwrap();
+        old.bind("genesis", b"kept").await.unwrap();
+        old.close().await;
+        let db = Db::open(&file).await.unwrap();
+        assert_eq!(db.meta("genesis").await.unwrap().as_deref(), Some(&b"kept"[..]));
+        assert_indexed(&db).await;
+    }
+
+    #[tokio::test]
+    async fn the_round_should_go_on_when_reads_hold_all_their_connections() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("db")).await.unwrap();
+        let reads = db.with_connections(2, Duration::from_millis(50));
+        let held = (reads.pool.acquire().await.unwrap(), reads.pool.acquire().await.unwrap());
+        assert!(matches!(reads.model_step().await, Err(DbError::Busy)));
+        db.seal_round(3).await.unwrap();
+        drop(held);
+        assert_eq!(reads.model_step().await.unwrap(), None);
+    }
 }

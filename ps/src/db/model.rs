@@ -9,6 +9,9 @@ use std::collections::VecDeque;
 /// Most steps before a snapshot that are offered to those who are behind.
 const EARLIER_MAX: u32 = 256;
 
+pub(super) const NEWEST_SNAPSHOT: &str =
+    "SELECT step, snapshot FROM steps WHERE snapshot IS NOT NULL ORDER BY step DESC LIMIT 1";
+
 /// The newest step of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -62,7 +65,7 @@ impl Db {
         // One transaction: the snapshot and the deltas must be of one instant.
         let mut tx = self.pool.begin().await?;
         let row: Option<(i64, String)> =
-            sqlx::query_as("SELECT step, snapshot FROM steps WHERE snapshot IS NOT NULL ORDER BY step DESC LIMIT 1")
+            sqlx::query_as(NEWEST_SNAPSHOT)
                 .fetch_optional(&mut *tx)
                 .await?;
         let Some((from, snapshot)) = row else { return Ok(None) };

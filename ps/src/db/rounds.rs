@@ -3,26 +3,30 @@
 use super::{Db, DbError, epochs::store_verdicts, from_json, hash, number, to_json};
 use alice_api::{ErrorCode, Hex32, Lease, SeedBlock, Task, Verdict};
 use alice_primitives::Hash;
+use alice_round::Stage;
 use std::collections::BTreeMap;
 
-/// Stage of a round on disk. Scoring is not stored: after a restart it starts again from `Sealed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoredStage {
-    /// Commits are accepted.
-    Open,
-    /// No more.
-    Sealed,
-    /// Decided.
-    Scored,
-}
+pub(super) const NEWEST_ROUND: &str =
+    "SELECT epoch, stage, base_root, base_step FROM rounds ORDER BY epoch DESC LIMIT 1";
+pub(super) const ROUND: &str = "SELECT epoch, stage, base_root, base_step FROM rounds WHERE epoch = ?";
+// NOT EXISTS looks one task up in the unique index on submissions.task_id. NOT IN would build the list of the epoch's
+// submissions again for every task of the key: 2.9 s instead of 2 ms for 256 tasks among 4,096 submissions.
+pub(super) const OPEN_LEASE: &str = "SELECT lease FROM tasks WHERE epoch = ? AND miner = ? AND lease_block >= ?
+     AND NOT EXISTS (SELECT 1 FROM submissions AS s WHERE s.task_id = tasks.task_id) ORDER BY slice LIMIT 1";
+pub(super) const NEXT_SLICE: &str = "SELECT COALESCE(MAX(slice) + 1, 0) FROM tasks WHERE epoch = ?";
+pub(super) const EXPIRED_SLICE: &str = "SELECT slice FROM tasks WHERE epoch = ? AND lease_block < ?
+     AND NOT EXISTS (SELECT 1 FROM submissions AS s WHERE s.task_id = tasks.task_id) ORDER BY slice LIMIT 1";
+pub(super) const REFUSALS: &str = "SELECT code, COUNT(*) FROM refusals WHERE epoch = ? GROUP BY code";
+
+type RoundColumns = (i64, String, Vec<u8>, i64);
 
 /// A round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoundRow {
     /// Epoch.
     pub epoch: u32,
-    /// Stage.
-    pub stage: StoredStage,
+    /// Stage. `Scoring` is never stored: after a restart scoring begins again from `Sealed`.
+    pub stage: Stage,
     /// Model it trains on.
     pub base_root: Hash,
     /// Steps that model has taken.
@@ -68,41 +72,14 @@ impl Db {
 
     /// The newest round.
     pub async fn newest_round(&self) -> Result<Option<RoundRow>, DbError> {
-        self.round_where("ORDER BY epoch DESC LIMIT 1", None).await
+        let row: Option<RoundColumns> = sqlx::query_as(NEWEST_ROUND).fetch_optional(&self.pool).await?;
+        row.map(round_row).transpose()
     }
 
     /// The round of an epoch.
     pub async fn round(&self, epoch: u32) -> Result<Option<RoundRow>, DbError> {
-        self.round_where("WHERE epoch = ?", Some(epoch)).await
-    }
-
-    async fn round_where(&self, clause: &'static str, epoch: Option<u32>) -> Result<Option<RoundRow>, DbError> {
-        let sql = format!("SELECT epoch, stage, base_root, base_step FROM rounds {clause}");
-        let mut query = sqlx::query_as::<_, (i64, String, Vec<u8>, i64)>(&sql);
-        if let Some(epoch) = epoch {
-            query = query.bind(epoch);
-        }
-        let Some((epoch, stage, base_root, base_step)) = query.fetch_optional(&self.pool).await? else {
-            return Ok(None);
-        };
-        let stage = match stage.as_str() {
-            "open" => StoredStage::Open,
-            "sealed" => StoredStage::Sealed,
-            "scored" => StoredStage::Scored,
-            other => {
-                return Err(DbError::Damaged {
-                    what: "a round's stage",
-                    problem: format!("'{other}'"),
-                });
-            }
-        };
-        let base_root = hash("a base root", base_root)?;
-        Ok(Some(RoundRow {
-            epoch: number("an epoch", epoch)?,
-            stage,
-            base_root,
-            base_step: number("a step", base_step)?,
-        }))
+        let row: Option<RoundColumns> = sqlx::query_as(ROUND).bind(epoch).fetch_optional(&self.pool).await?;
+        row.map(round_row).transpose()
     }
 
     /// Stores the blocks of the validation seed. The first stay: what was drawn is not drawn again.
@@ -136,10 +113,7 @@ impl Db {
 
     /// The task that a key holds and has not answered, under a lease that lasts beyond `block`.
     pub async fn open_lease(&self, epoch: u32, miner: &Hex32, block: u32) -> Result<Option<Lease>, DbError> {
-        let text: Option<String> = sqlx::query_scalar(
-            "SELECT lease FROM tasks WHERE epoch = ? AND miner = ? AND lease_block >= ?
-             AND task_id NOT IN (SELECT task_id FROM submissions WHERE epoch = tasks.epoch) ORDER BY slice LIMIT 1",
-        )
+        let text: Option<String> = sqlx::query_scalar(OPEN_LEASE)
         .bind(epoch)
         .bind(&miner.0[..])
         .bind(block)
@@ -151,7 +125,7 @@ impl Db {
     /// The next slice of a round: the claim counter's, and once that has reached `slices_max`, one whose lease expired
     /// before it was answered. None where there is neither.
     pub async fn next_slice(&self, epoch: u32, slices_max: u32, block: u32) -> Result<Option<u32>, DbError> {
-        let next: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(slice) + 1, 0) FROM tasks WHERE epoch = ?")
+        let next: i64 = sqlx::query_scalar(NEXT_SLICE)
             .bind(epoch)
             .fetch_one(&self.pool)
             .await?;
@@ -159,10 +133,7 @@ impl Db {
         if next < slices_max {
             return Ok(Some(next));
         }
-        let expired: Option<i64> = sqlx::query_scalar(
-            "SELECT slice FROM tasks WHERE epoch = ? AND lease_block < ?
-             AND task_id NOT IN (SELECT task_id FROM submissions WHERE epoch = tasks.epoch) ORDER BY slice LIMIT 1",
-        )
+        let expired: Option<i64> = sqlx::query_scalar(EXPIRED_SLICE)
         .bind(epoch)
         .bind(block)
         .fetch_optional(&self.pool)
@@ -214,7 +185,7 @@ impl Db {
     /// Refusals of a round by code.
     pub async fn refusals(&self, epoch: u32) -> Result<BTreeMap<String, u32>, DbError> {
         let rows: Vec<(String, i64)> =
-            sqlx::query_as("SELECT code, COUNT(*) FROM refusals WHERE epoch = ? GROUP BY code")
+            sqlx::query_as(REFUSALS)
                 .bind(epoch)
                 .fetch_all(&self.pool)
                 .await?;
@@ -231,4 +202,24 @@ impl Db {
             .await?;
         rows.into_iter().map(|s| number("a reserve sequence", s)).collect()
     }
+}
+
+fn round_row((epoch, stage, base_root, base_step): RoundColumns) -> Result<RoundRow, DbError> {
+    let stage = match stage.as_str() {
+        "open" => Stage::Open,
+        "sealed" => Stage::Sealed,
+        "scored" => Stage::Scored,
+        other => {
+            return Err(DbError::Damaged {
+                what: "a round's stage",
+                problem: format!("'{other}'"),
+            });
+        }
+    };
+    Ok(RoundRow {
+        epoch: number("an epoch", epoch)?,
+        stage,
+        base_root: hash("a base root", base_root)?,
+        base_step: number("a step", base_step)?,
+    })
 }

@@ -58,8 +58,6 @@ CREATE TABLE submissions (
     accepted INTEGER,
     UNIQUE (epoch, sequence)
 ) STRICT;
-CREATE INDEX submissions_miner ON submissions (miner, epoch);
-CREATE INDEX submissions_payout ON submissions (payout, epoch);
 
 -- What was refused before it became a submission; counted once for each task or upload.
 CREATE TABLE refusals (

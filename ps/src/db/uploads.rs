@@ -55,12 +55,33 @@ fn upload(row: UploadColumns) -> Result<Upload, DbError> {
     })
 }
 
-const UPLOAD_COLUMNS: &str = "SELECT id, task_id, epoch, miner, blob, bytes, received FROM uploads";
+const UPLOAD: &str = "SELECT id, task_id, epoch, miner, blob, bytes, received FROM uploads WHERE id = ?";
+const UPLOADS: &str =
+    "SELECT id, task_id, epoch, miner, blob, bytes, received FROM uploads WHERE epoch = ? ORDER BY id";
+pub(super) const COUNT_UPLOADS: &str = "SELECT COUNT(*) FROM uploads WHERE task_id = ? AND miner = ?";
+pub(super) const SUBMISSION: &str = "SELECT receipt, verdict FROM submissions WHERE id = ?";
+pub(super) const COUNT_SUBMISSIONS: &str = "SELECT COUNT(*) FROM submissions WHERE epoch = ?";
+pub(super) const COLLECTED: &str = "SELECT receipt, (SELECT slice FROM tasks WHERE tasks.task_id = s.task_id),
+     EXISTS (SELECT 1 FROM submissions AS old WHERE old.miner = s.miner AND old.epoch < s.epoch AND old.accepted = 1)
+     FROM submissions AS s WHERE epoch = ? ORDER BY id";
+// A key is a mining key, a payout account, or both; what it mined for itself is counted and listed once. Each half is
+// answered by one index in its order, so a long history costs no more than the rows that are returned.
+pub(super) const HISTORY_COUNTS: &str = "SELECT COUNT(*), COALESCE(SUM(accepted), 0) FROM (
+     SELECT accepted FROM submissions WHERE miner = ?1
+     UNION ALL SELECT accepted FROM submissions WHERE payout = ?1 AND miner <> ?1)";
+pub(super) const HOLDS_TASK: &str = "SELECT EXISTS (SELECT 1 FROM tasks WHERE miner = ?)";
+pub(super) const HISTORY: &str = "SELECT receipt, verdict FROM (
+     SELECT * FROM (SELECT epoch, sequence, receipt, verdict FROM submissions WHERE miner = ?1
+                    ORDER BY epoch DESC, sequence DESC LIMIT ?2)
+     UNION ALL
+     SELECT * FROM (SELECT epoch, sequence, receipt, verdict FROM submissions WHERE payout = ?1 AND miner <> ?1
+                    ORDER BY epoch DESC, sequence DESC LIMIT ?2))
+     ORDER BY epoch DESC, sequence DESC LIMIT ?2";
 
 impl Db {
     /// An upload.
     pub async fn upload(&self, id: &Hex32) -> Result<Option<Upload>, DbError> {
-        let row: Option<UploadColumns> = sqlx::query_as(&format!("{UPLOAD_COLUMNS} WHERE id = ?"))
+        let row: Option<UploadColumns> = sqlx::query_as(UPLOAD)
             .bind(&id.0[..])
             .fetch_optional(&self.pool)
             .await?;
@@ -69,7 +90,7 @@ impl Db {
 
     /// All uploads of an epoch.
     pub async fn uploads(&self, epoch: u32) -> Result<Vec<Upload>, DbError> {
-        let rows: Vec<UploadColumns> = sqlx::query_as(&format!("{UPLOAD_COLUMNS} WHERE epoch = ? ORDER BY id"))
+        let rows: Vec<UploadColumns> = sqlx::query_as(UPLOADS)
             .bind(epoch)
             .fetch_all(&self.pool)
             .await?;
@@ -78,7 +99,7 @@ impl Db {
 
     /// How many uploads a key declared for a task.
     pub async fn count_uploads(&self, task: &Hex32, miner: &Hex32) -> Result<u32, DbError> {
-        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM uploads WHERE task_id = ? AND miner = ?")
+        let count: i64 = sqlx::query_scalar(COUNT_UPLOADS)
             .bind(&task.0[..])
             .bind(&miner.0[..])
             .fetch_one(&self.pool)
@@ -123,7 +144,7 @@ impl Db {
 
     /// Committed submissions of an epoch: also the next one's place in the order of commits.
     pub async fn count_submissions(&self, epoch: u32) -> Result<u32, DbError> {
-        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM submissions WHERE epoch = ?")
+        let count: i64 = sqlx::query_scalar(COUNT_SUBMISSIONS)
             .bind(epoch)
             .fetch_one(&self.pool)
             .await?;
@@ -151,7 +172,7 @@ impl Db {
     /// Receipt and verdict of a submission.
     pub async fn submission(&self, id: &Hex32) -> Result<Option<SubmissionStatus>, DbError> {
         let row: Option<(String, Option<String>)> =
-            sqlx::query_as("SELECT receipt, verdict FROM submissions WHERE id = ?")
+            sqlx::query_as(SUBMISSION)
                 .bind(&id.0[..])
                 .fetch_optional(&self.pool)
                 .await?;
@@ -160,10 +181,7 @@ impl Db {
 
     /// Submissions of an epoch in ascending order of id.
     pub async fn collected(&self, epoch: u32, file: impl Fn(&Hex32) -> PathBuf) -> Result<Vec<Collected>, DbError> {
-        let rows: Vec<(String, i64, bool)> = sqlx::query_as(
-            "SELECT receipt, (SELECT slice FROM tasks WHERE tasks.task_id = s.task_id), EXISTS (SELECT 1 FROM submissions AS old WHERE old.miner = s.miner AND old.epoch < s.epoch
-             AND old.accepted = 1) FROM submissions AS s WHERE epoch = ? ORDER BY id",
-        )
+        let rows: Vec<(String, i64, bool)> = sqlx::query_as(COLLECTED)
         .bind(epoch)
         .fetch_all(&self.pool)
         .await?;
@@ -183,23 +201,18 @@ impl Db {
 
     /// History of a mining key or a payout account.
     pub async fn history(&self, key: &Hash) -> Result<Option<MinerHistory>, DbError> {
-        let (submitted, accepted): (i64, i64) = sqlx::query_as(
-            "SELECT COUNT(*), COALESCE(SUM(accepted), 0) FROM submissions WHERE miner = ?1 OR payout = ?1",
-        )
+        let (submitted, accepted): (i64, i64) = sqlx::query_as(HISTORY_COUNTS)
         .bind(&key[..])
         .fetch_one(&self.pool)
         .await?;
-        let holds_task: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM tasks WHERE miner = ?)")
+        let holds_task: bool = sqlx::query_scalar(HOLDS_TASK)
             .bind(&key[..])
             .fetch_one(&self.pool)
             .await?;
         if submitted == 0 && !holds_task {
             return Ok(None);
         }
-        let rows: Vec<(String, Option<String>)> = sqlx::query_as(
-            "SELECT receipt, verdict FROM submissions WHERE miner = ?1 OR payout = ?1
-             ORDER BY epoch DESC, sequence DESC LIMIT ?2",
-        )
+        let rows: Vec<(String, Option<String>)> = sqlx::query_as(HISTORY)
         .bind(&key[..])
         .bind(HISTORY_MAX)
         .fetch_all(&self.pool)

@@ -1,10 +1,11 @@
-//! Blobs by their hash, whole or in ranges (RFC 9110 §14, one range).
+//! Blobs by their hash, whole or in ranges (RFC 9110 section 14, one range).
 
 use super::{
-    answers::Answer,
+    Api,
+    response::HttpResult,
     extract::{bad_request, hex32, not_found},
 };
-use crate::{PsError, service::Service};
+use crate::PsError;
 use alice_api::{ApiError, Hex32};
 use alice_primitives::Hash;
 use alice_store::{BlobStore, StoreError};
@@ -16,32 +17,33 @@ use axum::{
 };
 use std::{ops::Range, sync::Arc};
 
-/// Bytes that are read at a time: what one download takes of the memory.
+/// Bytes read at a time: the memory of one download.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// A public blob: a shard of training text or yardstick, a snapshot's chunk, an aggregate, a manifest, or the update of a
-/// scored epoch.
+/// A public blob: a shard of training text or of the public evaluation set, a snapshot's chunk, an aggregate, a manifest,
+/// or the update of a scored epoch.
 #[utoipa::path(get, path = "/v1/blobs/{hash}", params(("hash" = String, Path)), responses(
     (status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 206, description = "the range"),
     (status = 404, body = ApiError), (status = 416, description = "beyond the end"),
 ))]
 pub async fn blob(
-    State(service): State<Arc<Service>>,
+    State(api): State<Arc<Api>>,
     Path(hash): Path<String>,
     headers: HeaderMap,
-) -> Answer<Response> {
+) -> HttpResult<Response> {
     let hash = hex32("a blob", &hash)?;
-    // The reserve's shards are in the same folder, and must stay private.
-    let store = if service.corpus.shards.contains(&hash.0) {
-        &service.shards
+    let state = api.state();
+    // The corpus folder holds the private reserve too, so only the shards that the public manifests name are served from it.
+    let store = if state.corpus().shards.contains(&hash.0) {
+        state.shards()
     } else {
-        &service.blobs
+        state.blobs()
     };
     serve(store, &hash.0, &headers, "application/octet-stream").await
 }
 
 /// Answers with a blob or a range of it.
-pub async fn serve(store: &BlobStore, hash: &Hash, headers: &HeaderMap, kind: &'static str) -> Answer<Response> {
+pub async fn serve(store: &BlobStore, hash: &Hash, headers: &HeaderMap, kind: &'static str) -> HttpResult<Response> {
     let len = match store.len(hash).await {
         Ok(len) => len,
         Err(StoreError::Missing { .. }) => {
@@ -54,11 +56,11 @@ pub async fn serve(store: &BlobStore, hash: &Hash, headers: &HeaderMap, kind: &'
         }
         Err(e) => return Err(PsError::from(e).into()),
     };
-    let asked = headers
+    let requested = headers
         .get(header::RANGE)
         .map(|value| parse_range(value, len))
         .transpose()?;
-    let (status, range) = match asked {
+    let (status, range) = match requested {
         None => (StatusCode::OK, 0..len),
         Some(Some(range)) => (StatusCode::PARTIAL_CONTENT, range),
         Some(None) => {
@@ -72,7 +74,7 @@ pub async fn serve(store: &BlobStore, hash: &Hash, headers: &HeaderMap, kind: &'
     out.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     out.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     out.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
-    // A blob never changes.
+    // A blob is named by its hash and never changes, so a cache in front of the server may keep it for ever.
     out.insert(
         header::CACHE_CONTROL,
         HeaderValue::from_static("public, max-age=31536000, immutable"),
@@ -86,14 +88,14 @@ pub async fn serve(store: &BlobStore, hash: &Hash, headers: &HeaderMap, kind: &'
 }
 
 fn stream(store: BlobStore, hash: Hash, range: Range<u64>) -> Body {
-    let parts = futures::stream::unfold(range.start, move |at| {
+    let parts = futures::stream::unfold(range.start, move |position| {
         let (store, end) = (store.clone(), range.end);
         async move {
-            if at >= end {
+            if position >= end {
                 return None;
             }
-            let next = end.min(at.saturating_add(BLOCK_BYTES));
-            let part = store.get_range(&hash, at..next).await;
+            let next = end.min(position.saturating_add(BLOCK_BYTES));
+            let part = store.get_range(&hash, position..next).await;
             // An error ends the body early, so that the client sees a broken transfer.
             let after = if part.is_ok() { next } else { end };
             Some((part, after))
@@ -102,8 +104,8 @@ fn stream(store: BlobStore, hash: Hash, range: Range<u64>) -> Body {
     Body::from_stream(parts)
 }
 
-/// `bytes=a-b`, `bytes=a-` or `bytes=-n`. None where the range lies beyond the end.
-fn parse_range(value: &HeaderValue, len: u64) -> Answer<Option<Range<u64>>> {
+/// `bytes=a-b`, `bytes=a-` or `bytes=-n`. `None` if the range lies beyond the end.
+fn parse_range(value: &HeaderValue, len: u64) -> HttpResult<Option<Range<u64>>> {
     let bad = || {
         bad_request(
             "the Range header is not one range of bytes",

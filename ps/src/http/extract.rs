@@ -1,6 +1,6 @@
-//! Bounded bodies, and paths and queries that say what is wrong with them.
+//! Bounded bodies; paths and queries, refused with the value that is wrong.
 
-use super::{answers::Answer, shortened};
+use super::{response::HttpResult, shortened};
 use crate::service::Refusal;
 use alice_api::{ErrorCode, Hex32, ss58};
 use axum::{
@@ -15,8 +15,8 @@ use std::str::FromStr;
 /// Longest JSON body, bytes.
 pub const JSON_BYTES_MAX: u64 = 16 << 10;
 
-/// Reads a body of at most `bytes_max` bytes. One that announces more is refused before any of it is read.
-pub async fn read_body(headers: &HeaderMap, body: Body, bytes_max: u64) -> Answer<Bytes> {
+/// Reads a body of at most `bytes_max` bytes. A body that announces more is refused before any of it is read.
+pub async fn read_body(headers: &HeaderMap, body: Body, bytes_max: u64) -> HttpResult<Bytes> {
     let too_large = |found: String| {
         Refusal::new(
             ErrorCode::TooLarge,
@@ -45,7 +45,7 @@ pub async fn read_body(headers: &HeaderMap, body: Body, bytes_max: u64) -> Answe
 }
 
 /// Reads a JSON body.
-pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Answer<T> {
+pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> HttpResult<T> {
     let bytes = read_body(headers, body, JSON_BYTES_MAX).await?;
     serde_json::from_slice(&bytes).map_err(|e| {
         bad_request(
@@ -57,7 +57,7 @@ pub async fn read_json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> 
 }
 
 /// A hash or identifier of a path.
-pub fn hex32(what: &str, text: &str) -> Answer<Hex32> {
+pub fn hex32(what: &str, text: &str) -> HttpResult<Hex32> {
     text.parse().map_err(|_| {
         let message = format!("'{}' is not {what}", shortened(text));
         bad_request(&message, "64 hexadecimal digits are expected").into()
@@ -65,7 +65,7 @@ pub fn hex32(what: &str, text: &str) -> Answer<Hex32> {
 }
 
 /// A key in hexadecimal digits or an address.
-pub fn account(text: &str) -> Answer<Hex32> {
+pub fn account(text: &str) -> HttpResult<Hex32> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }
@@ -80,15 +80,15 @@ pub fn account(text: &str) -> Answer<Hex32> {
 }
 
 /// A number of a path or query.
-pub fn number<T: FromStr>(what: &str, text: &str) -> Answer<T> {
+pub fn number<T: FromStr>(what: &str, text: &str) -> HttpResult<T> {
     text.parse().map_err(|_| {
         let message = format!("'{}' is not {what}", shortened(text));
         bad_request(&message, "a whole number, not negative and not too large, is expected").into()
     })
 }
 
-/// A value of the query, if it is there. The values of this API (numbers, hexadecimal digits, base58) need no
-/// percent-decoding.
+/// A value of the query; `None` if it has no such key. The values of this API (numbers, hexadecimal digits, base58) need
+/// no percent-decoding.
 pub fn query<'a>(query: Option<&'a str>, key: &str) -> Option<&'a str> {
     query?
         .split('&')

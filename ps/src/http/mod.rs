@@ -1,45 +1,95 @@
 //! The HTTP API (`docs/spec/http-api.md`). Handlers parse, bound and translate; decisions are the [`Service`]'s.
+//!
+//! A request passes, from outside in: [`connections`] (places, timers), CORS, `slots` (how many at a time, and how long),
+//! compression, and its handler. `extract` bounds what a handler reads, `response` turns refusals into answers.
 
-mod answers;
+mod bare;
 mod blobs;
+pub mod connections;
 mod extract;
+mod held;
 mod metrics;
 mod openapi;
+mod prepared;
 mod reads;
+mod response;
+mod slots;
 mod tasks;
 
 pub use extract::JSON_BYTES_MAX;
 
-use crate::service::{Refusal, Service};
+use crate::{
+    PsError,
+    db::Db,
+    service::{Refusal, Service},
+    state::ServerState,
+};
 use alice_api::ErrorCode;
-use answers::Answer;
 use axum::{
     Router,
-    body::{Body, HttpBody},
-    extract::{MatchedPath, Request},
-    http::Method,
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    extract::Request,
+    http::{Extensions, HeaderMap, Method, StatusCode, Version, header},
+    middleware,
     routing::{get, post},
 };
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
+use prepared::PreparedJson;
+use response::HttpResult;
+use slots::Slots;
+use std::sync::Arc;
+use tower_http::{
+    compression::{CompressionLayer, Predicate, predicate::SizeAbove},
+    cors::{Any, CorsLayer},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Longest time for a request, the body included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Requests that are handled at the same time; more are told to come back.
-const REQUESTS_MAX: usize = 512;
+/// Shortest JSON that is compressed, bytes: below that the saved packet is not worth the work.
+const COMPRESSED_BYTES_MIN: u64 = 1024;
+
+/// What the handlers share.
+struct Api {
+    service: Arc<Service>,
+    corpus: PreparedJson,
+    yardstick: Option<PreparedJson>,
+}
+
+impl Api {
+    fn state(&self) -> &ServerState {
+        self.service.state()
+    }
+
+    /// The database for handlers that only read.
+    fn db(&self) -> &Db {
+        self.state().read_db()
+    }
+}
 
 /// The API of a server.
-pub fn router(service: Arc<Service>) -> Router {
-    let slots = Arc::new(Semaphore::new(REQUESTS_MAX));
+///
+/// # Errors
+/// The corpus manifest cannot be written as JSON.
+pub fn router(service: Arc<Service>) -> Result<Router, PsError> {
+    let corpus = service.state().corpus();
+    let api = Api {
+        corpus: PreparedJson::new("the corpus manifest", &corpus.manifest)?,
+        yardstick: match &corpus.yardstick {
+            Some(yardstick) => Some(PreparedJson::new("the yardstick's manifest", yardstick)?),
+            None => None,
+        },
+        service,
+    };
+    let slots = Arc::new(Slots::default());
+    let compression = CompressionLayer::new().compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN).and(is_json));
+    Ok(routes()
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(compression)
+        .layer(middleware::from_fn(move |request, next| {
+            slots.clone().handle(request, next)
+        }))
+        .layer(cors())
+        .with_state(Arc::new(api)))
+}
+
+fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/status", get(reads::status))
         .route("/v1/run", get(reads::run))
@@ -61,12 +111,23 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/openapi.json", get(openapi::document))
         .route("/metrics", get(metrics::render))
         .route("/healthz", get(reads::health))
-        .fallback(no_route)
-        .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn(move |request, next| {
-            bounded(slots.clone(), request, next)
-        }))
-        .with_state(service)
+}
+
+/// Any web page may read: everything here is public, and no answer depends on cookies. Mining needs a key and a program,
+/// so no page may send.
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::HEAD])
+        .allow_headers([header::RANGE, header::IF_NONE_MATCH])
+        .expose_headers([header::ACCEPT_RANGES, header::CONTENT_RANGE, header::ETAG])
+}
+
+/// Only JSON is compressed. Blobs are dense already, and a client resumes them by ranges of their own bytes; the layer
+/// itself leaves answers with a range alone.
+fn is_json(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
 }
 
 /// Starts counting; called once, before the first request.
@@ -79,7 +140,7 @@ pub async fn metrics_upkeep() {
     metrics::upkeep().await;
 }
 
-async fn no_route(request: Request) -> Answer<()> {
+async fn no_route(request: Request) -> HttpResult<()> {
     Err(Refusal::new(
         ErrorCode::NotFound,
         format!("there is nothing at {}", shortened(request.uri().path())),
@@ -88,7 +149,7 @@ async fn no_route(request: Request) -> Answer<()> {
     .into())
 }
 
-async fn no_method(method: Method, request: Request) -> Answer<()> {
+async fn no_method(method: Method, request: Request) -> HttpResult<()> {
     Err(Refusal::new(
         ErrorCode::BadRequest,
         format!("{method} does not go with {}", shortened(request.uri().path())),
@@ -97,64 +158,7 @@ async fn no_method(method: Method, request: Request) -> Answer<()> {
     .into())
 }
 
-/// Text of the other side for a message: bounded.
+/// The client's text for a message: at most 100 characters.
 fn shortened(text: &str) -> String {
     text.chars().take(100).collect()
-}
-
-/// A body that holds its request's place.
-struct Slotted {
-    body: Body,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl HttpBody for Slotted {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Puts limits on every request and counts it.
-async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    // Known names only: every name is a time series of its own, and anybody can make up methods.
-    let method = match *request.method() {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PATCH => "PATCH",
-        _ => "other",
-    };
-    let path = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or_else(|| "other".into(), |p| p.as_str().to_owned());
-    let busy = |message: &str| {
-        let refusal = Refusal::new(ErrorCode::Unavailable, message, "try again in a few seconds");
-        answers::Failure(refusal).into_response()
-    };
-    let response = match slots.try_acquire_owned() {
-        Ok(slot) => match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-            // A download holds its place until its last byte.
-            Ok(response) => response.map(|body| Body::new(Slotted { body, _slot: slot })),
-            Err(_) => busy("the request took too long"),
-        },
-        Err(_) => busy("the server handles as many requests as it may"),
-    };
-    metrics::observe(method, &path, response.status().as_u16(), started.elapsed());
-    response
 }

@@ -1,10 +1,11 @@
 //! Claims and uploads.
 
 use super::{
-    answers::Answer,
+    Api,
+    response::HttpResult,
     extract::{bad_request, hex32, number, query, read_body, read_json},
 };
-use crate::{service::Service, service::uploads::PART_BYTES_MAX};
+use crate::service::{PART_BYTES_MAX, Refusal};
 use alice_api::{ApiError, ClaimRequest, CommitRequest, DeclareRequest, Lease, Receipt, UploadState};
 use axum::{
     Json,
@@ -12,16 +13,16 @@ use axum::{
     extract::{Path, RawQuery, State},
     http::HeaderMap,
 };
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 /// Asks for a task.
 #[utoipa::path(post, path = "/v1/tasks", request_body = ClaimRequest, responses(
     (status = 200, body = Lease),
     (status = 401, body = ApiError), (status = 409, body = ApiError), (status = 429, body = ApiError),
 ))]
-pub async fn claim(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Answer<Json<Lease>> {
+pub async fn claim(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> HttpResult<Json<Lease>> {
     let request: ClaimRequest = read_json(&headers, body).await?;
-    Ok(Json(service.claim(&request).await?))
+    decided(async move { api.service.claim(&request).await }).await
 }
 
 /// Declares an upload.
@@ -30,18 +31,18 @@ pub async fn claim(State(service): State<Arc<Service>>, headers: HeaderMap, body
     (status = 404, body = ApiError), (status = 409, body = ApiError), (status = 410, body = ApiError),
     (status = 413, body = ApiError),
 ))]
-pub async fn declare(State(service): State<Arc<Service>>, headers: HeaderMap, body: Body) -> Answer<Json<UploadState>> {
+pub async fn declare(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> HttpResult<Json<UploadState>> {
     let request: DeclareRequest = read_json(&headers, body).await?;
-    Ok(Json(service.declare(&request).await?))
+    decided(async move { api.service.declare(&request).await }).await
 }
 
 /// State of an upload.
 #[utoipa::path(get, path = "/v1/uploads/{id}", params(("id" = String, Path)), responses(
     (status = 200, body = UploadState), (status = 404, body = ApiError),
 ))]
-pub async fn upload_state(State(service): State<Arc<Service>>, Path(id): Path<String>) -> Answer<Json<UploadState>> {
+pub async fn upload_state(State(api): State<Arc<Api>>, Path(id): Path<String>) -> HttpResult<Json<UploadState>> {
     let id = hex32("an upload", &id)?;
-    Ok(Json(service.upload_state(&id).await?))
+    Ok(Json(api.service.upload_state(&id).await?))
 }
 
 /// Sends the next part of an upload: raw bytes from `offset` on, at most 1 MiB.
@@ -51,12 +52,12 @@ pub async fn upload_state(State(service): State<Arc<Service>>, Path(id): Path<St
     (status = 410, body = ApiError), (status = 413, body = ApiError),
 ))]
 pub async fn receive(
-    State(service): State<Arc<Service>>,
+    State(api): State<Arc<Api>>,
     Path(id): Path<String>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Answer<Json<UploadState>> {
+) -> HttpResult<Json<UploadState>> {
     let id = hex32("an upload", &id)?;
     let offset = query(raw.as_deref(), "offset").ok_or_else(|| {
         bad_request(
@@ -66,7 +67,7 @@ pub async fn receive(
     })?;
     let offset: u64 = number("an offset", offset)?;
     let part = read_body(&headers, body, PART_BYTES_MAX).await?;
-    Ok(Json(service.receive(&id, offset, part).await?))
+    decided(async move { api.service.receive(&id, offset, part).await }).await
 }
 
 /// Commits an upload. The same commit again gives the same receipt.
@@ -77,12 +78,23 @@ pub async fn receive(
     (status = 422, body = ApiError),
 ))]
 pub async fn commit(
-    State(service): State<Arc<Service>>,
+    State(api): State<Arc<Api>>,
     Path(id): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Answer<Json<Receipt>> {
+) -> HttpResult<Json<Receipt>> {
     let id = hex32("an upload", &id)?;
     let request: CommitRequest = read_json(&headers, body).await?;
-    Ok(Json(service.commit(&id, &request).await?))
+    decided(async move { api.service.commit(&id, &request).await }).await
+}
+
+/// Runs a decision to its end even if the client goes away. A dropped request would release the write lock while the
+/// database still executes its last statement, and the next decision would not see what that wrote.
+async fn decided<T: Send + 'static>(
+    decision: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> HttpResult<Json<T>> {
+    match tokio::spawn(decision).await {
+        Ok(decided) => Ok(Json(decided?)),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
 }

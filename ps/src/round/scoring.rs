@@ -1,37 +1,45 @@
-//! Scores a round: bytes to verdicts and the model's next state. Pure but for reading the uploads; the losses come from
-//! a [`LossOracle`].
+//! Scores a round: from uploads to verdicts and the model's next step. Apart from reading the uploads this is a pure
+//! function of its arguments; losses come from a [`LossOracle`].
 
 use crate::{
     db::Collected,
-    round::transition::{Accepted, Base, Transition, TransitionError, transition},
-    run_context::Network,
+    round::transition::{Base, Transition, TransitionError, transition},
+    run_context::RunContext,
 };
-use alice_api::{Hex32, Outcome, VerdictBody};
+use alice_api::{Hex32, Outcome, VerdictBody, nano_nats};
 use alice_primitives::Hash;
-use alice_score::{Candidate, Decision, LossOracle, OracleError, elsewhere, score_round};
+use alice_score::{Candidate, Decision, LossOracle, OracleError, confirm_step, score_round};
 use alice_store::StoreError;
-use alice_update::{Received, aggregate};
+use alice_update::{EncodedUpdate, aggregate::AcceptedUpdate};
 use std::collections::HashMap;
 
-/// Longest `detail` of a verdict, bytes.
+/// Longest `detail` of a verdict, bytes: a sentence with a few numbers. Every verdict is signed and kept.
 const DETAIL_BYTES_MAX: usize = 300;
 
-/// Why a round could not be scored. Nobody but the server is at fault; it is tried again.
+/// Why a round could not be scored. The fault is the server's, so it is tried again before the round is voided.
 #[derive(Debug, thiserror::Error)]
 pub enum ScoringError {
     /// Losses could not be measured.
     #[error("the round could not be scored: {0}")]
     Oracle(#[from] OracleError),
+    /// An upload cannot be read although it may be there.
+    #[error("the update of submission {id} cannot be read: {source}; check the disk that holds data_dir")]
+    Upload {
+        /// Submission.
+        id: Hex32,
+        /// Reason given by the operating system.
+        source: std::io::Error,
+    },
     /// The model's step failed.
     #[error(transparent)]
     Transition(#[from] TransitionError),
     /// The weights cannot be mapped.
     #[error("the weights cannot be read for scoring: {0}")]
     Weights(#[from] StoreError),
-    /// The device.
+    /// The device cannot be used.
     #[error("the device for scoring cannot be used: {0}")]
     Device(String),
-    /// The scoring thread is gone: trying again in this process is of no use.
+    /// The scoring thread is gone, and this process cannot start another.
     #[error("scoring cannot go on: {0}; restart alice-ps, and report it if it happens again")]
     Ended(String),
 }
@@ -49,8 +57,8 @@ pub struct Job {
     pub scoring_split: Vec<u32>,
     /// Reserve sequences for the guard.
     pub guard_split: Vec<u32>,
-    /// ν_p of the last round in which something of fragment p was accepted; shorter than the run's fragments where that
-    /// never was.
+    /// Median norm ν_p of the last round in which an update of fragment p was accepted; `None`, or missing at the end, if
+    /// that was never.
     pub previous_median_norms: Vec<Option<f32>>,
 }
 
@@ -59,46 +67,46 @@ pub struct Job {
 pub struct Scored {
     /// One for each submission, in ascending order of id.
     pub verdicts: Vec<VerdictBody>,
-    /// ν_p after the round, carried over where nothing of fragment p was accepted; none where nothing ever was.
+    /// Median norm ν_p after the round, carried over if no update of fragment p was accepted; `None` if none ever was.
     pub median_norms: Vec<Option<f32>>,
     /// Losses on the scoring split before the step.
     pub before: Vec<f64>,
     /// Losses on the scoring split after the step.
     pub after: Vec<f64>,
-    /// The step; none where nothing was accepted.
+    /// The step; `None` if nothing was accepted.
     pub transition: Option<Transition>,
 }
 
-/// Nano-nats, as they stand on the wire. What is not finite becomes the largest number that can be written.
-pub fn nano(value: f64) -> i64 {
-    if value.is_nan() {
-        0
-    } else {
-        (value * 1e9).round() as i64
-    }
-}
-
 /// Decides a round and the model's step. `theta` is θ(e); it is moved for measurements, and is θ(e) bit for bit afterwards.
-pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossOracle) -> Result<Scored, ScoringError> {
+///
+/// # Errors
+/// Losses or uploads cannot be read, or the published step does not decode.
+pub fn score(
+    run: &RunContext,
+    job: &Job,
+    theta: &mut [f32],
+    oracle: &mut dyn LossOracle,
+) -> Result<Scored, ScoringError> {
     let mut verdicts = Vec::with_capacity(job.submissions.len());
     let mut candidates = Vec::new();
     for submission in &job.submissions {
-        match read_update(net, job, submission) {
+        let id = submission.receipt.body.id;
+        match read_update(run, job, submission)? {
             Ok(update) => candidates.push(Candidate {
-                id: submission.receipt.body.id.0,
+                id: id.0,
                 miner: submission.receipt.body.miner.0,
-                proven: submission.proven,
-                fragment: net.spec.fragment_of(job.epoch, submission.slice),
+                has_accepted_work: submission.proven,
+                fragment: run.spec.fragment_of(job.epoch, submission.slice),
                 update,
             }),
-            Err((outcome, detail)) => verdicts.push(refusal(job.epoch, submission.receipt.body.id, outcome, &detail)),
+            Err((outcome, detail)) => verdicts.push(refusal(job.epoch, id, outcome, &detail)),
         }
     }
     let all = candidates.len();
     let mut progress = |done: usize| tracing::debug!(epoch = job.epoch, done, all, "scoring");
     let round = score_round(
         oracle,
-        &net.spec,
+        &run.spec,
         theta,
         &job.scoring_split,
         &candidates,
@@ -107,52 +115,13 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
     )?;
     verdicts.extend(round.decisions.iter().map(|d| verdict(job.epoch, d)));
     verdicts.sort_unstable_by_key(|v| v.id);
-
-    let factors: HashMap<Hash, f32> = round
-        .decisions
-        .iter()
-        .filter(|d| d.accepted)
-        .map(|d| (d.id, d.factor))
-        .collect();
-    let accepted: Vec<Accepted<'_, Received>> = candidates
-        .iter()
-        .filter_map(|c| {
-            Some(Accepted {
-                id: c.id,
-                fragment: c.fragment,
-                update: &c.update,
-                factor: *factors.get(&c.id)?,
-            })
-        })
-        .collect();
+    let accepted = accepted(&candidates, &round.decisions);
     let before = round.losses_before;
-    let (transition, after) = if accepted.is_empty() {
-        (None, before.clone())
-    } else {
-        let base = Base {
-            spec: &net.spec,
-            layout: &net.layout,
-            fragments: &net.fragments,
-            root: job.base_root,
-        };
-        let made = transition(&base, theta, &accepted, &job.guard_split, oracle)?;
-        let after = match made.guard.alpha_used {
-            0.0 => before.clone(),
-            alpha => elsewhere(theta, &made.d, |next| {
-                aggregate::apply(next, &made.d, alpha);
-                oracle.losses(next, &job.scoring_split)
-            })?,
-        };
-        if after.iter().all(|loss| loss.is_finite()) {
-            (Some(made), after)
-        } else {
-            // What the guard's text did not show the other did: no step is better than a broken model.
-            (Some(made.skipped()), before.clone())
-        }
-    };
+    let (transition, after) = take_step(run, job, theta, &accepted, &before, oracle)?;
+    let previous = |fragment: usize| job.previous_median_norms.get(fragment).copied().flatten();
     let median_norms = (0..)
         .zip(&round.median_norms)
-        .map(|(p, now)| now.or_else(|| job.previous_median_norms.get(p).copied().flatten()))
+        .map(|(fragment, now)| now.or_else(|| previous(fragment)))
         .collect();
     Ok(Scored {
         verdicts,
@@ -163,29 +132,90 @@ pub fn score(net: &Network, job: &Job, theta: &mut [f32], oracle: &mut dyn LossO
     })
 }
 
-/// Reads and checks a submission, or says why not.
-fn read_update(net: &Network, job: &Job, submission: &Collected) -> Result<Received, (Outcome, String)> {
-    let body = &submission.receipt.body;
-    let lost = |problem: String| {
-        (
-            Outcome::Voided,
-            format!("the server lost the update ({problem}); no fault of yours"),
-        )
+/// Accepted candidates with their factors.
+fn accepted<'a>(
+    candidates: &'a [Candidate<EncodedUpdate>],
+    decisions: &[Decision],
+) -> Vec<AcceptedUpdate<'a, EncodedUpdate>> {
+    let accepted = decisions.iter().filter(|decision| decision.accepted);
+    let factors: HashMap<Hash, f32> = accepted.map(|decision| (decision.id, decision.factor)).collect();
+    let with_factor = |candidate: &'a Candidate<EncodedUpdate>| {
+        Some(AcceptedUpdate {
+            id: candidate.id,
+            fragment: candidate.fragment,
+            update: &candidate.update,
+            factor: *factors.get(&candidate.id)?,
+        })
     };
-    let bytes = std::fs::read(&submission.file).map_err(|e| lost(e.to_string()))?;
-    if blake3::hash(&bytes).as_bytes() != &body.blob.0 {
-        return Err(lost("its bytes changed on the server's disk".into()));
+    candidates.iter().filter_map(with_factor).collect()
+}
+
+/// The model's step, and the losses on the scoring split after it; `None` and `before` if nothing was accepted.
+fn take_step(
+    run: &RunContext,
+    job: &Job,
+    theta: &mut [f32],
+    accepted: &[AcceptedUpdate<'_, EncodedUpdate>],
+    before: &[f64],
+    oracle: &mut dyn LossOracle,
+) -> Result<(Option<Transition>, Vec<f64>), ScoringError> {
+    if accepted.is_empty() {
+        return Ok((None, before.to_vec()));
     }
-    let layout = net
+    let base = Base {
+        spec: &run.spec,
+        layout: &run.layout,
+        fragments: &run.fragments,
+        root: job.base_root,
+    };
+    let mut step = transition(&base, theta, accepted, &job.guard_split, oracle)?;
+    let after = confirm_step(oracle, theta, &step.d, &mut step.guard, &job.scoring_split, before)?;
+    Ok((Some(step), after))
+}
+
+/// A submission's update, or the outcome and the reason why it is none.
+///
+/// # Errors
+/// The upload cannot be read at the moment. A verdict is final and must not rest on that: the reason (no descriptors, no
+/// memory, a disk of the network) may be gone at the next try.
+fn read_update(
+    run: &RunContext,
+    job: &Job,
+    submission: &Collected,
+) -> Result<Result<EncodedUpdate, (Outcome, String)>, ScoringError> {
+    let body = &submission.receipt.body;
+    match std::fs::read(&submission.file) {
+        Ok(bytes) if blake3::hash(&bytes).as_bytes() == &body.blob.0 => Ok(check_update(run, job, submission, bytes)),
+        Ok(_) => Ok(Err(lost("its bytes changed on the server's disk"))),
+        // A receipt is given for a synced file, so this one was removed.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Err(lost("its file is gone"))),
+        Err(source) => Err(ScoringError::Upload { id: body.id, source }),
+    }
+}
+
+/// Outcome of a submission that the server cannot judge any more.
+fn lost(problem: &str) -> (Outcome, String) {
+    let detail = format!("the server lost the update ({problem}); no fault of yours");
+    (Outcome::Voided, detail)
+}
+
+/// Whether bytes are an update for this run, model and epoch, in the layout of the submission's task.
+fn check_update(
+    run: &RunContext,
+    job: &Job,
+    submission: &Collected,
+    bytes: Vec<u8>,
+) -> Result<EncodedUpdate, (Outcome, String)> {
+    let layout = run
         .task_layout(job.epoch, submission.slice)
-        .ok_or_else(|| lost(format!("nothing is known of slice {}", submission.slice)))?;
-    let update = Received::check(layout, &net.spec.update, bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
+        .ok_or_else(|| lost(&format!("the run has no layout for slice {}", submission.slice)))?;
+    let update = EncodedUpdate::check(layout, &run.spec.update, bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
     let header = update.header();
-    if header.run_hash != net.run_hash {
+    if header.run_hash != run.run_hash {
         let detail = format!(
             "made for run {}, the round is of run {}",
             Hex32(header.run_hash),
-            Hex32(net.run_hash)
+            Hex32(run.run_hash)
         );
         return Err((Outcome::WrongRun, detail));
     }
@@ -228,8 +258,8 @@ fn verdict(epoch: u32, decision: &Decision) -> VerdictBody {
         epoch,
         outcome,
         detail: bounded(&decision.detail),
-        improvement_nano_nats: nano(decision.improvement),
-        standard_error_nano_nats: nano(decision.standard_error).unsigned_abs(),
+        improvement_nano_nats: nano_nats(decision.improvement),
+        standard_error_nano_nats: nano_nats(decision.standard_error).unsigned_abs(),
         factor_bits: decision.factor.to_bits(),
         norm_bits: decision.norm.to_bits(),
         score: decision.score,
@@ -247,14 +277,6 @@ fn bounded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nano_nats_should_round_and_saturate() {
-        assert_eq!(nano(1.25e-9), 1);
-        assert_eq!(nano(-0.004), -4_000_000);
-        assert_eq!(nano(f64::INFINITY), i64::MAX);
-        assert_eq!(nano(f64::NAN), 0);
-    }
 
     #[test]
     fn details_should_be_cut_at_a_character() {

@@ -1,9 +1,9 @@
-//! The one thread that measures losses. Tensors stay on it, so the network side never waits for a device.
+//! The thread that measures losses. Tensors never leave it, so no request ever waits for a device.
 
 use crate::{
     PsError,
     round::scoring::{Job, Scored, ScoringError, score},
-    service::Service,
+    state::ServerState,
 };
 use alice_score::LossOracle;
 use alice_store::Master;
@@ -25,14 +25,14 @@ impl Scorer {
         O: LossOracle,
         F: FnOnce() -> Result<O, PsError> + Send + 'static,
     {
-        // One job at a time is all there ever is; a second would wait here.
+        // The driver scores one round at a time. Room for one, so that handing it over never blocks the driver.
         let (work, jobs) = mpsc::sync_channel::<Work>(1);
         let (ready, is_ready) = oneshot::channel();
         let body = move || {
             let mut oracle = match make() {
                 Ok(oracle) => oracle,
                 Err(error) => {
-                    // The other side has gone only if the server is stopping.
+                    // The receiver is gone only if the server is stopping.
                     let _ = ready.send(Err(error));
                     return;
                 }
@@ -51,7 +51,7 @@ impl Scorer {
     /// Scores a round on the thread. Gives the weights back as they were.
     pub async fn score(
         &self,
-        service: Arc<Service>,
+        state: Arc<ServerState>,
         job: Arc<Job>,
         theta: Master,
     ) -> Result<(Scored, Master), ScoringError> {
@@ -60,8 +60,8 @@ impl Scorer {
             let scored = theta
                 .scratch()
                 .map_err(ScoringError::from)
-                .and_then(|mut point| score(&service.net, &job, &mut point, oracle));
-            // Nobody waits any more only if the server is stopping.
+                .and_then(|mut point| score(state.run(), &job, &mut point, oracle));
+            // The receiver is gone only if the server is stopping.
             let _ = answer.send(scored.map(|scored| (scored, theta)));
         });
         self.work.try_send(work).map_err(|_| ended())?;

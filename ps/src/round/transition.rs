@@ -9,7 +9,7 @@ use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
 use alice_spec::RunSpec;
 use alice_update::{
     DecodeError, Entries, Layout,
-    aggregate::{self, Published},
+    aggregate::{AcceptedUpdate, AggregateRules, EncodedAggregate, aggregate_round},
 };
 
 /// Why a step could not be made.
@@ -23,34 +23,13 @@ pub enum TransitionError {
     Published(#[from] DecodeError),
 }
 
-/// An accepted update.
-#[derive(Debug)]
-pub struct Accepted<'a, U> {
-    /// Submission.
-    pub id: Hash,
-    /// Fragment that its task trained.
-    pub fragment: u32,
-    /// Its update.
-    pub update: &'a U,
-    /// Factor f_i.
-    pub factor: f32,
-}
-
-/// A step of the model: θ(e+1) = θ(e) − α_used·D, as [`aggregate::apply`] makes it.
+/// A step of the model: θ(e+1) = θ(e) − α_used·D, as [`alice_update::aggregate::apply`] makes it.
 #[derive(Debug)]
 pub struct Transition {
     /// D, as it is published.
-    pub d: Published,
+    pub d: EncodedAggregate,
     /// What the guard decided, with α_used; zero where the step is skipped.
     pub guard: GuardResult,
-}
-
-impl Transition {
-    /// The same decision with the step not taken.
-    pub fn skipped(mut self) -> Self {
-        self.guard.alpha_used = 0.0;
-        self
-    }
 }
 
 /// What a round works on.
@@ -72,22 +51,17 @@ pub struct Base<'a> {
 pub fn transition<U: Entries>(
     base: &Base<'_>,
     theta: &mut [f32],
-    accepted: &[Accepted<'_, U>],
+    accepted: &[AcceptedUpdate<'_, U>],
     guard_split: &[u32],
     oracle: &mut dyn LossOracle,
 ) -> Result<Transition, TransitionError> {
-    let mut accepted: Vec<_> = accepted.iter().collect();
-    accepted.sort_unstable_by_key(|a| a.id);
-    let ids: Vec<Hash> = accepted.iter().map(|a| a.id).collect();
-    let mean = aggregate::Mean {
+    let rules = AggregateRules {
+        layout: base.layout,
         fragments: base.fragments,
-        updates: accepted.iter().map(|a| (a.fragment, a.update, a.factor)).collect(),
         entry_weight: base.spec.outer.entry_weight,
+        publish_bits: base.spec.update.publish_bits,
     };
-    let seed = aggregate::rounding_seed(&base.root, &ids);
-    let published = aggregate::publish(base.layout, base.spec.update.publish_bits, &mean, seed);
-    // The step is made with what others can read, not with what was there before rounding.
-    let d = Published::check(base.layout, published)?;
+    let d = aggregate_round(&rules, &base.root, accepted)?;
     let alpha = base.spec.outer.alpha as f32;
     let guard = guarded_step(oracle, theta, &d, alpha, base.spec.score.z, guard_split)?;
     Ok(Transition { d, guard })

@@ -1,23 +1,23 @@
-//! What the HTTP side knows of the chain and of the round's phase. The driver writes it, handlers read it.
+//! The chain and the round's phase as request handlers see them. The driver writes the view, handlers read it.
 
 use alice_round::Phase;
 
-/// A glance at the chain and the round.
+/// The newest known state of the chain and the round.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Best block; none until the chain was seen.
+pub struct ChainView {
+    /// Best block; `None` until the chain was reached.
     pub best: Option<u32>,
-    /// Whether no new block has come for long: the best block may be out of date.
+    /// Whether no new block was seen for long, so that `best` may be out of date.
     pub stale: bool,
     /// Finalised block.
     pub finalized: u32,
     /// Phase of the round.
     pub phase: Phase,
-    /// Why nothing is going on, where nothing is.
+    /// Reason why no round is open, or why the server cannot go on; `None` in normal operation.
     pub notice: Option<String>,
 }
 
-impl Default for View {
+impl Default for ChainView {
     fn default() -> Self {
         Self {
             best: None,

@@ -1,10 +1,10 @@
 //! Uploads: declared before a byte is sent, received in parts that are synced before they are acknowledged, resumable.
 
-use crate::{
-    PsError,
-    db::Upload,
-    service::{Refusal, Service, bad_signature, unknown_upload},
+use super::{
+    Refusal, Service,
+    refusal::{bad_signature, unknown_upload},
 };
+use crate::{PsError, db::Upload};
 use alice_api::{DeclareRequest, ErrorCode, Hex32, UploadState};
 use bytes::Bytes;
 use std::{
@@ -12,20 +12,20 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
-use tokio::sync::OwnedMutexGuard;
 
-/// Largest part in one request, bytes.
+/// Largest part in one request, bytes: small enough to be sent again after a broken connection, large enough that the
+/// two syncs of a part are not what limits a fast line.
 pub const PART_BYTES_MAX: u64 = 1 << 20;
-/// Uploads that a key may declare for one task: a restarted miner may come to another update.
+/// Uploads that a key may declare for one task: a miner that is restarted may train to another update.
 const UPLOADS_PER_TASK_MAX: u32 = 4;
 
 impl Service {
     /// Takes a declaration; for a known upload this is its state.
     pub async fn declare(&self, request: &DeclareRequest) -> Result<UploadState, Refusal> {
-        if !request.verify(&self.net.genesis) {
+        if !request.verify(&self.run().genesis) {
             return Err(bad_signature("declaration", "genesis hash, task, key, hash and size"));
         }
-        let budget = self.net.spec.update.budget_bytes;
+        let budget = self.run().spec.update.budget_bytes;
         if request.bytes > budget {
             return Err(Refusal::new(
                 ErrorCode::TooLarge,
@@ -42,19 +42,19 @@ impl Service {
         }
         let id = request.id();
         let _lock = self.upload_lock(&id).await;
-        if let Some(known) = self.db.upload(&id).await? {
-            return self.state(known).await;
+        if let Some(known) = self.db().upload(&id).await? {
+            return self.upload_answer(known).await;
         }
-        let _guard = self.db.write().await;
+        let _guard = self.db().write().await;
         let block = self.best()?;
-        let lease = self.db.lease(&request.task_id).await?;
+        let lease = self.db().lease(&request.task_id).await?;
         if let Some(lease) = &lease
             && lease.task.miner == request.miner
         {
             self.in_time(lease.task.epoch, &request.task_id).await?;
         }
         let lease = self.live_lease(&request.task_id, &request.miner, block, &id).await?;
-        if self.db.count_uploads(&request.task_id, &request.miner).await? >= UPLOADS_PER_TASK_MAX {
+        if self.db().count_uploads(&request.task_id, &request.miner).await? >= UPLOADS_PER_TASK_MAX {
             return Err(Refusal::new(
                 ErrorCode::NoTask,
                 format!(
@@ -73,30 +73,30 @@ impl Service {
             bytes: request.bytes,
             received: 0,
         };
-        self.db.store_upload(&upload).await?;
+        self.db().store_upload(&upload).await?;
         tracing::debug!(upload = %id, bytes = request.bytes, "declared");
-        self.state(upload).await
+        self.upload_answer(upload).await
     }
 
     /// State of an upload.
     pub async fn upload_state(&self, id: &Hex32) -> Result<UploadState, Refusal> {
-        let upload = self.db.upload(id).await?.ok_or_else(|| unknown_upload(id))?;
-        self.state(upload).await
+        let upload = self.db().upload(id).await?.ok_or_else(|| unknown_upload(id))?;
+        self.upload_answer(upload).await
     }
 
     /// Appends a part. It is on disk and synced before this returns.
     pub async fn receive(&self, id: &Hex32, offset: u64, part: Bytes) -> Result<UploadState, Refusal> {
         let lock = self.upload_lock(id).await;
-        let mut upload = self.db.upload(id).await?.ok_or_else(|| unknown_upload(id))?;
-        if self.db.submission(id).await?.is_some() {
-            return self.state(upload).await;
+        let mut upload = self.db().upload(id).await?.ok_or_else(|| unknown_upload(id))?;
+        if self.db().submission(id).await?.is_some() {
+            return self.upload_answer(upload).await;
         }
         self.in_time(upload.epoch, id).await?;
         if offset != upload.received {
             return Err(Refusal::new(
                 ErrorCode::WrongOffset,
                 format!("the part starts at byte {offset}, the server has {}", upload.received),
-                format!("go on with ?offset={}", upload.received),
+                format!("resume at ?offset={}", upload.received),
             ));
         }
         let end = offset.saturating_add(part.len() as u64);
@@ -107,22 +107,22 @@ impl Service {
                 "declare the update again with its real size",
             ));
         }
-        let path = self.files.upload(id);
-        // The lock goes along: when the request is dropped (the client went away) the write is still going on, and must
-        // not cut off what another request has written by then.
+        let path = self.state.files().upload(id);
+        // The lock moves into the write: if the client goes away the request is dropped and the write is still running; it
+        // must not truncate what a later request has written by then.
         let write = move || {
             append(&path, offset, &part).map_err(|e| PsError::file("write", &path, &e))?;
             Ok(lock)
         };
         let _lock = blocking(write).await?;
-        self.db.set_received(id, end).await?;
+        self.db().set_received(id, end).await?;
         upload.received = end;
-        self.state(upload).await
+        self.upload_answer(upload).await
     }
 
-    /// Whether all bytes are there and have the declared hash. Bytes with another hash are thrown away, so that the
+    /// Checks that all bytes have arrived and have the declared hash. Bytes with another hash are discarded, so that the
     /// miner can send them again.
-    pub(crate) async fn check_bytes(&self, upload: &Upload) -> Result<(), Refusal> {
+    pub(super) async fn check_bytes(&self, upload: &Upload) -> Result<(), Refusal> {
         if upload.received < upload.bytes {
             return Err(Refusal::new(
                 ErrorCode::Incomplete,
@@ -130,14 +130,14 @@ impl Service {
                 format!("send the rest from ?offset={}, then commit again", upload.received),
             ));
         }
-        let path = self.files.upload(&upload.id);
+        let path = self.state.files().upload(&upload.id);
         let bytes_max = upload.bytes.saturating_add(1);
         let found = blocking(move || hash(&path, bytes_max).map_err(|e| PsError::file("read", &path, &e))).await?;
         if found == upload.blob.0 {
             return Ok(());
         }
-        self.db.set_received(&upload.id, 0).await?;
-        self.db
+        self.db().set_received(&upload.id, 0).await?;
+        self.db()
             .count_refusal(upload.epoch, ErrorCode::HashMismatch, &upload.id)
             .await?;
         Err(Refusal::new(
@@ -147,29 +147,19 @@ impl Service {
         ))
     }
 
-    /// Held while an upload is written, hashed or committed.
-    pub(crate) async fn upload_lock(&self, id: &Hex32) -> Option<OwnedMutexGuard<()>> {
-        let index =
-            id.0.iter()
-                .fold(0usize, |sum, byte| sum.wrapping_add(usize::from(*byte)));
-        match self.upload_locks.get(index % self.upload_locks.len().max(1)) {
-            Some(lock) => Some(lock.clone().lock_owned().await),
-            None => None,
-        }
-    }
-
-    async fn state(&self, upload: Upload) -> Result<UploadState, Refusal> {
+    async fn upload_answer(&self, upload: Upload) -> Result<UploadState, Refusal> {
         Ok(UploadState {
             id: upload.id,
             offset: upload.received,
             bytes: upload.bytes,
             part_bytes_max: PART_BYTES_MAX,
-            committed: self.db.submission(&upload.id).await?.is_some(),
+            committed: self.db().submission(&upload.id).await?.is_some(),
         })
     }
 }
 
-/// Writes at `offset`: after a crash between the write and its acknowledgement the same bytes come again.
+/// Writes at `offset`, and syncs. After a crash between this and the acknowledgement the client sends the same bytes
+/// again, so whatever is beyond the offset is cut off first.
 fn append(path: &Path, offset: u64, part: &[u8]) -> io::Result<()> {
     let created = !path.exists();
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
@@ -178,7 +168,7 @@ fn append(path: &Path, offset: u64, part: &[u8]) -> io::Result<()> {
     file.write_all(part)?;
     file.sync_all()?;
     if created && let Some(dir) = path.parent() {
-        // A new file's name is in its folder, which has to be synced by itself.
+        // A new file's name is an entry of its folder, which is synced separately.
         std::fs::File::open(dir)?.sync_all()?;
     }
     Ok(())
@@ -187,7 +177,7 @@ fn append(path: &Path, offset: u64, part: &[u8]) -> io::Result<()> {
 fn hash(path: &Path, bytes_max: u64) -> io::Result<[u8; 32]> {
     let mut file = match std::fs::File::open(path) {
         Ok(file) => file.take(bytes_max),
-        // Lost with the disk: the hash of nothing makes the miner send it again.
+        // Lost with the disk: the hash of no bytes differs from the declared one, so the miner sends the update again.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(*blake3::hash(&[]).as_bytes()),
         Err(e) => return Err(e),
     };

@@ -10,7 +10,8 @@ use alice_ps::{
     commands::init::{create_state, open_state},
     round::scoring_thread::Scorer,
     service::Service,
-    service::chain_view::View,
+    service::chain_view::ChainView,
+    state::ServerState,
 };
 use alice_round::Phase;
 use alice_spec::RunSpec;
@@ -131,12 +132,13 @@ impl Fixture {
             .unwrap();
         let corpus = Corpus::open(&self.spec, &self.corpus_dir()).unwrap();
         let shards = BlobStore::open(&self.corpus_dir()).unwrap();
-        let (view, receiver) = watch::channel(View::default());
+        let (view, receiver) = watch::channel(ChainView::default());
         let key = Key::from_seed(&[1; 32]);
-        let service = Arc::new(Service::new(net, corpus, db, files, shards, key, receiver).unwrap());
+        let state = Arc::new(ServerState::new(net, corpus, db, files, shards, key).unwrap());
+        let service = Arc::new(Service::new(state.clone(), receiver));
         Ps {
-            router: http::router(service.clone()),
-            service,
+            router: http::router(service).unwrap(),
+            state,
             view,
         }
     }
@@ -159,7 +161,7 @@ impl Fixture {
         let task = &lease.task;
         let picked = alice_data::task_sequences(&self.spec, source.sequences(), &task.epoch_seed.0, task.slice);
         let sequences: Vec<Vec<u16>> = picked.iter().map(|i| source.sequence(*i).unwrap()).collect();
-        let path = ps.service.files.theta();
+        let path = ps.state.files().theta();
         let theta = alice_store::theta::read_theta(&path, self.spec.parameters()).unwrap();
         let device = DeviceChoice::Cpu.resolve().unwrap();
         let task = alice_trainer::Task {
@@ -190,9 +192,9 @@ impl Fixture {
 
 /// An opened server.
 pub struct Ps {
-    pub service: Arc<Service>,
+    pub state: Arc<ServerState>,
     pub router: Router,
-    pub view: watch::Sender<View>,
+    pub view: watch::Sender<ChainView>,
 }
 
 /// An answer.
@@ -235,7 +237,7 @@ impl Ps {
 
     /// The round of [`EPOCH`] is open, and the chain is at its first block.
     pub async fn open_round(&self) -> &Self {
-        self.service.db.open_round(EPOCH, START).await.unwrap();
+        self.state.db().open_round(EPOCH, START).await.unwrap();
         self.at(START)
     }
 
@@ -274,7 +276,7 @@ impl Ps {
     }
 
     pub fn claim_request(&self, miner: &Key, payout: [u8; 32]) -> ClaimRequest {
-        ClaimRequest::new(miner, &GENESIS, &self.service.net.run_hash, EPOCH, Hex32(payout))
+        ClaimRequest::new(miner, &GENESIS, &self.state.run().run_hash, EPOCH, Hex32(payout))
     }
 
     pub async fn claim(&self, miner: &Key, payout: [u8; 32]) -> Lease {
