@@ -1,22 +1,25 @@
-//! The whole way from sources to a complete corpus.
+//! From sources to a complete corpus.
 
 use crate::checkpoint::{SourceCounts, State, stream_of};
 use crate::document::{DOCUMENT_BYTES_MAX, Part};
-use crate::{CorpusError, SourceList, files, inputs, pipeline, reserve_file};
+use crate::{CorpusError, SourceList, UnreadFile, files, inputs, pipeline, reserve_file};
 use alice_data::{About, CORPUS_FILE, CORPUS_FORMAT, LeftOut, Manifest, PartName, SourceEntry, SplitRule};
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// Text between two checkpoints by default, bytes: what is done again after a crash, at most.
+/// Text between two checkpoints by default, bytes: at most that much is encoded again after a crash.
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// File name of the yardstick's manifest.
 pub const YARDSTICK_FILE: &str = "yardstick.json";
-/// Ids that 16 bits hold.
+/// Maximum malformed lines of a source by default, thousandths: more look like a wrong key or a damaged file, not like a
+/// few bad records.
+pub const MALFORMED_PERMILLE_MAX: u32 = 10;
+/// Number of ids of 16 bits, the size of an id in a shard.
 const VOCABULARY_MAX: u32 = 1 << 16;
 
-/// How a corpus is built.
+/// Limits of a build; none of them changes the result, except by what is left out.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildOptions {
     /// Threads that encode; one more reads.
@@ -25,6 +28,9 @@ pub struct BuildOptions {
     pub document_bytes_max: usize,
     /// Text between two checkpoints, bytes.
     pub checkpoint_bytes: u64,
+    /// Malformed JSON lines that are left out and counted, thousandths of a source's documents (one is always left out,
+    /// unless this is 0). With more the build stops.
+    pub malformed_permille_max: u32,
 }
 
 impl Default for BuildOptions {
@@ -33,11 +39,12 @@ impl Default for BuildOptions {
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             document_bytes_max: DOCUMENT_BYTES_MAX,
             checkpoint_bytes: CHECKPOINT_BYTES,
+            malformed_permille_max: MALFORMED_PERMILLE_MAX,
         }
     }
 }
 
-/// How far a build is.
+/// Progress of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of the sources' files that are read.
@@ -50,7 +57,7 @@ pub struct Progress {
     pub left_out: u64,
 }
 
-/// What was built.
+/// A complete corpus.
 #[derive(Clone, Debug)]
 pub struct BuildReport {
     /// Training text: `corpus.json`.
@@ -63,14 +70,39 @@ pub struct BuildReport {
     pub documents: u64,
     /// Bytes of their text.
     pub bytes: u64,
-    /// Documents left out.
+    /// Documents left out, and files that were not read.
     pub left_out: LeftOut,
+    /// The unread files, the first [`UNREAD_NAMED_MAX`](crate::UNREAD_NAMED_MAX) of them.
+    pub unread: Vec<UnreadFile>,
+    /// The first malformed line of each source that has one: its file, its number and what is wrong with it.
+    pub first_malformed: Vec<String>,
     /// Whether an interrupted build was finished.
     pub resumed: bool,
 }
 
 /// Builds the corpus of `list` in `out`, or finishes a build there that was interrupted. `progress` is called about once
-/// for each MiB of text; where it breaks, the build stops with [`CorpusError::Stopped`] as if it had been killed.
+/// for each MiB of text; if it breaks, the build stops with [`CorpusError::Stopped`] as if it had been killed.
+///
+/// # Errors
+/// Of the settings and the sources before anything is written; later [`CorpusError::Empty`] and [`CorpusError::NoPart`],
+/// which leave nothing behind, and errors of files, after which the same call resumes.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// use alice_corpus::{BuildOptions, SourceList, build};
+/// use std::ops::ControlFlow;
+/// let lines: String = (0..200).map(|i| format!("{{\"text\": \"document {i}\"}}\n")).collect();
+/// let path = dir.path().join("lines.jsonl");
+/// std::fs::write(&path, lines)?;
+/// let mut list = SourceList::from_paths(&[path], "CC0-1.0", None, "text");
+/// list.split.reserve_permille = 100;
+/// let tokenizer = alice_tokenizer::Tokenizer::bytes();
+/// let out = dir.path().join("corpus");
+/// let report = build(&list, &tokenizer, &out, &BuildOptions::default(), &mut |_| ControlFlow::Continue(()))?;
+/// assert_eq!(report.documents, 200);
+/// assert!(out.join("corpus.json").exists() && out.join("reserve.json").exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn build(
     list: &SourceList,
     tokenizer: &Tokenizer,
@@ -92,13 +124,22 @@ pub fn build(
     let _lock = files::claim(out)?;
     let model = tokenizer.model_bytes();
     let limit = (options.document_bytes_max as u64).to_le_bytes();
-    let fingerprint = inputs::fingerprint(list, &inputs, &[CORPUS_FORMAT.as_bytes(), &model, &limit]);
+    let fingerprint = inputs::fingerprint(list, &inputs.files, &[CORPUS_FORMAT.as_bytes(), &model, &limit]);
     let streams = stream_of(Part::Reserve(list.split.generations));
     let (mut state, seen, resumed) = State::open(out, fingerprint, list.source.len(), streams)?;
-    pipeline::run(&mut state, seen, &inputs, tokenizer, &list.split, options, progress)?;
+    let job = pipeline::Job {
+        list,
+        inputs: &inputs.files,
+        tokenizer,
+        options,
+    };
+    pipeline::run(&mut state, seen, &job, progress)?;
+    for (counts, unread) in state.counts.iter_mut().zip(&inputs.unread_counts) {
+        counts.left_out.unread_files = *unread;
+    }
 
     if let Err(error) = check_parts(&state.counts, &list.split) {
-        // Text of the reserve must not lie about where nobody knows what it is.
+        // Shards of the reserve must not stay: without manifests nobody would know that they are private.
         for shard in state.streams.iter().flat_map(|stream| stream.shards()) {
             alice_store::file::remove(&out.join(hex::encode(shard.blob)))?;
         }
@@ -108,9 +149,13 @@ pub fn build(
     if !tokenizer.is_bytes() {
         alice_store::file::write_atomic(&out.join(TOKENIZER_MODEL_FILE), |file| file.write_all(&model))?;
     }
-    let report = write_manifests(state, list, tokenizer, out, resumed)?;
+    let report = write_manifests(state, list, tokenizer, out)?;
     files::forget(out)?;
-    Ok(report)
+    Ok(BuildReport {
+        resumed,
+        unread: inputs.unread,
+        ..report
+    })
 }
 
 /// Documents of a stream, over all sources.
@@ -152,13 +197,12 @@ fn check_parts(counts: &[SourceCounts], split: &SplitRule) -> Result<(), CorpusE
     Ok(())
 }
 
-/// Writes the last shards and the manifests, the training manifest last: where it is, everything is.
+/// Writes the last shards and the manifests, the training manifest last: its presence shows that all others are there.
 fn write_manifests(
     state: State,
     list: &SourceList,
     tokenizer: &Tokenizer,
     out: &Path,
-    resumed: bool,
 ) -> Result<BuildReport, CorpusError> {
     let counts = state.counts;
     let mut manifests = Vec::new();
@@ -190,7 +234,12 @@ fn write_manifests(
         left_out: counts
             .iter()
             .fold(LeftOut::default(), |sum, source| sum.plus(&source.left_out)),
-        resumed,
+        unread: Vec::new(),
+        first_malformed: counts
+            .iter()
+            .filter_map(|source| source.first_malformed.clone())
+            .collect(),
+        resumed: false,
     })
 }
 

@@ -1,7 +1,8 @@
-//! How far a build is, on disk, so that a killed one goes on where it was.
+//! State of a build on disk, from which a killed build resumes.
 //!
-//! `checkpoint` holds everything but the digests of the documents seen, which are appended to `digests`; a checkpoint says
-//! how many of them count. Shards that were written after the last checkpoint are written again, with the same bytes.
+//! `checkpoint` holds everything but the digests of the documents seen, which are appended to `digests`; the checkpoint
+//! has their number, and digests behind it are cut off. Shards written after the last checkpoint are written again, with
+//! the same bytes.
 
 use crate::document::Part;
 use crate::pipeline::Position;
@@ -14,15 +15,25 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 const HASH_BYTES: usize = 32;
-/// Largest head that is read, bytes: a million shards.
+/// Maximum checkpoint that is read, bytes: a million shards.
 const HEAD_BYTES_MAX: u64 = 256 << 20;
 
-/// What one source gave so far.
+/// Documents of one source so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SourceCounts {
     pub(crate) left_out: LeftOut,
     /// Documents and bytes of each stream.
     pub(crate) taken: Vec<(u64, u64)>,
+    /// The first malformed line: its file, its number and what is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) first_malformed: Option<String>,
+}
+
+impl SourceCounts {
+    /// Documents read, those that are left out included.
+    pub(crate) fn read(&self) -> u64 {
+        self.taken.iter().map(|(documents, _)| documents).sum::<u64>() + self.left_out.total()
+    }
 }
 
 /// Where a part's tokens go: training, yardstick, then the generations of the reserve.
@@ -63,7 +74,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The state of the last checkpoint and the documents seen until then, or those of a beginning; and which it is.
+    /// The state of the last checkpoint and the documents seen until then, or those of a new build; and whether there was
+    /// a checkpoint.
     pub(crate) fn open(
         out: &Path,
         inputs: [u8; 32],
@@ -74,8 +86,8 @@ impl State {
         let resumed = stored.is_some();
         let (head, opens) = stored.unwrap_or_else(|| {
             let counts = SourceCounts {
-                left_out: LeftOut::default(),
                 taken: vec![(0, 0); streams],
+                ..SourceCounts::default()
             };
             let head = Head {
                 inputs,
@@ -114,9 +126,10 @@ impl State {
             .map_err(CorpusError::io("write", &log_path(&self.out)))
     }
 
-    /// Makes what is done so far safe.
+    /// Makes the progress so far durable.
     pub(crate) fn save(&mut self) -> Result<(), CorpusError> {
         let path = log_path(&self.out);
+        // The digests first: the checkpoint counts on those that it has the number of.
         self.log.flush().map_err(CorpusError::io("write", &path))?;
         self.log.get_ref().sync_data().map_err(CorpusError::io("sync", &path))?;
         let streams = self.streams.iter().map(|writer| Stream {
@@ -157,7 +170,7 @@ fn log_path(out: &Path) -> PathBuf {
 /// A stored head with the open tokens of each stream.
 type Stored = (Head, Vec<Vec<u16>>);
 
-/// What the last checkpoint stored.
+/// The last checkpoint; `None` if there is none.
 fn load(out: &Path, inputs: &[u8; 32]) -> Result<Option<Stored>, CorpusError> {
     let (path, state) = (checkpoint_path(out), build_folder(out));
     let file = match File::open(&path) {
@@ -195,7 +208,7 @@ fn load(out: &Path, inputs: &[u8; 32]) -> Result<Option<Stored>, CorpusError> {
     Ok(Some((head, opens)))
 }
 
-/// The log of digests, cut to what the checkpoint knows and ready to be appended to.
+/// The log of digests, cut to the number in the checkpoint and ready to be appended to.
 fn open_log(out: &Path, digests: u64) -> Result<(BufWriter<File>, Seen), CorpusError> {
     let path = log_path(out);
     let failed = || CorpusError::io("read", &path);

@@ -1,11 +1,11 @@
-//! What a document is, its hash, and the part that it falls to.
+//! Documents: the bytes that make one, its hash, and the part that it falls to.
 
 use alice_data::SplitRule;
 use alice_primitives::Hash;
 
-/// Longest document by default, bytes: what encoding it takes of memory is about forty times as much at worst.
+/// Maximum document by default, bytes. Encoding one needs about forty times its size in memory at worst.
 pub const DOCUMENT_BYTES_MAX: usize = 8 << 20;
-/// White-space-free text is hashed in pieces of so many bytes.
+/// Words are collected up to this size before they are hashed, bytes: BLAKE3 is fast on long inputs only.
 const HASH_BYTES: usize = 1 << 14;
 
 /// Which part of the corpus a document belongs to.
@@ -20,22 +20,25 @@ pub enum Part {
 }
 
 /// Why a document cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unusable {
     Empty,
     TooLarge,
     WithNul,
     NotUtf8,
+    /// A line that is not a JSON object with the text: where it is and what is wrong.
+    Malformed(String),
 }
 
 /// A text, or why there is none.
 pub(crate) type Document = Result<String, Unusable>;
 
 /// A document from the bytes that a source holds. A byte order mark at the start is dropped.
-pub(crate) fn from_bytes(bytes: Vec<u8>, max: usize) -> Document {
-    if bytes.len() > max {
+pub(crate) fn from_bytes(bytes: Vec<u8>, bytes_max: usize) -> Document {
+    if bytes.len() > bytes_max {
         return Err(Unusable::TooLarge);
     }
+    // Before UTF-8 is checked: a NUL is what gives away UTF-16 and binary files that happen to be UTF-8.
     if bytes.contains(&0) {
         return Err(Unusable::WithNul);
     }
@@ -76,20 +79,20 @@ pub fn digest(text: &str) -> Hash {
 /// The part that a document of this [`digest`] falls to. It depends on nothing else, so copies of a document, in any
 /// source and any build with the same rule, fall to the same part.
 pub fn part_of(rule: &SplitRule, digest: &Hash) -> Part {
-    let number = |at: usize| {
-        let bytes = digest.get(at..at + 8).and_then(|b| b.try_into().ok());
+    let number = |offset: usize| {
+        let bytes = digest.get(offset..offset + 8).and_then(|b| b.try_into().ok());
         u64::from_le_bytes(bytes.unwrap_or_default())
     };
     // The first half of the digest tells documents apart; the second half is used here.
-    let place = number(16) % 1000;
-    if place < u64::from(rule.reserve_permille) {
+    let thousandth = number(16) % 1000;
+    if thousandth < u64::from(rule.reserve_permille) {
         let generation = number(24) % u64::from(rule.generations.max(1));
         return match generation < u64::from(rule.retired) {
             true => Part::Training,
             false => Part::Reserve(generation as u32),
         };
     }
-    match place >= 1000 - u64::from(rule.yardstick_permille.min(1000)) {
+    match thousandth >= 1000 - u64::from(rule.yardstick_permille.min(1000)) {
         true => Part::Yardstick,
         false => Part::Training,
     }

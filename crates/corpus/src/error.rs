@@ -1,4 +1,4 @@
-//! What can go wrong between texts and shards.
+//! Errors of a corpus build.
 
 use std::path::{Path, PathBuf};
 
@@ -34,21 +34,85 @@ pub enum CorpusError {
         /// What the parser says.
         problem: String,
     },
-    /// A source that names no file.
-    #[error("source '{name}': no {wanted} file at {}", .path.display())]
+    /// A source whose path does not exist.
+    #[error("source '{name}': the path does not exist: there is nothing at {}", .path.display())]
+    NoPath {
+        /// The source.
+        name: String,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// A source without a file that can be read.
+    #[error("source '{name}': no {wanted} file at {}{}", .path.display(), first_unread(.unread.as_deref()))]
     NoFiles {
         /// The source.
         name: String,
-        /// Where it was looked for.
+        /// Its path.
         path: PathBuf,
-        /// Which files were looked for.
+        /// The formats that are read.
         wanted: String,
+        /// The first file there that is not read.
+        unread: Option<Box<crate::UnreadFile>>,
+    },
+    /// A folder for a development corpus without a `.txt` file.
+    #[error("no .txt file in {}; put one document in each file, UTF-8", .0.display())]
+    NoText(PathBuf),
+    /// Too few documents for a development corpus.
+    #[error("{documents} different documents in {}: every {every}th goes to the reserve, so at least {every} are needed", .dir.display())]
+    NoReserve {
+        /// Folder of the texts.
+        dir: PathBuf,
+        /// Documents in it.
+        documents: usize,
+        /// One document of this number goes to the reserve.
+        every: usize,
+    },
+    /// A document of a development corpus that is not UTF-8.
+    #[error("{} is not UTF-8 (byte {offset}); convert it, for example with iconv", .path.display())]
+    NotUtf8 {
+        /// The document.
+        path: PathBuf,
+        /// First bad byte.
+        offset: usize,
+    },
+    /// A document of a development corpus with a NUL: nearly always a binary file or UTF-16.
+    #[error("{} has a NUL at byte {offset}, so it is not text; remove it or convert it to UTF-8", .path.display())]
+    Nul {
+        /// The document.
+        path: PathBuf,
+        /// Where the NUL is.
+        offset: usize,
+    },
+    /// A document of a development corpus that is too large to be read as a whole.
+    #[error("{} has more than {max} bytes, the maximum of a document; split it", .path.display())]
+    TooLarge {
+        /// The document.
+        path: PathBuf,
+        /// Maximum size, bytes.
+        max: u64,
     },
     /// Not one document that could be used.
     #[error("the sources hold no text: {left_out} documents were left out, none remains")]
     Empty {
         /// Documents that were left out.
         left_out: u64,
+    },
+    /// A source with too many malformed lines.
+    #[error(
+        "source '{name}': {malformed} of {documents} lines are malformed, at most {permille} of 1000 are left out; the \
+         first: {first} (mend the file, or raise --malformed-permille)"
+    )]
+    Malformed {
+        /// The source.
+        name: String,
+        /// Malformed lines so far.
+        malformed: u64,
+        /// Documents read so far, malformed lines included.
+        documents: u64,
+        /// Maximum malformed lines, thousandths.
+        permille: u32,
+        /// The first of them: file, line, and what is wrong.
+        first: String,
     },
     /// A part without documents.
     #[error("no document of {documents} fell to the {part}; give more documents, or raise {raise}")]
@@ -60,7 +124,7 @@ pub enum CorpusError {
         /// The setting that gives this part more.
         raise: &'static str,
     },
-    /// A line of JSON lines that is none.
+    /// A file of JSON lines that cannot be read on from a line.
     #[error("{} line {line}: {problem}", .path.display())]
     Line {
         /// The file.
@@ -77,6 +141,14 @@ pub enum CorpusError {
         path: PathBuf,
         /// What is wrong and what to do.
         problem: String,
+    },
+    /// A compressed file that cannot be decompressed.
+    #[error("cannot decompress {}: {source}; it is damaged or cut off, get it again", .path.display())]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// The decompressor's reason.
+        source: std::io::Error,
     },
     /// A tokenizer whose ids do not fit a shard's 16 bits.
     #[error("the tokenizer has {0} ids; shards hold ids of 16 bits, so 65536 is the most")]
@@ -97,7 +169,7 @@ pub enum CorpusError {
     },
     /// State of an interrupted build that cannot be used.
     #[error(
-        "the interrupted build cannot go on: {problem} ({}); to start over, build into another folder and remove this one",
+        "the interrupted build cannot be resumed: {problem} ({}); to start over, build into another folder and remove this one",
         .state.display()
     )]
     Checkpoint {
@@ -106,16 +178,16 @@ pub enum CorpusError {
         /// Folder of the build's state.
         state: PathBuf,
     },
-    /// Somebody else builds in the folder.
-    #[error("another build is at work in {}; wait for it or stop it", .0.display())]
+    /// Another process builds in the folder.
+    #[error("another build is running in {}; wait for it or stop it", .0.display())]
     Locked(PathBuf),
-    /// [`crate::build`]'s progress function said to stop.
-    #[error("stopped; the same command goes on from the last checkpoint")]
+    /// [`crate::build`]'s progress function stopped the build.
+    #[error("stopped; the same command resumes from the last checkpoint")]
     Stopped,
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The failed operation, as a verb.
         what: &'static str,
         /// On which file.
         path: PathBuf,
@@ -144,5 +216,12 @@ impl CorpusError {
             field: field.into(),
             problem: problem.into(),
         }
+    }
+}
+
+fn first_unread(unread: Option<&crate::UnreadFile>) -> String {
+    match unread {
+        None => String::new(),
+        Some(file) => format!(" (not read: {}, {})", file.path.display(), file.reason),
     }
 }

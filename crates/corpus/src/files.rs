@@ -1,4 +1,4 @@
-//! Names of what a build writes.
+//! Names of a build's files, and the lock of its folder.
 
 use crate::CorpusError;
 use alice_data::{CORPUS_FILE, RESERVE_FILE};

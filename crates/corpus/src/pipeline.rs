@@ -1,43 +1,50 @@
 //! Reading, encoding and writing at the same time, in the order of the documents.
 //!
-//! One thread reads, finds out what is new, and packs documents into batches. Batch k goes to encoder k mod n and its
-//! tokens come back the same way, so that the order, and with it every byte of the output, is that of one thread; each
-//! channel holds one batch, so that memory is bounded.
+//! One thread reads, drops duplicates and packs documents into batches. Batch k goes to encoder k mod n and its tokens
+//! come back the same way, so that the order, and with it every byte of the output, is that of one thread. Each channel
+//! holds one batch, so that memory is bounded.
 
 use crate::checkpoint::{SourceCounts, State, stream_of};
-use crate::document::{Unusable, digest, part_of};
+use crate::document::{Document, Unusable, digest, part_of};
 use crate::inputs::Input;
 use crate::read::{Place, Reader};
 use crate::seen::Seen;
-use crate::{BuildOptions, CorpusError, Progress};
-use alice_data::SplitRule;
+use crate::{BuildOptions, CorpusError, Progress, SourceList, malformed};
 use alice_tokenizer::{END, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-/// A batch is full with so many bytes of text.
+/// Batch limit: bytes of text.
 const BATCH_BYTES: usize = 1 << 20;
-/// Or with so many bytes read.
+/// Batch limit: bytes read.
 const READ_BYTES: u64 = 16 << 20;
-/// Or with so many documents, those that are left out included: where nothing is new, the bar moves all the same, and a
-/// crash does not begin again far behind.
+/// Batch limit: documents, those that are left out included. In a stretch of duplicates the progress bar and the
+/// checkpoints advance all the same.
 const BATCH_DOCUMENTS: usize = 4096;
 
-/// How far the inputs are read.
+/// A build's inputs and settings.
+pub(crate) struct Job<'a> {
+    pub(crate) list: &'a SourceList,
+    pub(crate) inputs: &'a [Input],
+    pub(crate) tokenizer: &'a Tokenizer,
+    pub(crate) options: &'a BuildOptions,
+}
+
+/// Position in the inputs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) file: usize,
     pub(crate) place: Place,
 }
 
-/// Documents on their way, with what the state is once they are written.
+/// Documents on their way, with the state after they are written.
 #[derive(Default)]
 struct Batch {
     documents: Vec<(usize, String)>,
     /// Bytes of their text.
     bytes: usize,
-    /// Documents and bytes that were read for it, those that are left out included.
+    /// Documents and bytes read for it, those that are left out included.
     read: (usize, u64),
     keys: Vec<u8>,
     after: Position,
@@ -57,28 +64,23 @@ struct Encoded {
 pub(crate) fn run(
     state: &mut State,
     seen: Seen,
-    inputs: &[Input],
-    tokenizer: &Tokenizer,
-    rule: &SplitRule,
-    options: &BuildOptions,
+    job: &Job<'_>,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<(), CorpusError> {
     std::thread::scope(|scope| {
         let (mut to_encoders, mut from_encoders) = (Vec::new(), Vec::new());
-        for _ in 0..options.threads.get() {
+        for _ in 0..job.options.threads.get() {
             let (to, inbox) = sync_channel(1);
             let (outbox, from) = sync_channel(1);
-            scope.spawn(move || encode(tokenizer, &inbox, &outbox));
+            scope.spawn(move || encode(job.tokenizer, &inbox, &outbox));
             to_encoders.push(to);
             from_encoders.push(from);
         }
         let mut feed = Feed {
-            inputs,
-            rule,
-            document_bytes_max: options.document_bytes_max,
+            job,
             seen,
             counts: state.counts.clone(),
-            at: state.position,
+            position: state.position,
             batch: Batch::default(),
             encoders: to_encoders,
             next: 0,
@@ -88,55 +90,64 @@ pub(crate) fn run(
                 feed.send(Err(error));
             }
         });
-        write(state, &from_encoders, inputs, options, progress)
+        write(state, &from_encoders, job, progress)
     })
 }
 
 /// The reading thread.
 struct Feed<'a> {
-    inputs: &'a [Input],
-    rule: &'a SplitRule,
-    document_bytes_max: usize,
+    job: &'a Job<'a>,
     seen: Seen,
     counts: Vec<SourceCounts>,
-    at: Position,
+    position: Position,
     batch: Batch,
     encoders: Vec<SyncSender<Result<Batch, CorpusError>>>,
+    /// Encoder of the next batch.
     next: usize,
 }
 
 impl Feed<'_> {
     fn read_all(&mut self) -> Result<(), CorpusError> {
-        while let Some(input) = self.inputs.get(self.at.file) {
-            let mut reader = Reader::open(input, self.at.place, self.document_bytes_max)?;
+        let options = self.job.options;
+        while let Some(input) = self.job.inputs.get(self.position.file) {
+            let mut reader = Reader::open(input, self.position.place, options.document_bytes_max)?;
             while let Some(document) = reader.next()? {
                 let place = reader.place();
                 let (documents, bytes) = &mut self.batch.read;
                 *documents += 1;
-                *bytes += place.bytes.saturating_sub(self.at.place.bytes);
-                self.at.place = place;
-                self.take(input.source, document);
+                *bytes += place.bytes.saturating_sub(self.position.place.bytes);
+                self.position.place = place;
+                self.take(input.source, document)?;
                 let read_much = self.batch.read.0 >= BATCH_DOCUMENTS || self.batch.read.1 >= READ_BYTES;
                 if (self.batch.bytes >= BATCH_BYTES || read_much) && !self.send_batch(false) {
                     return Ok(());
                 }
             }
-            self.at = Position {
-                file: self.at.file + 1,
+            self.position = Position {
+                file: self.position.file + 1,
                 place: Place::default(),
             };
+            let next = self.job.inputs.get(self.position.file);
+            if next.is_none_or(|next| next.source != input.source) {
+                self.check_malformed(input.source, malformed::check_source)?;
+            }
         }
         self.send_batch(true);
         Ok(())
     }
 
     /// Counts a document and packs it, if it is new.
-    fn take(&mut self, source: usize, document: Result<String, Unusable>) {
+    fn take(&mut self, source: usize, document: Document) -> Result<(), CorpusError> {
         let Some(counts) = self.counts.get_mut(source) else {
-            return;
+            return Ok(());
         };
         let text = match document {
             Ok(text) => text,
+            Err(Unusable::Malformed(problem)) => {
+                counts.left_out.malformed += 1;
+                counts.first_malformed.get_or_insert(problem);
+                return self.check_malformed(source, malformed::check_early);
+            }
             Err(reason) => {
                 let out = &mut counts.left_out;
                 *match reason {
@@ -144,16 +155,17 @@ impl Feed<'_> {
                     Unusable::TooLarge => &mut out.too_large,
                     Unusable::WithNul => &mut out.with_nul,
                     Unusable::NotUtf8 => &mut out.not_utf8,
+                    Unusable::Malformed(_) => &mut out.malformed,
                 } += 1;
-                return;
+                return Ok(());
             }
         };
         let digest = digest(&text);
         if !self.seen.insert(&digest) {
             counts.left_out.duplicate += 1;
-            return;
+            return Ok(());
         }
-        let stream = stream_of(part_of(self.rule, &digest));
+        let stream = stream_of(part_of(&self.job.list.split, &digest));
         if let Some((documents, bytes)) = counts.taken.get_mut(stream) {
             *documents += 1;
             *bytes += text.len() as u64;
@@ -161,21 +173,34 @@ impl Feed<'_> {
         self.batch.keys.extend_from_slice(&Seen::key(&digest));
         self.batch.bytes += text.len();
         self.batch.documents.push((stream, text));
+        Ok(())
+    }
+
+    fn check_malformed(&self, source: usize, check: malformed::Check) -> Result<(), CorpusError> {
+        let (Some(counts), Some(source)) = (self.counts.get(source), self.job.list.source.get(source)) else {
+            return Ok(());
+        };
+        let found = malformed::Found {
+            malformed: counts.left_out.malformed,
+            documents: counts.read(),
+            first: counts.first_malformed.as_deref(),
+        };
+        check(&source.name, &found, self.job.options.malformed_permille_max)
     }
 
     fn send_batch(&mut self, last: bool) -> bool {
         let mut batch = std::mem::take(&mut self.batch);
-        batch.after = self.at;
+        batch.after = self.position;
         batch.counts.clone_from(&self.counts);
         batch.last = last;
         self.send(Ok(batch))
     }
 
-    /// Sends to the encoder whose turn it is. False when nobody listens any more: writing failed or was stopped.
+    /// Sends to the next encoder. False if it has ended: writing failed or was stopped.
     fn send(&mut self, batch: Result<Batch, CorpusError>) -> bool {
-        let turn = self.next;
-        self.next = (turn + 1) % self.encoders.len().max(1);
-        self.encoders.get(turn).is_some_and(|to| to.send(batch).is_ok())
+        let encoder = self.next;
+        self.next = (encoder + 1) % self.encoders.len().max(1);
+        self.encoders.get(encoder).is_some_and(|to| to.send(batch).is_ok())
     }
 }
 
@@ -198,7 +223,7 @@ fn encode(
                 tokens.extend(ids.iter().map(|id| *id as u16));
                 documents.push((stream, ids.len()));
             }
-            // A long document must not hold its memory for good.
+            // The buffer lives as long as the thread: one long document must not enlarge it for good.
             ids.shrink_to(BATCH_BYTES);
             Encoded {
                 documents,
@@ -212,12 +237,11 @@ fn encode(
     }
 }
 
-/// Writes batches in their order, with a checkpoint now and then.
+/// Writes batches in their order, with a checkpoint every [`BuildOptions::checkpoint_bytes`].
 fn write(
     state: &mut State,
     encoders: &[Receiver<Result<Encoded, CorpusError>>],
-    inputs: &[Input],
-    options: &BuildOptions,
+    job: &Job<'_>,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<(), CorpusError> {
     let mut since_checkpoint = 0;
@@ -239,14 +263,14 @@ fn write(
         }
         state.append_digests(&batch.keys)?;
         (state.position, state.counts) = (batch.after, batch.counts);
-        if progress(&at(state, inputs)).is_break() {
+        if progress(&progress_at(state, job.inputs)).is_break() {
             return Err(CorpusError::Stopped);
         }
         if batch.last {
             return Ok(());
         }
         since_checkpoint += batch.read.1.max(batch.bytes as u64);
-        if since_checkpoint >= options.checkpoint_bytes {
+        if since_checkpoint >= job.options.checkpoint_bytes {
             state.save()?;
             since_checkpoint = 0;
         }
@@ -254,7 +278,7 @@ fn write(
     Err(CorpusError::Stopped)
 }
 
-fn at(state: &State, inputs: &[Input]) -> Progress {
+fn progress_at(state: &State, inputs: &[Input]) -> Progress {
     let bytes = |inputs: &[Input]| inputs.iter().map(|input| input.bytes).sum::<u64>();
     let behind = inputs.get(..state.position.file).unwrap_or_default();
     let taken = state.counts.iter().flat_map(|source| &source.taken);

@@ -1,14 +1,14 @@
-//! The documents that came before, as the first half of their digests.
+//! The set of documents read so far, as the first half of their digests.
 
 use alice_primitives::Hash;
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{BufReader, Read};
 
-/// Bytes that are kept of a digest. Among 10^9 documents two different ones share 128 bits with a chance of 10^-21.
+/// Bytes kept of a digest. Among 10^9 documents two different ones share 128 bits with a chance of 10^-21.
 pub(crate) const SEEN_BYTES: usize = 16;
 /// Memory for each different document at worst, bytes: a table of 17 bytes an entry that is between 7/16 and 7/8 full,
-/// and while it grows the old one beside the new one.
+/// and while it grows both the old and the new table.
 pub const DEDUP_BYTES_PER_DOCUMENT_MAX: usize = 59;
 
 /// A BLAKE3 digest is its own hash.
@@ -21,7 +21,7 @@ impl Hasher for FirstBytes {
         self.0 = u64::from_le_bytes(first.unwrap_or_default());
     }
 
-    // The length of an array's bytes says nothing.
+    // The length of an array is always the same.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
@@ -34,7 +34,7 @@ impl Hasher for FirstBytes {
 pub(crate) struct Seen(HashSet<[u8; SEEN_BYTES], BuildHasherDefault<FirstBytes>>);
 
 impl Seen {
-    /// From a log of so many [`Seen::key`]s, one after the other.
+    /// Reads a log of `digests` [`Seen::key`]s, one after the other.
     pub(crate) fn read(log: &mut impl Read, digests: u64) -> std::io::Result<Self> {
         let mut seen = Self::default();
         seen.0.reserve(usize::try_from(digests).unwrap_or(0));
@@ -47,13 +47,13 @@ impl Seen {
         Ok(seen)
     }
 
-    /// What is kept of a digest.
+    /// The part of a digest that is kept.
     pub(crate) fn key(digest: &Hash) -> [u8; SEEN_BYTES] {
         let first = digest.get(..SEEN_BYTES).and_then(|b| b.try_into().ok());
         first.unwrap_or_default()
     }
 
-    /// Whether the document is new; it is not the next time.
+    /// Inserts a document; returns whether it is new.
     pub(crate) fn insert(&mut self, digest: &Hash) -> bool {
         self.0.insert(Self::key(digest))
     }

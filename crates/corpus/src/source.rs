@@ -1,8 +1,10 @@
-//! What a corpus is made from: sources with their licences.
+//! Sources of a corpus with their licences.
 
 use crate::CorpusError;
+use crate::read::Compression;
 use alice_data::SplitRule;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -39,12 +41,20 @@ impl Format {
         }
     }
 
-    /// The format of a file, by the ending of its name.
+    /// The format of a file by the ending of its name, in capitals or not, before `.gz` or `.zst` if it has one of them.
+    ///
+    /// ```
+    /// use alice_corpus::Format;
+    /// assert_eq!(Format::of("notes.TXT".as_ref()), Some(Format::Text));
+    /// assert_eq!(Format::of("dump.jsonl.gz".as_ref()), Some(Format::Jsonl));
+    /// assert_eq!(Format::of("README.md".as_ref()), None);
+    /// ```
     pub fn of(path: &Path) -> Option<Self> {
-        let extension = path.extension()?.to_str()?;
+        let (_, name) = Compression::of(path);
+        let extension = Path::new(name).extension()?.to_str()?.to_ascii_lowercase();
         [Self::Text, Self::Jsonl, Self::Parquet]
             .into_iter()
-            .find(|format| format.extensions().contains(&extension))
+            .find(|format| format.extensions().contains(&extension.as_str()))
     }
 }
 
@@ -56,12 +66,12 @@ pub struct Source {
     pub name: String,
     /// A file, a folder (with all folders in it), or a pattern with `*`, `?` and `[…]`. Relative to the list's folder.
     pub path: PathBuf,
-    /// Format of its files; where it is not given, the ending of each name says it.
+    /// Format of its files; `None`: by the ending of each name.
     #[serde(default)]
     pub format: Option<Format>,
     /// SPDX expression.
     pub license: String,
-    /// Where it can be had.
+    /// Address from which it can be downloaded.
     #[serde(default)]
     pub url: Option<String>,
     /// Key or column of the text.
@@ -109,16 +119,51 @@ impl SourceList {
         Ok(list)
     }
 
+    /// A list of files, folders and patterns of one licence, with the default split. Each source is named after its file
+    /// or folder, with as many folders before it as make the names unique.
+    pub fn from_paths(paths: &[PathBuf], license: &str, format: Option<Format>, text_column: &str) -> Self {
+        let source = paths.iter().zip(unique_names(paths)).map(|(path, name)| Source {
+            name,
+            path: path.clone(),
+            format,
+            license: license.into(),
+            url: None,
+            text_column: text_column.into(),
+        });
+        Self {
+            source: source.collect(),
+            split: SplitRule::default(),
+        }
+    }
+
+    /// Checks that every path that is not a pattern exists.
+    ///
+    /// # Errors
+    /// [`CorpusError::NoPath`] with the first that does not.
+    pub fn check_paths(&self) -> Result<(), CorpusError> {
+        let exists = |source: &&Source| source.is_pattern() || source.path.symlink_metadata().is_ok();
+        match self.source.iter().find(|source| !exists(source)) {
+            None => Ok(()),
+            Some(source) => Err(CorpusError::NoPath {
+                name: source.name.clone(),
+                path: source.path.clone(),
+            }),
+        }
+    }
+
     /// Checks names, licences and the split.
     pub fn check(&self) -> Result<(), CorpusError> {
         if self.source.is_empty() {
             return Err(CorpusError::setting("source", "there is none; give at least one"));
         }
-        let mut names = std::collections::HashSet::new();
+        let mut names = BTreeSet::new();
         for source in &self.source {
             source.check()?;
             if !names.insert(&source.name) {
-                let problem = format!("'{}' is there twice; names tell sources apart", source.name);
+                let problem = format!(
+                    "'{}' is there twice; give each source its own name, and each path once",
+                    source.name
+                );
                 return Err(CorpusError::setting("source.name", problem));
             }
         }
@@ -127,6 +172,12 @@ impl SourceList {
 }
 
 impl Source {
+    /// Whether the path is a pattern and not the name of a file or folder.
+    pub(crate) fn is_pattern(&self) -> bool {
+        let path = self.path.to_string_lossy();
+        !self.path.exists() && path.contains(['*', '?', '['])
+    }
+
     fn check(&self) -> Result<(), CorpusError> {
         let plain = |text: &str| text.len() <= NAME_BYTES_MAX && !text.chars().any(char::is_control);
         if self.name.is_empty() || !plain(&self.name) {
@@ -152,6 +203,38 @@ impl Source {
         spdx::Expression::parse(&self.license).map_err(|e| bad(e.reason.to_string()))?;
         Ok(())
     }
+}
+
+/// The last part of each path; where several paths share it, with the folders before it that tell them apart. Equal
+/// paths keep equal names: they are an error.
+fn unique_names(paths: &[PathBuf]) -> Vec<String> {
+    let name = |path: &Path, parts: usize| {
+        let all: Vec<_> = path.components().collect();
+        let last = all.get(all.len().saturating_sub(parts)..).unwrap_or_default();
+        last.iter().collect::<PathBuf>().to_string_lossy().into_owned()
+    };
+    let parts_max = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
+    let mut parts = vec![1; paths.len()];
+    // One more part for those that still collide; a unique name never changes, so the others' names stay short.
+    for _ in 1..parts_max {
+        let names: Vec<String> = paths
+            .iter()
+            .zip(&parts)
+            .map(|(path, parts)| name(path, *parts))
+            .collect();
+        let mut counts = std::collections::BTreeMap::<&str, u32>::new();
+        for name in &names {
+            *counts.entry(name).or_default() += 1;
+        }
+        for (parts, name) in parts.iter_mut().zip(&names) {
+            *parts += usize::from(counts.get(name.as_str()).is_some_and(|count| *count > 1));
+        }
+    }
+    let named = |(path, parts): (&PathBuf, &usize)| match path.file_name() {
+        Some(_) => name(path, *parts),
+        None => path.to_string_lossy().into_owned(),
+    };
+    paths.iter().zip(&parts).map(named).collect()
 }
 
 fn check_split(split: &SplitRule) -> Result<(), CorpusError> {
@@ -233,5 +316,52 @@ mod tests {
         }
         assert!(read(&source("LicenseRef-us-government")).is_ok());
         assert!(read(&"#".repeat(LIST_BYTES_MAX as usize + 1)).is_err());
+    }
+    #[test]
+    fn names_should_be_unique_when_files_share_a_name() {
+        let names = |paths: &[&str]| {
+            let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+            let list = SourceList::from_paths(&paths, "CC0-1.0", None, "text");
+            let names: Vec<String> = list.source.iter().map(|source| source.name.clone()).collect();
+            (names, list.check())
+        };
+        for (paths, expected) in [
+            (&["texts/", "b/lines.jsonl"][..], &["texts", "lines.jsonl"][..]),
+            (
+                &["en/train.jsonl", "de/train.jsonl"],
+                &["en/train.jsonl", "de/train.jsonl"],
+            ),
+            (
+                &["a/x/t.txt", "b/x/t.txt", "b/y/t.txt", "u.txt"],
+                &["a/x/t.txt", "b/x/t.txt", "y/t.txt", "u.txt"],
+            ),
+            (&["t.txt", "a/t.txt"], &["t.txt", "a/t.txt"]),
+            (&["/data/t.txt", "t.txt"], &["data/t.txt", "t.txt"]),
+            (&["."], &["."]),
+            (&[".."], &[".."]),
+        ] {
+            let (found, checked) = names(paths);
+            assert_eq!(found, expected, "{paths:?}");
+            checked.unwrap();
+        }
+        let (_, twice) = names(&["a/t.txt", "a/t.txt"]);
+        assert!(twice.unwrap_err().to_string().contains("each path once"));
+    }
+
+    #[test]
+    fn format_should_follow_from_the_ending() {
+        for (name, format) in [
+            ("a.txt", Some(Format::Text)),
+            ("A.TXT", Some(Format::Text)),
+            ("a.JsonL", Some(Format::Jsonl)),
+            ("a.ndjson.GZ", Some(Format::Jsonl)),
+            ("a.txt.zst", Some(Format::Text)),
+            ("a.parquet", Some(Format::Parquet)),
+            ("a.json", None),
+            ("a.gz", None),
+            ("txt", None),
+        ] {
+            assert_eq!(Format::of(Path::new(name)), format, "{name}");
+        }
     }
 }

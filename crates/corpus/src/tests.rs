@@ -1,4 +1,4 @@
-//! Whole builds: what comes out, the same whatever happens on the way, and what is said when it cannot be.
+//! Whole builds: the result, that interruptions do not change it, and the errors.
 
 use crate::*;
 use alice_data::{CORPUS_FILE, LeftOut, Manifest, PartName, SplitRule, TokenSource};
@@ -195,7 +195,7 @@ fn every_document_should_be_in_one_part_once() {
         }
     }
     // A vocabulary is learned from the training text, and from nothing else.
-    let learned_from: Vec<String> = TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX)
+    let learned_from: Vec<String> = TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX, MALFORMED_PERMILLE_MAX)
         .unwrap()
         .map(|text| text.unwrap())
         .collect();
@@ -456,6 +456,7 @@ fn what_is_no_text_should_be_left_out_and_counted() {
         too_large: 1,
         with_nul: 1,
         not_utf8: 1,
+        ..LeftOut::default()
     };
     assert_eq!((report.documents, report.left_out), (80, expected));
     assert_eq!(report.training.about.unwrap().sources[0].left_out, Some(expected));
@@ -566,4 +567,273 @@ fn a_broken_line_should_stop_the_build_and_name_itself() {
     assert!(!out.join(CORPUS_FILE).exists());
     std::fs::write(&path, text + "\"}\n").unwrap();
     assert_eq!(built(&list, &out).unwrap().documents, 101);
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::encode_all(bytes, 1).unwrap()
+}
+
+fn lines(documents: std::ops::Range<u64>) -> String {
+    documents
+        .map(|i| serde_json::json!({"text": document(i, 300)}).to_string() + "\n")
+        .collect()
+}
+
+#[test]
+fn compressed_files_and_capital_endings_should_be_read_as_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, packed) = (dir.path().join("plain/in"), dir.path().join("packed/in"));
+    for folder in [&plain, &packed] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    let write = |folder: &Path, name: &str, bytes: &[u8]| std::fs::write(folder.join(name), bytes).unwrap();
+    let [first, second, third] = [lines(0..100), lines(100..200), lines(200..300)];
+    write(&plain, "a.jsonl", first.as_bytes());
+    write(&packed, "a.jsonl.gz", &gzip(first.as_bytes()));
+    write(&plain, "b.jsonl", (second.clone() + &third).as_bytes());
+    // Two members and two frames in one file are one file: that is what `cat a.gz b.gz` makes.
+    write(
+        &packed,
+        "b.JSONL.ZST",
+        &[zstd(second.as_bytes()), zstd(third.as_bytes())].concat(),
+    );
+    write(&plain, "c.txt", document(500, 100).as_bytes());
+    write(
+        &packed,
+        "c.TXT.GZ",
+        &[gzip(b""), gzip(document(500, 100).as_bytes())].concat(),
+    );
+    write(&plain, "d.txt", document(501, 100).as_bytes());
+    write(&packed, "d.TXT", document(501, 100).as_bytes());
+    let outs = [dir.path().join("out-plain"), dir.path().join("out-packed")];
+    for (folder, out) in [&plain, &packed].into_iter().zip(&outs) {
+        let report = built(&list(vec![source("in", folder)]), out).unwrap();
+        assert_eq!((report.documents, report.left_out.unread_files), (302, 0));
+    }
+    assert!(files(&outs[0]) == files(&outs[1]), "the same bytes in every file");
+
+    // An interrupted build resumes inside a compressed file.
+    let stopped = dir.path().join("stopped");
+    let list = self::list(vec![source("in", &packed)]);
+    let (mut starts, mut resumed) = (0, false);
+    let small = BuildOptions {
+        checkpoint_bytes: 1,
+        ..options(1, 1)
+    };
+    let many: String = (0..40).map(|_| first.as_str()).collect();
+    write(
+        &packed,
+        "a.jsonl.gz",
+        &gzip((many.clone() + &lines(1000..1100)).as_bytes()),
+    );
+    write(&plain, "a.jsonl", (many + &lines(1000..1100)).as_bytes());
+    let expected = dir.path().join("expected");
+    built(&self::list(vec![source("in", &plain)]), &expected).unwrap();
+    while !stopped.join(CORPUS_FILE).exists() {
+        starts += 1;
+        assert!(starts < 20, "it does not get on");
+        let mut left = 2;
+        let result = build(&list, &Tokenizer::bytes(), &stopped, &small, &mut |_| {
+            left -= 1;
+            if left == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        resumed |= result.is_ok_and(|report| report.resumed);
+    }
+    assert!(resumed && starts > 1, "{starts} starts");
+    assert!(files(&stopped) == files(&expected));
+}
+
+#[test]
+fn decompression_bomb_should_be_left_out_without_being_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::create_dir(&input).unwrap();
+    // 64 MiB of one byte: 64 KiB as gzip, 6 KiB as Zstandard. The longest document has 1 KiB.
+    let bomb = vec![b'x'; 64 << 20];
+    std::fs::write(input.join("a.txt.gz"), gzip(&bomb)).unwrap();
+    std::fs::write(input.join("b.txt.zst"), zstd(&bomb)).unwrap();
+    let mut text = bomb;
+    text.extend_from_slice(("\n".to_owned() + &lines(0..100)).as_bytes());
+    std::fs::write(input.join("c.jsonl.gz"), gzip(&text)).unwrap();
+    let short = BuildOptions {
+        document_bytes_max: 1024,
+        ..options(1, u64::MAX)
+    };
+    let list = list(vec![source("in", &input)]);
+    let report = build(&list, &Tokenizer::bytes(), &dir.path().join("out"), &short, &mut quiet).unwrap();
+    assert_eq!((report.documents, report.left_out.too_large), (100, 3));
+}
+
+#[test]
+fn damaged_compressed_file_should_be_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (name, bytes) in [
+        ("a.jsonl.gz", gzip(lines(0..200).as_bytes())),
+        ("a.jsonl.zst", zstd(lines(0..200).as_bytes())),
+    ] {
+        let path = dir.path().join(name);
+        for damaged in [&bytes[..bytes.len() / 2], &bytes[..bytes.len() - 1], b"no such format"] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = message(&list(vec![source("a", &path)]), &out);
+            assert!(error.contains(name) && error.contains("get it again"), "{error}");
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn files_that_are_not_read_should_be_named_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::create_dir_all(input.join("sub")).unwrap();
+    for i in 0..100 {
+        std::fs::write(input.join(format!("sub/{i}.txt")), document(i, 50)).unwrap();
+    }
+    for name in ["README.md", "e.json", "f.tar", "g.parquet.gz", "noending", ".hidden"] {
+        std::fs::write(input.join(name), "x").unwrap();
+    }
+    std::os::unix::fs::symlink(input.join("nothing"), input.join("broken.txt")).unwrap();
+    std::os::unix::fs::symlink(input.join("sub"), input.join("circle")).unwrap();
+    let report = built(&list(vec![source("in", &input)]), &dir.path().join("out")).unwrap();
+    assert_eq!(
+        (report.documents, report.left_out.total()),
+        (100, 0),
+        "files are no documents"
+    );
+    let named: Vec<(&str, &str)> = report
+        .unread
+        .iter()
+        .map(|file| (file.path.file_name().unwrap().to_str().unwrap(), file.reason.as_str()))
+        .collect();
+    let expected = [
+        ("broken.txt", "broken link"),
+        ("circle", "link to a folder"),
+        ("README.md", "ending .md is unknown"),
+        ("e.json", "format jsonl"),
+        ("f.tar", "decompress it first"),
+        ("g.parquet.gz", "compressed Parquet"),
+        ("noending", "no ending"),
+    ];
+    assert_eq!(named.len(), expected.len(), "{named:?}");
+    for ((name, reason), (expected_name, words)) in named.iter().zip(expected) {
+        assert!(*name == expected_name && reason.contains(words), "{name}: {reason}");
+    }
+    assert_eq!(report.left_out.unread_files, expected.len() as u64);
+    let about = report.training.about.unwrap();
+    assert_eq!(about.sources[0].left_out.unwrap().unread_files, expected.len() as u64);
+
+    // Files of another format than the source's, and folders that a pattern matches.
+    let mut parquet = source("in", &input);
+    parquet.format = Some(Format::Jsonl);
+    std::fs::write(input.join("lines.jsonl"), lines(0..100)).unwrap();
+    let report = built(&list(vec![parquet]), &dir.path().join("out-jsonl")).unwrap();
+    assert_eq!((report.documents, report.left_out.unread_files), (100, 107));
+    assert_eq!(report.unread.len(), UNREAD_NAMED_MAX, "the others are counted");
+    let pattern = |pattern: &str| list(vec![source("in", &input.join(pattern))]);
+    for (matching, unread) in [("*b*", 1), ("**/*.txt", 1), ("[ls]*", 1)] {
+        let out = dir.path().join("out-pattern");
+        match built(&pattern(matching), &out) {
+            Ok(report) => assert_eq!(report.left_out.unread_files, unread, "{matching}: {:?}", report.unread),
+            Err(error) => assert!(error.to_string().contains("not read: "), "{matching}: {error}"),
+        }
+        let _ = std::fs::remove_dir_all(&out);
+    }
+}
+
+#[test]
+fn path_that_does_not_exist_should_be_named() {
+    let paths = [PathBuf::from("nowhere"), PathBuf::from("*.txt")];
+    let missing = SourceList::from_paths(&paths, "CC0-1.0", None, "text");
+    for error in [missing.check_paths(), built(&missing, Path::new("out")).map(|_| ())] {
+        let error = error.unwrap_err();
+        assert!(matches!(error, CorpusError::NoPath { .. }), "{error}");
+        assert!(error.to_string().contains("the path does not exist"), "{error}");
+    }
+}
+
+#[test]
+fn a_few_malformed_lines_should_be_left_out_and_many_should_stop_the_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, out) = (dir.path().join("lines.jsonl"), dir.path().join("out"));
+    let list = list(vec![source("lines", &path)]);
+    // What Python's json module writes for float("nan").
+    let bad = "{\"text\": \"one\", \"score\": NaN}\n";
+    std::fs::write(&path, lines(0..150) + bad + &lines(150..300)).unwrap();
+    let report = built(&list, &out).unwrap();
+    assert_eq!(
+        (report.documents, report.left_out.malformed, report.left_out.total()),
+        (300, 1, 1)
+    );
+    let [first] = &report.first_malformed[..] else {
+        panic!("{:?}", report.first_malformed);
+    };
+    assert!(first.contains("lines.jsonl line 151: "), "{first}");
+    let clean = dir.path().join("clean");
+    std::fs::write(&path, lines(0..300)).unwrap();
+    let roots = |report: &BuildReport| (report.training.root, report.yardstick.root);
+    assert_eq!(
+        roots(&built(&list, &clean).unwrap()),
+        roots(&report),
+        "the line leaves no trace"
+    );
+
+    let many = dir.path().join("many");
+    std::fs::write(&path, lines(0..150) + &bad.repeat(20) + &lines(150..300)).unwrap();
+    let error = message(&list, &many);
+    assert!(
+        error.contains("20 of 320") && error.contains("lines.jsonl line 151: "),
+        "{error}"
+    );
+    assert!(
+        TrainingDocuments::open(&list, DOCUMENT_BYTES_MAX, MALFORMED_PERMILLE_MAX)
+            .unwrap()
+            .any(|text| text.is_err())
+    );
+    // The same folder, with a higher limit: nothing is done again.
+    let lenient = BuildOptions {
+        malformed_permille_max: 100,
+        ..options(1, u64::MAX)
+    };
+    let report = build(&list, &Tokenizer::bytes(), &many, &lenient, &mut quiet).unwrap();
+    assert_eq!((report.documents, report.left_out.malformed), (300, 20));
+    let strict = BuildOptions {
+        malformed_permille_max: 0,
+        ..options(1, u64::MAX)
+    };
+    let error = build(
+        &list,
+        &Tokenizer::bytes(),
+        &dir.path().join("strict"),
+        &strict,
+        &mut quiet,
+    )
+    .unwrap_err();
+    assert!(matches!(error, CorpusError::Malformed { malformed: 1, .. }), "{error}");
+
+    // A wrong key shows before the source's end.
+    let mut wrong = list.clone();
+    wrong.source[0].text_column = "body".into();
+    let error = message(&wrong, &dir.path().join("wrong"));
+    assert!(
+        error.contains("101 of 101") && error.contains("it has: text"),
+        "{error}"
+    );
+    let sure = TrainingDocuments::open(&wrong, DOCUMENT_BYTES_MAX, MALFORMED_PERMILLE_MAX)
+        .unwrap()
+        .last()
+        .unwrap();
+    assert!(sure.unwrap_err().to_string().contains("101 of 101"));
 }

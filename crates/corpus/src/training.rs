@@ -1,58 +1,112 @@
-//! The training text of a list, document by document: what a run's vocabulary is learned from.
+//! The training text of a list, document by document: the text that a run's vocabulary is learned from.
 
-use crate::document::{Part, digest, part_of};
+use crate::document::{Part, Unusable, digest, part_of};
 use crate::inputs::{self, Input};
 use crate::read::{Place, Reader};
 use crate::seen::Seen;
-use crate::{CorpusError, SourceList};
+use crate::{CorpusError, SourceList, malformed};
 use alice_data::SplitRule;
 use std::collections::VecDeque;
 
-/// The documents that [`crate::build`] makes training text of, in the order in which it reads them, each once. Text of the
-/// reserve and of the yardstick is left out: a vocabulary is public, and what it has pieces for says what it was learned
-/// from.
+/// The documents that [`crate::build`] makes training text of, in the order in which it reads them, each once. Text of
+/// the reserve and of the yardstick is left out: a vocabulary is public, and its pieces show what it was learned from.
 pub struct TrainingDocuments {
     inputs: VecDeque<Input>,
     rule: SplitRule,
     document_bytes_max: usize,
+    malformed_permille_max: u32,
     seen: Seen,
     reader: Option<Reader>,
+    /// Malformed lines of each source.
+    tallies: Vec<Tally>,
+}
+
+/// Lines of a source so far.
+#[derive(Default)]
+struct Tally {
+    name: String,
+    documents: u64,
+    malformed: u64,
+    first: Option<String>,
+}
+
+impl Tally {
+    fn check(&self, check: malformed::Check, permille_max: u32) -> Result<(), CorpusError> {
+        let found = malformed::Found {
+            malformed: self.malformed,
+            documents: self.documents,
+            first: self.first.as_deref(),
+        };
+        check(&self.name, &found, permille_max)
+    }
 }
 
 impl TrainingDocuments {
-    /// Looks for the files of a list. Documents of more than `document_bytes_max` bytes are left out.
-    pub fn open(list: &SourceList, document_bytes_max: usize) -> Result<Self, CorpusError> {
+    /// Finds the files of a list. The limits are those of [`BuildOptions`](crate::BuildOptions): the same ones give the
+    /// text that the build takes.
+    ///
+    /// # Errors
+    /// Of the list and its paths. Errors of files are items; the first is the last item.
+    pub fn open(
+        list: &SourceList,
+        document_bytes_max: usize,
+        malformed_permille_max: u32,
+    ) -> Result<Self, CorpusError> {
         list.check()?;
+        let tally = |source: &crate::Source| Tally {
+            name: source.name.clone(),
+            ..Tally::default()
+        };
         Ok(Self {
-            inputs: inputs::find(list)?.into(),
+            inputs: inputs::find(list)?.files.into(),
             rule: list.split,
             document_bytes_max,
+            malformed_permille_max,
             seen: Seen::default(),
             reader: None,
+            tallies: list.source.iter().map(tally).collect(),
         })
     }
 
     fn next_document(&mut self) -> Result<Option<String>, CorpusError> {
-        loop {
-            let Some(reader) = &mut self.reader else {
-                let Some(input) = self.inputs.pop_front() else {
-                    return Ok(None);
-                };
-                self.reader = Some(Reader::open(&input, Place::default(), self.document_bytes_max)?);
+        while let Some(input) = self.inputs.front() {
+            let source = input.source;
+            let reader = match &mut self.reader {
+                Some(reader) => reader,
+                None => self
+                    .reader
+                    .insert(Reader::open(input, Place::default(), self.document_bytes_max)?),
+            };
+            let Some(document) = reader.next()? else {
+                self.reader = None;
+                self.inputs.pop_front();
+                let more_of_it = self.inputs.front().is_some_and(|next| next.source == source);
+                if let (false, Some(tally)) = (more_of_it, self.tallies.get(source)) {
+                    tally.check(malformed::check_source, self.malformed_permille_max)?;
+                }
                 continue;
             };
-            match reader.next()? {
-                None => self.reader = None,
-                // What cannot be used is counted when the corpus is built.
-                Some(Err(_)) => {}
-                Some(Ok(text)) => {
+            let Some(tally) = self.tallies.get_mut(source) else {
+                continue;
+            };
+            tally.documents += 1;
+            match document {
+                Ok(text) => {
                     let digest = digest(&text);
                     if self.seen.insert(&digest) && part_of(&self.rule, &digest) == Part::Training {
                         return Ok(Some(text));
                     }
                 }
+                Err(Unusable::Malformed(problem)) => {
+                    tally.malformed += 1;
+                    tally.first.get_or_insert(problem);
+                    tally.check(malformed::check_early, self.malformed_permille_max)?;
+                }
+                // Counted when the corpus is built.
+                Err(_) => {}
             }
         }
+        Ok(None)
     }
 }
 
@@ -62,7 +116,7 @@ impl Iterator for TrainingDocuments {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_document().transpose();
         if matches!(next, Some(Err(_))) {
-            // An error is the last thing that is said.
+            // The iterator ends with its first error.
             self.inputs.clear();
             self.reader = None;
         }

@@ -1,21 +1,21 @@
-//! What a manifest says about the text in its shards, beside the shards themselves: docs/spec/corpus.md.
+//! Origin of the text in a manifest's shards: sources, licences, counts (docs/spec/corpus.md).
 
 use serde::{Deserialize, Serialize};
 
 /// Version of [`About`].
 pub const CORPUS_FORMAT: &str = "alice-corpus/1";
 
-/// Where the tokens of a manifest come from. The root does not cover it.
+/// Origin of a manifest's tokens. The root does not cover it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     /// [`CORPUS_FORMAT`].
     pub format: String,
     /// Which part of the documents this is.
     pub part: PartName,
-    /// Generation of the reserve, from 0; none for the other parts.
+    /// Generation of the reserve, from 0; `None` for the other parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u32>,
-    /// How documents were divided.
+    /// Rule by which documents were divided.
     pub split: SplitRule,
     /// As `data.tokenizer` of the run specification: `bytes`, or the BLAKE3 of `tokenizer.model`.
     pub tokenizer: String,
@@ -25,7 +25,7 @@ pub struct About {
     pub documents: u64,
     /// Bytes of their text.
     pub bytes: u64,
-    /// What the documents come from, in the order in which it was read.
+    /// Sources in the order in which they were read.
     pub sources: Vec<SourceEntry>,
 }
 
@@ -41,17 +41,17 @@ pub enum PartName {
     Yardstick,
 }
 
-/// How documents are divided. Every document's place follows from its hash and these numbers alone.
+/// Rule by which documents are divided. A document's part follows from its hash and these numbers alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SplitRule {
-    /// Documents of a thousand that go to the reserve.
+    /// Documents that go to the reserve (the held-out text that submissions are scored on), thousandths.
     pub reserve_permille: u32,
-    /// Documents of a thousand that go to the public yardstick.
+    /// Documents that go to the yardstick (the public evaluation set), thousandths.
     pub yardstick_permille: u32,
     /// Generations that the reserve is divided into.
     pub generations: u32,
-    /// The first so many generations are retired: their documents are training text.
+    /// Number of retired generations, the first ones: their documents are training text.
     pub retired: u32,
 }
 
@@ -73,7 +73,7 @@ pub struct SourceEntry {
     pub name: String,
     /// SPDX expression of its licence.
     pub license: String,
-    /// Where it can be had.
+    /// Address from which it can be downloaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// Documents of it in this manifest's shards.
@@ -85,7 +85,8 @@ pub struct SourceEntry {
     pub left_out: Option<LeftOut>,
 }
 
-/// Why documents were left out, with their counts.
+/// Documents and files of a source that are in no part, counted by reason. The last two are written only where they are
+/// not 0, so that the manifest of a source without such lines and files is the same as before they were counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// The same text came before, in this or an earlier source.
@@ -96,8 +97,18 @@ pub struct LeftOut {
     pub too_large: u64,
     /// A NUL in it: binary data or UTF-16.
     pub with_nul: u64,
-    /// No UTF-8.
+    /// Not UTF-8.
     pub not_utf8: u64,
+    /// A line of JSON lines that is not a JSON object with a string under the text's key.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub malformed: u64,
+    /// Files (not documents) that were not read: of another format, or broken links.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unread_files: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl LeftOut {
@@ -109,11 +120,13 @@ impl LeftOut {
             too_large: self.too_large + other.too_large,
             with_nul: self.with_nul + other.with_nul,
             not_utf8: self.not_utf8 + other.not_utf8,
+            malformed: self.malformed + other.malformed,
+            unread_files: self.unread_files + other.unread_files,
         }
     }
 
-    /// All together.
+    /// Documents left out, for any reason. Unread files are not documents.
     pub fn total(&self) -> u64 {
-        self.duplicate + self.empty + self.too_large + self.with_nul + self.not_utf8
+        self.duplicate + self.empty + self.too_large + self.with_nul + self.not_utf8 + self.malformed
     }
 }

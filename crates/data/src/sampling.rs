@@ -1,4 +1,5 @@
-//! Who trains on what, and what is scored: permutations and draws that anyone can recompute (protocol §3, §5).
+//! Who trains on what, and what is scored: permutations and draws that anyone can recompute
+//! (docs/spec/manifest.md#draws).
 
 use alice_primitives::{Hash, tagged_hash, tags};
 use alice_spec::RunSpec;

@@ -37,6 +37,14 @@ pub enum StoreError {
     /// A file that changed while it was read.
     #[error("{} changed while it was being stored; store it again when nothing writes to it", .0.display())]
     Changed(PathBuf),
+    /// A file that is longer than its reader accepts.
+    #[error("{} has more than {bytes_max} bytes; move it away if it is damaged", .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Maximum length, bytes.
+        bytes_max: u64,
+    },
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {

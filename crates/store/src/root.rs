@@ -1,4 +1,5 @@
-//! The model root: Merkle root over (tensor name, shape, BLAKE3 of its bytes) in canonical order (protocol §2).
+//! The model root: Merkle root over (tensor name, shape, BLAKE3 of its bytes) in canonical order
+//! (docs/spec/protocol.md#model-root).
 
 use crate::{merkle, theta::for_each_le_block};
 use alice_primitives::{Hash, tagged_hash, tags};

@@ -16,7 +16,9 @@ pub enum ClientError {
         problem: String,
     },
     /// The HTTP client could not be set up.
-    #[error("the HTTP client cannot start: {0}")]
+    #[error(
+        "the HTTP client cannot start: {0}; for https, the system's trust store is needed (package ca-certificates)"
+    )]
     Setup(String),
     /// Nobody answered, after all repetitions.
     #[error("cannot reach the parameter server at {url}: {problem}; check the address and the network connection")]

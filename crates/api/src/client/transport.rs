@@ -77,16 +77,11 @@ impl Transport {
         if !matches!(parsed.scheme(), "http" | "https") {
             return Err(bad(format!("'{}' is not http or https", parsed.scheme())));
         }
-        let host = parsed.host_str().unwrap_or_default();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("alice/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT);
-        // A proxy of the environment cannot reach this machine's own loopback.
-        if host == "localhost" || host == "[::1]" || host.starts_with("127.") {
-            builder = builder.no_proxy();
+        // Paths of the API are appended, so anything behind `?` or `#` would swallow them.
+        if parsed.query().is_some() || parsed.fragment().is_some() {
+            return Err(bad("it has a query or a fragment".to_owned()));
         }
-        let http = builder.build().map_err(|e| ClientError::Setup(chain(&e)))?;
+        let http = http_client(&parsed)?;
         Ok(Self {
             http,
             url: parsed.as_str().trim_end_matches('/').to_owned(),
@@ -253,6 +248,32 @@ impl Transport {
     }
 }
 
+/// The HTTP client for a server: TLS by rustls with ring, certificates checked against the system's trust store.
+fn http_client(server: &reqwest::Url) -> Result<reqwest::Client, ClientError> {
+    // reqwest takes the process's provider and panics without one. An error means that the program has installed one
+    // of its own, which then is the right one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let host = server.host_str().unwrap_or_default();
+    let builder = || {
+        let builder = reqwest::Client::builder()
+            .user_agent(concat!("alice/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT);
+        // A proxy of the environment cannot reach this machine's own loopback.
+        if host == "localhost" || host == "[::1]" || host.starts_with("127.") {
+            builder.no_proxy()
+        } else {
+            builder
+        }
+    };
+    match builder().build() {
+        // A minimal container has no trust store, which plain HTTP does not need: trust no certificate then.
+        Err(_) if server.scheme() == "http" => builder().tls_certs_only([]).build(),
+        built => built,
+    }
+    .map_err(|e| ClientError::Setup(chain(&e)))
+}
+
 /// An error with its causes: reqwest's own message leaves out why a connection failed.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -298,7 +319,14 @@ mod tests {
 
     #[test]
     fn bad_addresses_should_be_refused_with_an_example() {
-        for url in ["", "localhost:8080", "ftp://host", "not an address"] {
+        for url in [
+            "",
+            "localhost:8080",
+            "ftp://host",
+            "not an address",
+            "http://host:1/?key=1",
+            "http://host:1/#top",
+        ] {
             let message = Transport::new(url, Retry::default()).unwrap_err().to_string();
             assert!(message.contains("http://host:port"), "{message}");
         }

@@ -1,6 +1,7 @@
 //! JSON lines: an object a line, the text under one of its keys.
 
 use super::Place;
+use super::content::{Compression, Content, read_error};
 use crate::CorpusError;
 use crate::document::{Document, Unusable, from_bytes};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
@@ -9,71 +10,120 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// A line may have so many times the bytes of the longest document: escapes and other keys take room.
+/// Maximum length of a line, as a multiple of the longest document: escapes and other keys need room.
 const LINE_FACTOR: usize = 4;
+/// Read buffer, bytes.
+const BUFFER_BYTES: usize = 1 << 18;
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-pub(crate) struct JsonLines<R = File> {
+pub(crate) struct JsonLines<R = Content> {
     input: BufReader<R>,
     path: PathBuf,
+    compression: Compression,
     column: String,
-    max: usize,
+    document_bytes_max: usize,
     line: Vec<u8>,
     pub(super) place: Place,
 }
 
 impl JsonLines {
-    pub(super) fn open(path: &Path, column: &str, at: Place, max: usize) -> Result<Self, CorpusError> {
+    pub(super) fn open(
+        path: &Path,
+        compression: Compression,
+        column: &str,
+        place: Place,
+        document_bytes_max: usize,
+    ) -> Result<Self, CorpusError> {
         let mut file = File::open(path).map_err(CorpusError::io("read", path))?;
-        file.seek(SeekFrom::Start(at.bytes))
-            .map_err(CorpusError::io("read", path))?;
-        Ok(Self::over(file, path, column, at, max))
+        if compression == Compression::None {
+            file.seek(SeekFrom::Start(place.bytes))
+                .map_err(CorpusError::io("read", path))?;
+            let content = Content::of(file, path, compression)?;
+            return Ok(Self::over(
+                content,
+                path,
+                compression,
+                column,
+                place,
+                document_bytes_max,
+            ));
+        }
+        let content = Content::of(file, path, compression)?;
+        let mut lines = Self::over(content, path, compression, column, Place::default(), document_bytes_max);
+        // There is no seeking in a compressed stream: an interrupted build decompresses again what it has read.
+        for _ in 0..place.documents {
+            lines.read_line()?;
+        }
+        lines.place = place;
+        Ok(lines)
+    }
+
+    /// The next document; `None` at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<Document>, CorpusError> {
+        let next = self.next_document();
+        if let Some(bytes) = self.input.get_ref().compressed_bytes() {
+            self.place.bytes = bytes;
+        }
+        next
     }
 }
 
 /// How a line ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
+    /// With a line feed.
     Whole,
+    /// With the file.
+    Last,
     TooLong,
+    /// There is no further line.
     NoMore,
 }
 
 impl<R: Read> JsonLines<R> {
-    pub(crate) fn over(input: R, path: &Path, column: &str, at: Place, max: usize) -> Self {
+    fn over(
+        input: R,
+        path: &Path,
+        compression: Compression,
+        column: &str,
+        place: Place,
+        document_bytes_max: usize,
+    ) -> Self {
         Self {
-            input: BufReader::with_capacity(1 << 18, input),
+            input: BufReader::with_capacity(BUFFER_BYTES, input),
             path: path.to_path_buf(),
+            compression,
             column: column.into(),
-            max,
+            document_bytes_max,
             line: Vec::new(),
-            place: at,
+            place,
         }
     }
 
-    pub(crate) fn next(&mut self) -> Result<Option<Document>, CorpusError> {
+    fn next_document(&mut self) -> Result<Option<Document>, CorpusError> {
         loop {
-            match self.read_line().map_err(CorpusError::io("read", &self.path))? {
+            let line_end = self.read_line()?;
+            match line_end {
                 Line::NoMore => return Ok(None),
                 Line::TooLong => {
                     self.place.documents += 1;
                     return Ok(Some(Err(Unusable::TooLarge)));
                 }
-                Line::Whole => {}
+                Line::Whole | Line::Last => {}
             }
             // Blank lines count, so that `place.documents + 1` is the number of the line.
             self.place.documents += 1;
             let line = self.line.strip_prefix(BOM).unwrap_or(&self.line);
             if !line.iter().all(u8::is_ascii_whitespace) {
-                return self.parse(line).map(Some);
+                return self.parse(line, line_end).map(Some);
             }
         }
     }
 
-    fn parse(&self, line: &[u8]) -> Result<Document, CorpusError> {
-        let bad = |problem: String| CorpusError::Line {
-            path: self.path.clone(),
-            line: self.place.documents,
-            problem,
+    fn parse(&self, line: &[u8], line_end: Line) -> Result<Document, CorpusError> {
+        let malformed = |problem: String| {
+            let (path, number) = (self.path.display(), self.place.documents);
+            Ok(Err(Unusable::Malformed(format!("{path} line {number}: {problem}"))))
         };
         let mut json = serde_json::Deserializer::from_slice(line);
         let found = Column(&self.column).deserialize(&mut json).and_then(|found| {
@@ -81,32 +131,35 @@ impl<R: Read> JsonLines<R> {
             Ok(found)
         });
         match found {
-            Ok(Found::Text(bytes)) => Ok(from_bytes(bytes, self.max)),
+            Ok(Found::Text(bytes)) => Ok(from_bytes(bytes, self.document_bytes_max)),
             Ok(Found::Null) => Ok(Err(Unusable::Empty)),
-            Ok(Found::Nothing(keys)) => Err(bad(format!(
-                "it has no '{}' (it has: {keys}); say which key holds the text with text_column",
+            Ok(Found::Nothing(keys)) => malformed(format!(
+                "it has no '{}' (it has: {keys}); give the key that holds the text as text_column",
                 self.column
-            ))),
-            Err(e) if e.is_eof() => Err(bad(
-                "it ends in the middle of a JSON value; the file is cut off, get it again".into(),
             )),
-            Err(e) => Err(bad(format!(
+            // A file that ends inside a value has lost everything behind it, which no threshold can weigh.
+            Err(e) if e.is_eof() && line_end == Line::Last => Err(CorpusError::Line {
+                path: self.path.clone(),
+                line: self.place.documents,
+                problem: "it ends in the middle of a JSON value; the file is cut off, get it again".into(),
+            }),
+            Err(e) => malformed(format!(
                 "{e}; every line must be a JSON object with a string under '{}'",
                 self.column
-            ))),
+            )),
         }
     }
 
-    /// Reads a line into `self.line`, without its end; one that is too long is passed over without keeping it.
-    fn read_line(&mut self) -> std::io::Result<Line> {
+    /// Reads a line into `self.line`, without its end. A line that is too long is skipped without being held.
+    fn read_line(&mut self) -> Result<Line, CorpusError> {
         self.line.clear();
-        let limit = self.max.saturating_mul(LINE_FACTOR);
-        let (mut any, mut too_long) = (false, false);
-        loop {
+        let limit = self.document_bytes_max.saturating_mul(LINE_FACTOR);
+        let (mut any, mut too_long, mut ended) = (false, false, false);
+        while !ended {
             let buffer = match self.input.fill_buf() {
                 Ok(buffer) => buffer,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
+                Err(e) => return Err(read_error(&self.path, self.compression)(e)),
             };
             if buffer.is_empty() {
                 break;
@@ -122,24 +175,23 @@ impl<R: Read> JsonLines<R> {
             let used = part.len() + usize::from(end.is_some());
             self.input.consume(used);
             self.place.bytes += used as u64;
-            if end.is_some() {
-                break;
-            }
+            ended = end.is_some();
         }
-        Ok(match (any, too_long) {
-            (false, _) => Line::NoMore,
-            (_, true) => Line::TooLong,
-            _ => Line::Whole,
+        Ok(match (any, too_long, ended) {
+            (false, ..) => Line::NoMore,
+            (_, true, _) => Line::TooLong,
+            (.., true) => Line::Whole,
+            (.., false) => Line::Last,
         })
     }
 }
 
-/// What a line has under the key.
+/// The value under the key.
 enum Found {
-    /// Perhaps no UTF-8: JSON can spell lone surrogates.
+    /// A string, as bytes since it may not be UTF-8: JSON can spell lone surrogates.
     Text(Vec<u8>),
     Null,
-    /// The keys there are, for the error.
+    /// The line lacks the key; the keys it has, for the error.
     Nothing(String),
 }
 
@@ -207,10 +259,14 @@ impl<'de> serde::Deserialize<'de> for Bytes {
 mod tests {
     use super::*;
 
+    fn over<R: Read>(input: R, place: Place, max: usize) -> JsonLines<R> {
+        JsonLines::over(input, Path::new("x.jsonl"), Compression::None, "text", place, max)
+    }
+
     fn all(text: &[u8], max: usize) -> Result<Vec<Document>, CorpusError> {
-        let mut reader = JsonLines::over(text, Path::new("x.jsonl"), "text", Place::default(), max);
+        let mut reader = over(text, Place::default(), max);
         let mut found = Vec::new();
-        while let Some(document) = reader.next()? {
+        while let Some(document) = reader.next_document()? {
             found.push(document);
         }
         assert_eq!(reader.place.bytes, text.len() as u64);
@@ -238,22 +294,42 @@ mod tests {
     }
 
     #[test]
-    fn broken_lines_should_be_named() {
+    fn malformed_lines_should_be_left_out_and_named() {
         for (line, words) in [
-            (&b"{\"text\": \"cut of"[..], "the file is cut off"),
-            (b"{\"text\": \"a\"", "the file is cut off"),
-            (b"{\"body\": \"a\", \"id\": 1}", "it has no 'text' (it has: body, id)"),
+            (
+                &b"{\"body\": \"a\", \"id\": 1}"[..],
+                "it has no 'text' (it has: body, id)",
+            ),
             (b"{}", "it has no 'text'"),
             (b"{\"text\": 7}", "expected a string"),
             (b"{\"text\": [1]}", "must be a JSON object"),
             (b"[1]", "must be a JSON object"),
             (b"text", "must be a JSON object"),
             (b"{\"text\": \"a\"} {\"text\": \"b\"}", "must be a JSON object"),
+            (b"{\"text\": \"a\", \"score\": NaN}", "must be a JSON object"),
+            (b"{\"text\": \"a\", \"score\": -Infinity}", "must be a JSON object"),
+            (b"{\"text\": \"cut of\n", "must be a JSON object"),
         ] {
             let mut text = b"{\"text\": \"fine\"}\n".to_vec();
             text.extend_from_slice(line);
-            let message = all(&text, 1000).unwrap_err().to_string();
+            text.extend_from_slice(b"\n{\"text\": \"after\"}\n");
+            let found = all(&text, 1000).unwrap();
+            let [Ok(before), Err(Unusable::Malformed(message)), Ok(after)] = &found[..] else {
+                panic!("{}: {found:?}", String::from_utf8_lossy(line));
+            };
+            assert_eq!((before.as_str(), after.as_str()), ("fine", "after"));
             let ok = message.starts_with("x.jsonl line 2: ") && message.contains(words);
+            assert!(ok, "{}: {message}", String::from_utf8_lossy(line));
+        }
+    }
+
+    #[test]
+    fn file_that_is_cut_off_should_be_refused() {
+        for line in [&b"{\"text\": \"cut of"[..], b"{\"text\": \"a\""] {
+            let mut text = b"{\"text\": \"fine\"}\n".to_vec();
+            text.extend_from_slice(line);
+            let message = all(&text, 1000).unwrap_err().to_string();
+            let ok = message.starts_with("x.jsonl line 2: ") && message.contains("the file is cut off");
             assert!(ok, "{}: {message}", String::from_utf8_lossy(line));
         }
     }
@@ -284,8 +360,8 @@ mod tests {
             tail: b"\n{\"text\": \"after\"}\n",
         };
         let max = 1 << 20;
-        let mut reader = JsonLines::over(input, Path::new("x.jsonl"), "text", Place::default(), max);
-        assert_eq!(reader.next().unwrap(), Some(Err(Unusable::TooLarge)));
+        let mut reader = over(input, Place::default(), max);
+        assert_eq!(reader.next_document().unwrap(), Some(Err(Unusable::TooLarge)));
         assert_eq!(
             reader.place,
             Place {
@@ -298,8 +374,8 @@ mod tests {
             "{}",
             reader.line.capacity()
         );
-        assert_eq!(reader.next().unwrap(), Some(Ok("after".into())));
-        assert_eq!(reader.next().unwrap(), None);
+        assert_eq!(reader.next_document().unwrap(), Some(Ok("after".into())));
+        assert_eq!(reader.next_document().unwrap(), None);
     }
 
     #[test]
@@ -308,12 +384,12 @@ mod tests {
             .flat_map(|i| format!("{{\"text\": \"line {i}\"}}\n").into_bytes())
             .collect();
         let expected = all(&text, 100).unwrap();
-        let mut reader = JsonLines::over(text.as_slice(), Path::new("x"), "text", Place::default(), 100);
+        let mut reader = over(text.as_slice(), Place::default(), 100);
         for document in &expected {
             let rest = &text[reader.place.bytes as usize..];
-            let mut again = JsonLines::over(rest, Path::new("x"), "text", reader.place, 100);
-            assert_eq!(again.next().unwrap().as_ref(), Some(document));
-            assert_eq!(reader.next().unwrap().as_ref(), Some(document));
+            let mut again = over(rest, reader.place, 100);
+            assert_eq!(again.next_document().unwrap().as_ref(), Some(document));
+            assert_eq!(reader.next_document().unwrap().as_ref(), Some(document));
             assert_eq!(again.place, reader.place);
         }
     }

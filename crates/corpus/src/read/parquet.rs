@@ -20,22 +20,27 @@ pub(crate) struct ParquetColumn {
     file: SerializedFileReader<File>,
     path: PathBuf,
     column: usize,
-    /// Definition level of a value that is there.
+    /// Definition level of a value that is not null.
     present: i16,
     file_bytes: u64,
     rows: u64,
-    max: usize,
+    document_bytes_max: usize,
     group: usize,
     /// Rows of the group that are decoded.
     group_rows: u64,
     reader: Option<ColumnReaderImpl<ByteArrayType>>,
-    /// Decoded rows; none is null.
+    /// Decoded rows; `None` is null.
     decoded: VecDeque<Option<ByteArray>>,
     pub(super) place: Place,
 }
 
 impl ParquetColumn {
-    pub(super) fn open(path: &Path, column: &str, at: Place, max: usize) -> Result<Self, CorpusError> {
+    pub(super) fn open(
+        path: &Path,
+        column: &str,
+        place: Place,
+        document_bytes_max: usize,
+    ) -> Result<Self, CorpusError> {
         let input = File::open(path).map_err(CorpusError::io("read", path))?;
         let file_bytes = input.metadata().map_err(CorpusError::io("read", path))?.len();
         let file = guarded(path, || SerializedFileReader::new(input))?;
@@ -48,14 +53,14 @@ impl ParquetColumn {
         let names: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
         let Some(number) = names.iter().position(|name| name == column) else {
             return Err(bad(format!(
-                "it has no column '{column}' (it has: {}); say which holds the text with text_column",
+                "it has no column '{column}' (it has: {}); give the one that holds the text as text_column",
                 names.join(", ")
             )));
         };
         let described = schema.column(number);
         if described.physical_type() != Type::BYTE_ARRAY || described.max_rep_level() != 0 {
             return Err(bad(format!(
-                "column '{column}' is no column of strings; say which holds the text with text_column"
+                "column '{column}' is no column of strings; give the one that holds the text as text_column"
             )));
         }
         let unreadable = |how: &Compression| {
@@ -81,7 +86,7 @@ impl ParquetColumn {
             column: number,
             file_bytes,
             rows,
-            max,
+            document_bytes_max,
             group: 0,
             group_rows: 0,
             reader: None,
@@ -89,12 +94,12 @@ impl ParquetColumn {
             place: Place::default(),
             file,
         };
-        opened.skip(at.documents)?;
-        opened.place = at;
+        opened.skip(place.documents)?;
+        opened.place = place;
         Ok(opened)
     }
 
-    /// Passes over rows: whole groups by their counts, the rest in the group where it ends.
+    /// Skips rows: whole groups by their counts, the rest in the group where it ends.
     fn skip(&mut self, mut rows: u64) -> Result<(), CorpusError> {
         while rows > 0 && self.group < self.file.num_row_groups() {
             let in_group = self.file.metadata().row_group(self.group).num_rows();
@@ -139,12 +144,12 @@ impl ParquetColumn {
         self.place.bytes = u64::try_from(share).unwrap_or(self.file_bytes).min(self.file_bytes);
         Ok(Some(match value {
             None => Err(Unusable::Empty),
-            Some(value) if value.len() > self.max => Err(Unusable::TooLarge),
-            Some(value) => from_bytes(value.data().to_vec(), self.max),
+            Some(value) if value.len() > self.document_bytes_max => Err(Unusable::TooLarge),
+            Some(value) => from_bytes(value.data().to_vec(), self.document_bytes_max),
         }))
     }
 
-    /// Decodes some rows, or goes on to the next group.
+    /// Decodes some rows, or moves to the next group.
     fn decode(&mut self) -> Result<(), CorpusError> {
         let mut reader = match self.reader.take() {
             Some(reader) => reader,
@@ -197,7 +202,7 @@ mod tests {
     use super::*;
     use crate::tests::{write_compressed, write_parquet};
 
-    /// Those that can be read.
+    /// The supported ones.
     fn compressions() -> [Compression; 3] {
         [
             Compression::UNCOMPRESSED,

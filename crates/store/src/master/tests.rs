@@ -126,11 +126,11 @@ fn a_published_aggregate_should_be_stepped_without_being_decoded_as_a_whole() {
     let case = case();
     let lens: Vec<u64> = tensors().iter().map(|tensor| tensor.len()).collect();
     let layout = alice_update::Layout::new(&lens, 4096);
-    let bytes = aggregate::publish(&layout, 8, &case.d, [5; 32]);
-    let decoded = aggregate::decode_published(&layout, &bytes).unwrap();
+    let bytes = aggregate::encode_aggregate(&layout, 8, &case.d, [5; 32]);
+    let decoded = aggregate::decode_aggregate(&layout, &bytes).unwrap();
     let mut expected = case.before.clone();
     aggregate::apply(&mut expected, &decoded, 0.7);
-    let published = aggregate::Published::check(&layout, bytes).unwrap();
+    let published = aggregate::EncodedAggregate::check(&layout, bytes).unwrap();
     let master = open(&case.path).step(&published, 0.7).unwrap();
     assert_eq!(bits(master.theta()), bits(&expected));
     assert_eq!(master.root(), model_root(&tensors(), &expected));

@@ -1,8 +1,8 @@
 //! The hashes below a model root, kept so that a step hashes again only what it touched.
 //!
 //! A tensor's leaf is the plain BLAKE3 of its bytes. BLAKE3 is a binary tree over chunks of 1 KiB whose left subtrees
-//! are full (BLAKE3 paper, §2.1), so every aligned group of a power of two of chunks is a subtree by itself, with a
-//! chaining value of its own. Those are kept; the few thousand merges above them are done again at every step.
+//! are full (BLAKE3 paper, section 2.1), so every aligned group of a power of two of chunks is a subtree by itself,
+//! with a chaining value of its own. Those are kept; the few thousand merges above them are done again at every step.
 
 use crate::root::root_of;
 use alice_primitives::Hash;
