@@ -2,35 +2,25 @@
 
 use crate::{
     PsError,
-    commands::audit,
-    commands::corpus_build,
-    commands::cost,
-    commands::export,
-    commands::init,
-    commands::tokenizer_train,
-    commands::upcycle,
-    commands::verify,
+    commands::{corpus_build, cost, export, init, tokenizer_train, upcycle},
     config::{Config, SettingsArgs},
     corpus::Corpus,
     key,
     run_context::read_spec,
     run_tokenizer, server,
 };
-use alice_api::{Client, Hex32, Key, ss58};
-use alice_chain::Chain;
-use clap::{Args, Parser, Subcommand};
+use alice_api::{Hex32, Key, ss58};
+use alice_audit::commands::{audit, verify};
+use alice_program::{VERSION, exit, manual, output, shutdown};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// How long a stopped command may take to end by itself.
-const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Parameter server of Alice: hands out tasks, scores updates, publishes every decision, attests epochs
 #[derive(Debug, Parser)]
 #[command(
     name = "alice-ps",
-    version,
+    version = VERSION,
     after_help = "\
 examples:
   alice-ps key generate --out ps.seed
@@ -48,7 +38,7 @@ exit codes: 0 done, 1 failed, 2 wrong flags, settings, key or specification,
 RUST_LOG sets what is logged (default: info)."
 )]
 pub struct Cli {
-    /// What to do.
+    /// Command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -70,12 +60,12 @@ pub enum Command {
         after_help = "example: alice-ps audit --ps https://ps.example.org --chain wss://rpc.example.org\n\
         Needs no key and no data directory. Exit code 5: something published is not what it should be."
     )]
-    Audit(AuditArgs),
+    Audit(audit::AuditArgs),
     /// Write a model's weights for other programs: a Hugging Face folder or a GGUF file
     #[command(
         after_help = "example: alice-ps export --ps https://ps.example.org --format hf --type bf16 --out alice/\n\
-        With --ps every step of the run is recomputed first, as audit does, with its time; the weights lie beside --out\n\
-        meanwhile.\n\
+        With --ps every step of the run is recomputed first, as audit does, with its time; until then the weights\n\
+        are in a temporary folder next to --out.\n\
         With --data the server must be stopped."
     )]
     Export(export::ExportArgs),
@@ -103,6 +93,12 @@ pub enum Command {
     /// Keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "example: alice-ps completions bash > ~/.local/share/bash-completion/completions/alice-ps")]
+    Completions(manual::CompletionsArgs),
+    /// Write man pages
+    #[command(after_help = "example: alice-ps man --out ~/.local/share/man/man1")]
+    Man(manual::ManArgs),
 }
 
 /// Flags of `init`.
@@ -114,29 +110,6 @@ pub struct InitArgs {
     /// File of the first state, for a run specification with [start]: what alice-ps upcycle wrote
     #[arg(long, value_name = "FILE")]
     pub start: Option<PathBuf>,
-}
-
-/// Flags of `audit`.
-#[derive(Debug, Args)]
-pub struct AuditArgs {
-    /// Parameter server whose run is checked
-    #[arg(long, value_name = "URL")]
-    pub ps: String,
-    /// A node's WebSocket: the manifests must be those that were signed, and the pay their shares
-    #[arg(long, value_name = "WS_URL")]
-    pub chain: Option<String>,
-    /// File of the first state, for a run that names its root
-    #[arg(long, value_name = "FILE")]
-    pub start: Option<PathBuf>,
-    /// Folder for the weights meanwhile, 4 bytes a parameter [default: the system's temporary folder]
-    #[arg(long, value_name = "DIR")]
-    pub work: Option<PathBuf>,
-    /// Last epoch to check [default: all that are scored]
-    #[arg(long, value_name = "EPOCH", default_value_t = u32::MAX, hide_default_value = true)]
-    pub until: u32,
-    /// One JSON object a line
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `alice-ps spec`.
@@ -207,30 +180,18 @@ pub enum KeyCommand {
 }
 
 impl Cli {
-    /// Does what was asked; what it prints goes to `out`.
-    pub async fn execute(self, out: &mut (dyn std::io::Write + Send)) -> Result<(), PsError> {
+    /// Runs the command and prints its result.
+    ///
+    /// # Errors
+    /// Whatever kept the command from its result, with an exit code.
+    pub async fn execute(self) -> Result<(), PsError> {
         let text = match self.command {
-            Command::Run(args) => {
-                server::run(Config::load(&args)?, stop_signal()).await?;
-                return Ok(());
-            }
-            Command::Init(args) => {
-                let config = Config::load(&args.settings)?;
-                let done = init::init(&config, args.start.as_deref()).await?;
-                let what = if done.created {
-                    "made the first state"
-                } else {
-                    "the state is there"
-                };
-                format!(
-                    "{what} in {}: model root {}\n",
-                    config.data_dir.display(),
-                    Hex32(done.model_root)
-                )
-            }
-            Command::Audit(args) => return stoppable(run_audit(&args, out)).await,
+            Command::Run(args) => return serve(&args).await,
+            Command::Init(args) => make_state(&args).await?,
+            // Prints a line for each epoch as it is checked.
+            Command::Audit(args) => return stoppable(async { Ok(audit::run(&args).await?) }).await,
             Command::Export(args) => stoppable(export::run(&args)).await?,
-            Command::Verify(args) => stoppable(verify::run(&args)).await?,
+            Command::Verify(args) => stoppable(async { Ok(verify::run(&args).await?) }).await?,
             Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => tokenizer_train::train(&args)?,
             Command::Spec(SpecCommand::Check {
@@ -245,46 +206,36 @@ impl Cli {
             Command::Corpus(CorpusCommand::Build(args)) => tokio::task::block_in_place(|| corpus_build::run(&args))?,
             Command::Key(KeyCommand::Generate { out, json }) => show_key(&key::generate(&out)?, json),
             Command::Key(KeyCommand::Show { file, json }) => show_key(&key::load(&file)?, json),
+            Command::Completions(args) => {
+                String::from_utf8_lossy(&manual::completions(Self::command(), args.shell)).into_owned()
+            }
+            Command::Man(args) => {
+                let pages = manual::write_man_pages(Self::command(), &args.out)
+                    .map_err(|e| PsError::io("write man pages to", &args.out, &e))?;
+                format!("{pages} man pages in {}\n", args.out.display())
+            }
         };
-        out.write_all(text.as_bytes())
-            .map_err(|e| PsError::Setting(format!("cannot print: {e}")))
+        output::print(&text).map_err(PsError::Print)
     }
 }
 
-async fn run_audit(args: &AuditArgs, out: &mut (dyn std::io::Write + Send)) -> Result<(), PsError> {
-    let client = Client::new(&args.ps)?;
-    let chain = match &args.chain {
-        Some(url) => Some(Chain::connect(url).await?),
-        None => None,
+async fn serve(args: &SettingsArgs) -> Result<(), PsError> {
+    let config = Config::load(args)?;
+    config.check_paths()?;
+    let shutdown = shutdown::Shutdown::on_signals().map_err(PsError::Signals)?;
+    server::run(config, async move { shutdown.wait().await }).await
+}
+
+async fn make_state(args: &InitArgs) -> Result<String, PsError> {
+    let config = Config::load(&args.settings)?;
+    config.check_paths()?;
+    let done = init::init(&config, args.start.as_deref()).await?;
+    let result = match done.created {
+        true => "made the first state",
+        false => "the state is there",
     };
-    let mut checked = 0u32;
-    // A reader that went away is no reason to stop checking.
-    let mut report = |found: &audit::EpochAudit| {
-        checked += 1;
-        let line = match args.json {
-            true => serde_json::to_string(found).unwrap_or_default(),
-            false => format!(
-                "epoch {:<6} {} of {} accepted  model {}  chain {}",
-                found.epoch,
-                found.accepted,
-                found.submissions,
-                found.model_root,
-                found.chain.as_deref().unwrap_or("not asked")
-            ),
-        };
-        let _ = writeln!(out, "{line}");
-    };
-    let source = audit::Source {
-        client: &client,
-        chain: chain.as_ref(),
-        start: args.start.as_deref(),
-        work: args.work.as_deref(),
-    };
-    let root = Hex32(audit::audit(source, args.until, &mut report).await?.theta.root());
-    if !args.json {
-        let _ = writeln!(out, "{checked} epochs recomputed, all as published; model root {root}");
-    }
-    Ok(())
+    let (dir, root) = (config.data_dir.display(), Hex32(done.model_root));
+    Ok(format!("{result} in {dir}: model root {root}\n"))
 }
 
 /// Whether tokenizer and corpus are those of a specification.
@@ -312,56 +263,21 @@ fn show_key(key: &Key, json: bool) -> String {
 }
 
 pub(crate) fn to_json(value: &impl Serialize) -> Result<String, PsError> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| PsError::Setting(format!("cannot write JSON: {e}")))?;
-    Ok(text + "\n")
+    Ok(alice_audit::commands::to_json(value)?)
 }
 
-/// A command that leaves nothing behind when it is stopped while it waits: what it had made goes as it is dropped. In the
-/// middle of a long computation or of writing it is ended after a moment; then files with temporary names may stay.
+/// Runs a command that leaves nothing behind when it is stopped: it is dropped, and removes what it had made.
 async fn stoppable<T>(command: impl Future<Output = Result<T, PsError>>) -> Result<T, PsError> {
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        stop_signal().await;
-        // The command may be done already.
-        let _ = stop.send(());
-        tokio::time::sleep(STOP_PATIENCE).await;
-        eprintln!("error: stopped; files with temporary names may be left");
-        std::process::exit(crate::error::EXIT_FAILURE.into());
-    });
-    tokio::select! {
-        done = command => done,
-        Ok(()) = stopped => Err(PsError::Stopped),
-    }
-}
-
-/// Ctrl-C, or SIGTERM from a service manager.
-async fn stop_signal() {
-    let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
-    tokio::select! {
-        () = interrupt => {}
-        () = terminate => {}
+    match shutdown::stoppable(command, exit::FAILURE).await {
+        Ok(Some(result)) => result,
+        Ok(None) => Err(PsError::Stopped),
+        Err(error) => Err(PsError::Signals(error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_should_be_consistent() {

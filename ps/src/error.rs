@@ -1,28 +1,51 @@
 //! Why a command ended, and with which exit code.
 
 use crate::db::DbError;
+use alice_api::keyfile::KeyFileError;
+use alice_audit::{AuditError, error::chain_exit_code};
 use alice_chain::ChainError;
 use alice_corpus::CorpusError;
-use std::path::{Path, PathBuf};
-
-/// Exit code: something failed that another try may not fix (disk, database, device).
-pub const EXIT_FAILURE: u8 = 1;
-/// Exit code: wrong flags, settings, key file or specification. (clap's own code for wrong flags is the same.)
-pub const EXIT_USAGE: u8 = 2;
-/// Exit code: the data directory, chain, run and corpus do not belong together.
-pub const EXIT_MISMATCH: u8 = 3;
-/// Exit code: the chain cannot be reached.
-pub const EXIT_CHAIN: u8 = 4;
-
-/// Exit code: what is published does not agree with what was recomputed from it.
-pub const EXIT_AUDIT: u8 = 5;
+use alice_init::upcycle::UpcycleError;
+use alice_program::{exit, settings::SettingsError, system};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// Why a command ended.
 #[derive(Debug, thiserror::Error)]
 pub enum PsError {
-    /// A setting is missing or wrong.
-    #[error("{0}")]
-    Setting(String),
+    /// The settings file.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A setting that must be given.
+    #[error("{key} is not set; write it into the settings file, or give --{} or ALICE_PS_{}", key.replace('_', "-"), key.to_uppercase())]
+    SettingMissing {
+        /// Key in the settings file.
+        key: &'static str,
+    },
+    /// A setting with a value that it cannot have.
+    #[error("{key}: {problem}")]
+    SettingValue {
+        /// Key in the settings file.
+        key: &'static str,
+        /// What is wrong with the value.
+        problem: String,
+    },
+    /// A setting that names a file which is not there.
+    #[error("{key}: there is no file {}; correct it in the settings file, or give --{} or ALICE_PS_{}", .path.display(), key.replace('_', "-"), key.to_uppercase())]
+    SettingPath {
+        /// Key in the settings file.
+        key: &'static str,
+        /// The value.
+        path: PathBuf,
+    },
+    /// Flags that exclude each other, or that lack another.
+    #[error(transparent)]
+    Flags(#[from] FlagsError),
+    /// A second process in a data directory.
+    #[error("another alice-ps uses {}; stop it first", .0.display())]
+    DataDirInUse(PathBuf),
     /// A file or folder.
     #[error("cannot {what} {}: {problem}", .path.display())]
     File {
@@ -30,7 +53,7 @@ pub enum PsError {
         what: &'static str,
         /// Which file.
         path: PathBuf,
-        /// The operating system's words.
+        /// Why it failed.
         problem: String,
     },
     /// Key file missing.
@@ -39,17 +62,9 @@ pub enum PsError {
     /// Key file unreadable.
     #[error("{} is not a key file: it must hold 64 hexadecimal digits; make one with: alice-ps key generate --out FILE", .0.display())]
     KeyFormat(PathBuf),
-    /// Key file readable by others.
-    #[error("key file {} can be read by others (mode {mode:o}); run: chmod 600 {}", .path.display(), .path.display())]
-    KeyMode {
-        /// The file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-    },
-    /// Key file exists.
-    #[error("{} exists; a key is never written over, choose another --out", .0.display())]
-    KeyExists(PathBuf),
+    /// Any other fault of a key file.
+    #[error(transparent)]
+    KeyFile(#[from] KeyFileError),
     /// Specification.
     #[error("{}: {source}", .path.display())]
     Spec {
@@ -73,28 +88,18 @@ pub enum PsError {
         /// Root in the specification.
         expected: String,
     },
-    /// A yardstick that would publish other text.
+    /// A public evaluation set that would publish other text.
     #[error("{} is no public yardstick and would be served to everybody: {problem}; put the yardstick.json there that was \
         built with this corpus, or remove it", .path.display())]
     NotPublic {
-        /// The yardstick's manifest.
+        /// Manifest of the evaluation set.
         path: PathBuf,
         /// What is wrong.
         problem: String,
     },
-    /// A tokenizer, or tokens, of another run.
-    #[error("{what} in {} is not the run's: {problem}", .from.display())]
-    OtherTokenizer {
-        /// The tokenizer, or what made the shards.
-        what: &'static str,
-        /// Where it is.
-        from: PathBuf,
-        /// What does not fit, and what to do.
-        problem: String,
-    },
     /// Building a corpus.
     #[error(transparent)]
-    Corpus(#[from] alice_corpus::CorpusError),
+    Corpus(#[from] CorpusError),
     /// Things that do not belong together.
     #[error("{what} is {found}, expected {expected}; {hint}")]
     Mismatch {
@@ -110,6 +115,37 @@ pub enum PsError {
     /// `run` before `init`.
     #[error("{} holds no state; run: alice-ps init --config FILE", .0.display())]
     NotInitialised(PathBuf),
+    /// An export of an epoch that a data directory does not hold.
+    #[error("{} holds {} and no others; leave --epoch out for those, or recompute others with --ps URL", .dir.display(), held(*newest))]
+    EpochNotKept {
+        /// The data directory.
+        dir: PathBuf,
+        /// Epoch of its weights; `None` for the first state.
+        newest: Option<u32>,
+    },
+    /// Data of an epoch that the database should have.
+    #[error("epoch {epoch} cannot be scored: {what} is not stored")]
+    NotStored {
+        /// The epoch.
+        epoch: u32,
+        /// What is missing.
+        what: String,
+    },
+    /// A file that is there already, of a vocabulary.
+    #[error("{} exists; a vocabulary is never written over, choose another --out", .0.display())]
+    VocabularyExists(PathBuf),
+    /// A dense model of other shapes than the run's.
+    #[error("{} does not fit run '{run}': {found}, the run needs {expected}; width, blocks, heads and vocabulary must be equal", .dir.display())]
+    OtherShape {
+        /// Folder of the dense model.
+        dir: PathBuf,
+        /// Name of the run.
+        run: String,
+        /// First tensor that differs.
+        found: String,
+        /// What the run has there.
+        expected: String,
+    },
     /// Chain.
     #[error(transparent)]
     Chain(#[from] ChainError),
@@ -130,34 +166,80 @@ pub enum PsError {
     Tokenizer(#[from] alice_tokenizer::TokenizerError),
     /// A dense model that cannot become the first state of a run.
     #[error(transparent)]
-    Upcycle(#[from] alice_model::upcycle::UpcycleError),
-    /// Ctrl-C or SIGTERM.
-    #[error("stopped")]
-    Stopped,
-    /// A folder of weights that is not what was asked for.
-    #[error("{0}; do not use these weights")]
-    OtherWeights(String),
-    /// A chain proof that does not hold.
-    #[error("{0}")]
-    ChainProof(#[from] alice_chain::proof::ProofError),
-    /// A parameter server that was asked.
+    Upcycle(#[from] UpcycleError),
+    /// A command of the auditor, or the first state.
     #[error(transparent)]
-    Client(#[from] alice_api::ClientError),
-    /// What is published does not agree with what was recomputed.
-    #[error("{0}; keep what you have downloaded and show it to others: nothing here can be explained by your machine")]
-    Audit(String),
+    Audit(#[from] AuditError),
     /// Address in use and the like.
     #[error("cannot listen on {address}: {problem}; another alice-ps may be running, or choose another `listen`")]
     Listen {
         /// Address.
         address: String,
-        /// The operating system's words.
+        /// The operating system's reason.
         problem: String,
     },
+    /// A value that cannot be written as JSON.
+    #[error("{what} cannot be written as JSON: {problem}")]
+    Json {
+        /// The value.
+        what: String,
+        /// Why not.
+        problem: String,
+    },
+    /// Standard output.
+    #[error("cannot print: {}", system::reason(.0))]
+    Print(io::Error),
+    /// Signals of the operating system.
+    #[error("cannot wait for signals: {}", system::reason(.0))]
+    Signals(io::Error),
+    /// Ctrl-C or SIGTERM.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// Flags that do not fit together, in words for who typed them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlagsError {
+    /// `export` without a source.
+    #[error("give --ps URL or --data DIR")]
+    NoSource,
+    /// `upcycle` without a dense model.
+    #[error("give --model DIR, or --snapshot FILE with --dense FILE")]
+    NoDenseModel,
+    /// `corpus build` with a list and a licence.
+    #[error("a list of sources (.toml) stands alone: it says the licence of each source, give no --license with it")]
+    LicenseOfList,
+    /// `corpus build` with a list and how to read files.
+    #[error("--format and --text-column are for files; {} says them for each source", .0.display())]
+    FormatOfList(PathBuf),
+    /// `corpus build` with a list and files.
+    #[error("a list of sources (.toml) stands alone: give no other --source with it")]
+    ListAndFiles,
+    /// `corpus build` of files without a licence.
+    #[error("the sources' licence is not known: give --license with an SPDX identifier, for example CC0-1.0")]
+    NoLicense,
+    /// `tokenizer train --input` with a file that is no text.
+    #[error("{} is no text but {format}; give it with --source", .path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Its format by its name.
+        format: String,
+    },
+    /// `tokenizer train --input` with a folder without texts.
+    #[error("{} holds no .txt files; give the files themselves, or the folder with --source, which looks in folders below, too", .0.display())]
+    NoText(PathBuf),
+}
+
+fn held(newest: Option<u32>) -> String {
+    match newest {
+        Some(epoch) => format!("the weights after epoch {epoch}"),
+        None => "the first state".into(),
+    }
 }
 
 impl PsError {
-    /// An error about a file.
+    /// An error about a file. `problem` may be an error of the operating system or of a parser.
     pub fn file(what: &'static str, path: &Path, problem: &impl ToString) -> Self {
         Self::File {
             what,
@@ -166,47 +248,68 @@ impl PsError {
         }
     }
 
-    /// Exit code.
+    /// An error of the operating system about a file.
+    pub fn io(what: &'static str, path: &Path, error: &io::Error) -> Self {
+        Self::File {
+            what,
+            path: path.to_path_buf(),
+            problem: system::reason(error),
+        }
+    }
+
+    /// Exit code of the program that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Setting(_) | Self::KeyMissing(_) | Self::KeyFormat(_) | Self::KeyMode { .. } | Self::KeyExists(_) => {
-                EXIT_USAGE
-            }
-            Self::Spec { .. } | Self::Upcycle(_) => EXIT_USAGE,
+            Self::Settings(_)
+            | Self::SettingMissing { .. }
+            | Self::SettingValue { .. }
+            | Self::SettingPath { .. }
+            | Self::Flags(_)
+            | Self::DataDirInUse(_)
+            | Self::KeyMissing(_)
+            | Self::KeyFormat(_)
+            | Self::KeyFile(_)
+            | Self::Spec { .. }
+            | Self::EpochNotKept { .. }
+            | Self::VocabularyExists(_)
+            | Self::OtherShape { .. }
+            | Self::Upcycle(_) => exit::USAGE,
             Self::Export(alice_export::ExportError::TargetExists(_) | alice_export::ExportError::Option { .. }) => {
-                EXIT_USAGE
+                exit::USAGE
             }
-            Self::Tokenizer(alice_tokenizer::TokenizerError::Option { .. }) => EXIT_USAGE,
-            Self::Chain(ChainError::BadUrl { .. }) => EXIT_USAGE,
-            Self::ChainProof(alice_chain::proof::ProofError::Spec(_)) => EXIT_USAGE,
-            Self::Corpus(error) => match error {
-                CorpusError::List { .. }
-                | CorpusError::Setting { .. }
-                | CorpusError::License { .. }
-                | CorpusError::NoFiles { .. }
-                | CorpusError::Exists(_) => EXIT_USAGE,
-                CorpusError::OtherBuild { .. } => EXIT_MISMATCH,
-                _ => EXIT_FAILURE,
-            },
-            Self::OtherTokenizer { .. } => EXIT_MISMATCH,
+            Self::Tokenizer(alice_tokenizer::TokenizerError::Option { .. }) => exit::USAGE,
+            Self::Corpus(error) => corpus_exit_code(error),
             Self::CorpusRoot { .. } | Self::NotPublic { .. } | Self::Mismatch { .. } | Self::NotInitialised(_) => {
-                EXIT_MISMATCH
+                exit::MISMATCH
             }
-            Self::Chain(_) => EXIT_CHAIN,
-            Self::Audit(_) => EXIT_AUDIT,
-            Self::Client(alice_api::ClientError::Url { .. }) => EXIT_USAGE,
+            Self::Chain(error) => chain_exit_code(error),
+            Self::Audit(error) => error.exit_code(),
             Self::File { .. }
+            | Self::NotStored { .. }
             | Self::Data(_)
             | Self::Db(_)
             | Self::Store(_)
             | Self::Scoring(_)
             | Self::Export(_)
             | Self::Tokenizer(_)
-            | Self::OtherWeights(_)
-            | Self::Stopped
-            | Self::ChainProof(_)
-            | Self::Client(_)
-            | Self::Listen { .. } => EXIT_FAILURE,
+            | Self::Listen { .. }
+            | Self::Json { .. }
+            | Self::Print(_)
+            | Self::Signals(_)
+            | Self::Stopped => exit::FAILURE,
         }
+    }
+}
+
+fn corpus_exit_code(error: &CorpusError) -> u8 {
+    match error {
+        CorpusError::List { .. }
+        | CorpusError::Setting { .. }
+        | CorpusError::License { .. }
+        | CorpusError::NoPath { .. }
+        | CorpusError::NoFiles { .. }
+        | CorpusError::Exists(_) => exit::USAGE,
+        CorpusError::OtherBuild { .. } => exit::MISMATCH,
+        _ => exit::FAILURE,
     }
 }

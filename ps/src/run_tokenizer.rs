@@ -1,11 +1,11 @@
 //! The tokenizer that a run names in `data.tokenizer`: where it is found, and whether it is the one.
 
 use crate::PsError;
-use alice_api::{Client, Hex32};
+use alice_audit::AuditError;
 use alice_data::Manifest;
 use alice_spec::RunSpec;
 use alice_store::BlobStore;
-use alice_tokenizer::{MODEL_BYTES_MAX, TOKENIZER_MODEL_FILE, Tokenizer};
+use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use std::path::Path;
 
 /// The tokenizer in a corpus folder, or the one of bytes.
@@ -35,23 +35,12 @@ pub async fn from_blobs(spec: &RunSpec, blobs: &BlobStore) -> Result<Tokenizer, 
     }
 }
 
-/// The tokenizer that a server publishes.
-pub async fn from_server(spec: &RunSpec, client: &Client) -> Result<Tokenizer, PsError> {
-    match spec.tokenizer_hash() {
-        None => Ok(Tokenizer::bytes()),
-        Some(hash) => {
-            let bytes = client.blob(&Hex32(hash), MODEL_BYTES_MAX).await?;
-            checked(spec, Tokenizer::parse_model(&bytes)?, Path::new(client.url()))
-        }
-    }
-}
-
-/// Refuses a tokenizer that is not the run's.
-pub fn checked(spec: &RunSpec, tokenizer: Tokenizer, from: &Path) -> Result<Tokenizer, PsError> {
-    match spec.tokenizer_problem(&tokenizer.spec_name(), tokenizer.vocab()) {
-        None => Ok(tokenizer),
-        Some(problem) => Err(other("the tokenizer", from, problem)),
-    }
+/// Returns a tokenizer if it is the run's. `source` is for the error.
+///
+/// # Errors
+/// It is another one.
+pub fn checked(spec: &RunSpec, tokenizer: Tokenizer, source: &Path) -> Result<Tokenizer, PsError> {
+    Ok(alice_audit::tokenizer::checked(spec, tokenizer, source)?)
 }
 
 /// Refuses a manifest whose shards were encoded with another tokenizer. One that says nothing was made by a development
@@ -62,14 +51,11 @@ pub fn check_manifest(spec: &RunSpec, manifest: &Manifest, from: &Path) -> Resul
     let (name, vocab) = about.map_or(bytes, |about| (about.tokenizer.as_str(), about.vocab));
     match spec.tokenizer_problem(name, vocab) {
         None => Ok(()),
-        Some(problem) => Err(other("the tokenizer that made the shards", from, problem)),
-    }
-}
-
-fn other(what: &'static str, from: &Path, problem: String) -> PsError {
-    PsError::OtherTokenizer {
-        what,
-        from: from.to_path_buf(),
-        problem,
+        Some(problem) => Err(AuditError::OtherTokenizer {
+            what: "the tokenizer that made the shards",
+            place: from.to_path_buf(),
+            problem,
+        }
+        .into()),
     }
 }

@@ -97,6 +97,19 @@ impl About {
             text: String::new(),
         }
     }
+
+    /// Whether this is the state before all epochs. The model after epoch 0 has the same number, but a manifest.
+    pub fn is_first_state(&self) -> bool {
+        self.epoch == 0 && self.tokens_trained == 0 && self.manifest_hash.is_none() && self.losses.is_empty()
+    }
+
+    /// The model among those of its run, for people: `epoch 7`, or `first state`.
+    pub(crate) fn model_name(&self) -> String {
+        match self.is_first_state() {
+            true => "first state".into(),
+            false => format!("epoch {}", self.epoch),
+        }
+    }
 }
 
 /// Proof that the chain has finalised a commitment, as its node encodes it. What it shows is for a program that knows the
@@ -338,11 +351,11 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
     let _ = write!(
         out,
         "---\nlicense: {license}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- alice\n- {family}\n---\n\n\
-         # Alice, run {name}, epoch {epoch}\n\n\
+         # Alice, run {name}, {model}\n\n\
          A language model trained in public from random weights by the Alice network: whoever trains sends what they\n\
          learned, everybody can recompute every step.\n\n\
          | | |\n|---|---|\n\
-         | run | `{name}` |\n| run hash | `{run_hash}` |\n| epoch | {epoch} |\n| tokens trained | {tokens} |\n\
+         | run | `{name}` |\n| run hash | `{run_hash}` |\n| {epoch_row} |\n| tokens trained | {tokens} |\n\
          | parameters | {parameters} |\n\
          | architecture | {architecture} |\n\
          | context | {context} tokens |\n| vocabulary | {vocab} |\n| numbers | {dtype} |\n\
@@ -352,7 +365,11 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
         license = about.license,
         family = m.architecture,
         name = spec.name,
-        epoch = about.epoch,
+        model = about.model_name(),
+        epoch_row = match about.is_first_state() {
+            true => "model | first state, before all epochs".into(),
+            false => format!("epoch | {}", about.epoch),
+        },
         run_hash = hex::encode(spec.run_hash()),
         tokens = about.tokens_trained,
         parameters = parameters(spec),

@@ -13,6 +13,8 @@ use alice_store::root_of;
 use alice_tokenizer::{BEGIN, END, FIRST_LEARNED, PieceKind, Tokenizer, UNKNOWN};
 use std::path::Path;
 
+/// Version of the format.
+const VERSION: u32 = 3;
 /// Every tensor starts at a multiple of this, bytes: `general.alignment`'s default.
 const ALIGNMENT: u64 = 32;
 
@@ -55,18 +57,19 @@ impl GgufType {
     }
 }
 
-/// What to write.
+/// Options of [`export_gguf`].
 #[derive(Clone, Debug)]
 pub struct GgufOptions {
     /// Numbers of the matrices.
     pub kind: GgufType,
     /// Where the weights come from.
     pub about: About,
-    /// Root that the weights must have. The file says it, and is written in one pass, so it is needed beforehand.
+    /// Root that the weights must have. It is in the file's head, and the file is written in one pass, so it is needed
+    /// beforehand.
     pub model_root: Hash,
 }
 
-/// What was written.
+/// Summary of a written file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufExport {
     /// Size of the file.
@@ -76,6 +79,10 @@ pub struct GgufExport {
 }
 
 /// Writes a file with the weights of a run. The target must not exist; it is there when this returns, and not before.
+///
+/// # Errors
+/// The target is taken, the tokenizer or the weights are not the run's, a weight is not finite, or the disk refuses.
+/// Nothing is left at the target then.
 pub fn export_gguf(
     target: &Path,
     spec: &RunSpec,
@@ -87,55 +94,30 @@ pub fn export_gguf(
     let all = checked(spec, tokenizer, &options.about)?;
     let stored = plan(&all);
     let mut target = TargetFile::start(target)?;
-    let out = &mut target.file;
-    let keys = metadata(spec, tokenizer, options);
-    out.write(b"GGUF")?;
-    out.write(&3u32.to_le_bytes())?;
-    out.write(&(stored.len() as u64).to_le_bytes())?;
-    out.write(&keys.count.to_le_bytes())?;
-    out.write(&keys.bytes)?;
-    let mut offset = 0u64;
-    for Stored { tensor, .. } in &stored {
-        let kind = stored_type(tensor, options.kind);
-        let mut info = Vec::new();
-        put_string(&mut info, tensor.name.as_bytes());
-        info.extend_from_slice(&(tensor.shape.len() as u32).to_le_bytes());
-        // Sizes stand from the innermost to the outermost.
-        for size in tensor.shape.iter().rev() {
-            info.extend_from_slice(&size.to_le_bytes());
-        }
-        info.extend_from_slice(&kind.ggml().to_le_bytes());
-        info.extend_from_slice(&offset.to_le_bytes());
-        out.write(&info)?;
-        offset += kind.bytes(tensor.len()).next_multiple_of(ALIGNMENT);
-    }
-    pad(out)?;
-    let total_bytes = spec.parameters() * 4;
-    let mut done_bytes = 0;
+    write_header(
+        &mut target.file,
+        &metadata(spec, tokenizer, options),
+        &stored,
+        options.kind,
+    )?;
+    let mut done = Progress {
+        done_bytes: 0,
+        total_bytes: spec.parameters() * 4,
+    };
     let mut leaves = vec![Hash::default(); all.len()];
-    for Stored { tensor, parts } in &stored {
-        // Every part is converted by itself: heads and blocks end where it ends.
-        for (number, part) in parts {
-            let mut writer = TensorWriter::new(spec, part, stored_type(tensor, options.kind));
-            let mut exact = blake3::Hasher::new();
-            let mut bytes = Vec::new();
-            read_checked(weights, *number, part, &mut |values| {
-                bytes.clear();
-                bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-                exact.update(&bytes);
-                writer.push(values, out)?;
-                done_bytes += values.len() as u64 * 4;
-                progress(Progress {
-                    done_bytes,
-                    total_bytes,
-                });
-                Ok(())
-            })?;
-            if let Some(leaf) = leaves.get_mut(*number) {
-                *leaf = *exact.finalize().as_bytes();
-            }
-        }
-        pad(out)?;
+    for tensor in &stored {
+        write_tensor(
+            &mut target.file,
+            spec,
+            tensor,
+            options.kind,
+            weights,
+            &mut leaves,
+            &mut |values| {
+                done.done_bytes += values * 4;
+                progress(done);
+            },
+        )?;
     }
     let found = root_of(all.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf)));
     if found != options.model_root {
@@ -146,6 +128,67 @@ pub fn export_gguf(
     }
     let (bytes, blake3) = target.finish()?;
     Ok(GgufExport { bytes, blake3 })
+}
+
+/// Everything before the tensors' data: magic, counts, keys, and the description of each tensor.
+fn write_header(
+    out: &mut HashedFile,
+    keys: &Metadata,
+    stored: &[Stored<'_>],
+    kind: GgufType,
+) -> Result<(), ExportError> {
+    out.write(b"GGUF")?;
+    out.write(&VERSION.to_le_bytes())?;
+    out.write(&(stored.len() as u64).to_le_bytes())?;
+    out.write(&keys.count.to_le_bytes())?;
+    out.write(&keys.bytes)?;
+    let mut offset = 0u64;
+    for Stored { tensor, .. } in stored {
+        let kind = stored_type(tensor, kind);
+        let mut info = Vec::new();
+        put_string(&mut info, tensor.name.as_bytes());
+        info.extend_from_slice(&(tensor.shape.len() as u32).to_le_bytes());
+        // GGUF lists sizes from the innermost dimension to the outermost.
+        for size in tensor.shape.iter().rev() {
+            info.extend_from_slice(&size.to_le_bytes());
+        }
+        info.extend_from_slice(&kind.ggml().to_le_bytes());
+        info.extend_from_slice(&offset.to_le_bytes());
+        out.write(&info)?;
+        offset += kind.bytes(tensor.len()).next_multiple_of(ALIGNMENT);
+    }
+    pad(out)
+}
+
+/// Data of one tensor. `leaves` gets the BLAKE3 of the f32 bytes of each of the run's tensors in it, for the model root;
+/// `written` the number of values of each block.
+fn write_tensor(
+    out: &mut HashedFile,
+    spec: &RunSpec,
+    Stored { tensor, parts }: &Stored<'_>,
+    kind: GgufType,
+    weights: &mut dyn Weights,
+    leaves: &mut [Hash],
+    written: &mut dyn FnMut(u64),
+) -> Result<(), ExportError> {
+    // Every part is converted by itself: heads and blocks end where it ends.
+    for (number, part) in parts {
+        let mut writer = TensorWriter::new(spec, part, stored_type(tensor, kind));
+        let mut exact = blake3::Hasher::new();
+        let mut bytes = Vec::new();
+        read_checked(weights, *number, part, &mut |values| {
+            bytes.clear();
+            bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            exact.update(&bytes);
+            writer.push(values, out)?;
+            written(values.len() as u64);
+            Ok(())
+        })?;
+        if let Some(leaf) = leaves.get_mut(*number) {
+            *leaf = *exact.finalize().as_bytes();
+        }
+    }
+    pad(out)
 }
 
 fn pad(out: &mut HashedFile) -> Result<(), ExportError> {
@@ -255,7 +298,7 @@ impl TensorWriter {
     }
 
     fn push(&mut self, values: &[f32], out: &mut HashedFile) -> Result<(), ExportError> {
-        // What is converted at a time: a head, a block, or anything.
+        // Values that are converted together: a head, a block, or any number.
         let unit = match (self.head, self.kind) {
             (Some((head, _)), _) => head,
             (None, GgufType::Q8_0) => Q8_0_VALUES,
@@ -373,7 +416,7 @@ fn metadata(spec: &RunSpec, tokenizer: &Tokenizer, options: &GgufOptions) -> Met
     let mut out = Metadata::default();
     out.string("general.architecture", "llama");
     out.string("general.type", "model");
-    out.string("general.name", &format!("alice {} epoch {}", spec.name, about.epoch));
+    out.string("general.name", &format!("alice {} {}", spec.name, about.model_name()));
     out.string("general.license", &about.license);
     out.u32("general.file_type", options.kind.file_type());
     out.u32("general.quantization_version", 2);

@@ -15,9 +15,15 @@ use tch::{Device, Kind, Tensor};
 
 /// Version of libtorch that this crate's bindings are for.
 pub const LIBTORCH_VERSION: &str = "2.13.0";
-/// Names the file `libtorch_cuda.so` or the folder that it is in.
+/// Environment variable with the path of `libtorch_cuda.so`, of its folder, or of a virtual environment with torch.
 pub const LIBTORCH_CUDA_VARIABLE: &str = "ALICE_LIBTORCH_CUDA";
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
+/// Virtual environment below the cache directory that is searched without being activated.
+const CACHED_ENVIRONMENT: &str = "torch";
+/// How to install the full libtorch. In a virtual environment, because Debian 12 and its descendants refuse
+/// `pip install` outside of one (PEP 668).
+const INSTALL: &str =
+    "python3 -m venv ~/.cache/alice/torch && ~/.cache/alice/torch/bin/pip install torch==2.13.0";
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,14 +47,14 @@ pub enum DeviceError {
     Unknown(String),
     /// No library for CUDA was found.
     #[error(
-        "CUDA needs the full libtorch, which was not found; run 'pip install torch=={LIBTORCH_VERSION}' or set {LIBTORCH_CUDA_VARIABLE} to the folder of {CUDA_LIBRARY}"
+        "CUDA needs the full libtorch, which was not found; run '{INSTALL}', or set {LIBTORCH_CUDA_VARIABLE} to the virtual environment that has torch {LIBTORCH_VERSION} or to the folder of {CUDA_LIBRARY}"
     )]
     CudaLibraryMissing,
     /// The variable names no library.
-    #[error("{LIBTORCH_CUDA_VARIABLE} is {}, where there is no {CUDA_LIBRARY}; set it to <site-packages>/torch/lib", .0.display())]
+    #[error("{LIBTORCH_CUDA_VARIABLE} is {}, where there is no {CUDA_LIBRARY}; set it to a virtual environment with torch or to <site-packages>/torch/lib", .0.display())]
     CudaPathWrong(PathBuf),
     /// A library of another version.
-    #[error("{} is of torch {found}, this program needs {LIBTORCH_VERSION}; run 'pip install torch=={LIBTORCH_VERSION}'", .path.display())]
+    #[error("{} is of torch {found}, this program needs {LIBTORCH_VERSION}; run '{INSTALL}'", .path.display())]
     CudaVersion {
         /// The library.
         path: PathBuf,
@@ -56,7 +62,7 @@ pub enum DeviceError {
         found: String,
     },
     /// The dynamic linker refused.
-    #[error("cannot load {}: {reason}; run 'pip install torch=={LIBTORCH_VERSION}' again with its dependencies", .path.display())]
+    #[error("cannot load {}: {reason}; install torch again with its dependencies: '{INSTALL}'", .path.display())]
     CudaLoad {
         /// The library.
         path: PathBuf,
@@ -363,18 +369,14 @@ fn open_global(_: &Path) -> Result<(), String> {
     Err("this system has no dlopen".into())
 }
 
-/// Looks where the variable says, else in the places where pip puts torch.
+/// Path of the CUDA library: where the variable says, else in the places where pip puts torch.
 fn find_cuda(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, DeviceError> {
     if let Some(value) = variable(LIBTORCH_CUDA_VARIABLE).filter(|value| !value.is_empty()) {
         let named = PathBuf::from(value);
-        let path = if named.is_dir() {
-            named.join(CUDA_LIBRARY)
-        } else {
-            named.clone()
-        };
-        if !path.is_file() {
-            return Err(DeviceError::CudaPathWrong(named));
-        }
+        let mut places = vec![named.clone(), named.join(CUDA_LIBRARY)];
+        places.extend(in_prefix(&named));
+        let path = places.into_iter().find(|path| path.is_file());
+        let path = path.ok_or(DeviceError::CudaPathWrong(named))?;
         check_version(&path)?;
         return Ok(path);
     }
@@ -397,26 +399,34 @@ fn candidates(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .map(PathBuf::from);
-    let home = variable("HOME").map(|home| Path::new(&home).join(".local"));
+    let home = variable("HOME").map(PathBuf::from);
+    let cache = variable("ALICE_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(home.as_ref()?.join(".cache/alice")));
+    let cached = cache.map(|cache| cache.join(CACHED_ENVIRONMENT));
+    let local = home.map(|home| home.join(".local"));
     let system = ["/usr/local", "/usr"].map(PathBuf::from);
-    for prefix in prefixes.chain(home).chain(system) {
-        let Ok(entries) = std::fs::read_dir(prefix.join("lib")) else {
-            continue;
-        };
-        let mut pythons: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        pythons.retain(|path| {
-            path.file_name()
-                .and_then(OsStr::to_str)
-                .is_some_and(|n| n.starts_with("python3"))
-        });
-        pythons.sort_unstable();
-        for python in pythons {
-            for packages in ["site-packages", "dist-packages"] {
-                found.push(python.join(packages).join("torch/lib").join(CUDA_LIBRARY));
-            }
-        }
+    // An activated environment is the user's choice of today, so it comes before the one in the cache.
+    for prefix in prefixes.chain(cached).chain(local).chain(system) {
+        found.extend(in_prefix(&prefix));
     }
     found
+}
+
+/// Where pip puts the CUDA library below a prefix, for each Python 3 of that prefix.
+fn in_prefix(prefix: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(prefix.join("lib")) else {
+        return Vec::new();
+    };
+    let mut pythons: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    pythons.retain(|path| {
+        path.file_name()
+            .and_then(OsStr::to_str)
+            .is_some_and(|n| n.starts_with("python3"))
+    });
+    pythons.sort_unstable();
+    let packages = |python: &PathBuf| ["site-packages", "dist-packages"].map(|name| python.join(name));
+    let packages = pythons.iter().flat_map(packages);
+    packages.map(|packages| packages.join("torch/lib").join(CUDA_LIBRARY)).collect()
 }
 
 /// Another version's library would crash or, worse, not: refuse it where `torch/version.py` tells.
@@ -478,6 +488,20 @@ mod tests {
     }
 
     #[test]
+    fn an_environment_in_the_cache_should_be_found_without_activating_it() {
+        let home = tempfile::tempdir().unwrap();
+        let lib = |cache: &str| home.path().join(cache).join("torch/lib/python3.11/site-packages/torch/lib");
+        for (variable, cache) in [("HOME", ".cache/alice"), ("ALICE_CACHE", "")] {
+            std::fs::create_dir_all(lib(cache)).unwrap();
+            let library = lib(cache).join(CUDA_LIBRARY);
+            std::fs::write(&library, b"not a library").unwrap();
+            let root = home.path().as_os_str().to_owned();
+            let found = find_cuda(&|name: &str| (name == variable).then(|| root.clone()));
+            assert_eq!(found.unwrap(), library, "{variable}");
+        }
+    }
+
+    #[test]
     fn the_cuda_library_should_be_searched_and_its_version_checked() {
         let dir = tempfile::tempdir().unwrap();
         let torch = dir.path().join("lib/python3.11/site-packages/torch");
@@ -496,6 +520,7 @@ mod tests {
         assert_eq!(find_cuda(&in_venv).unwrap(), library);
         assert_eq!(find_cuda(&by_name(torch.join("lib"))).unwrap(), library);
         assert_eq!(find_cuda(&by_name(library.clone())).unwrap(), library);
+        assert_eq!(find_cuda(&by_name(dir.path().to_owned())).unwrap(), library);
         std::fs::write(
             torch.join("version.py"),
             "__version__ = '2.13.0+cu130'\ndebug = False\n",
@@ -509,6 +534,10 @@ mod tests {
             "{message}"
         );
         assert!(matches!(find_cuda(&in_venv), Err(DeviceError::CudaVersion { .. })));
+
+        let missing = DeviceError::CudaLibraryMissing.to_string();
+        assert!(missing.contains("-m venv") && missing.contains(LIBTORCH_CUDA_VARIABLE), "{missing}");
+        assert!(INSTALL.ends_with(&format!("pip install torch=={LIBTORCH_VERSION}")));
 
         let reason = open_global(&library).unwrap_err();
         assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");

@@ -1,6 +1,6 @@
-//! The model: its deterministic first state ([`init_theta`]), or one made of a dense model ([`upcycle`]), both without
-//! torch; the transformer in libtorch, dense or with experts ([`Llama`] to train it, [`Decoder`] to generate text with it),
-//! the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]).
+//! The model: the transformer in libtorch, dense or with experts ([`Llama`] to train it, [`Decoder`] to generate text with
+//! it), the devices it runs on ([`device`]), and the losses on the validation reserve ([`TorchOracle`]). Its first state
+//! needs no libtorch and is in `alice-init`.
 //!
 //! libtorch trains and evaluates; it never decides what the model is. Weights come in and go out as the flat f32 vector
 //! θ in the canonical order of [`alice_spec::RunSpec::tensors`], and steps of θ are plain Rust in `alice-update`.
@@ -13,17 +13,14 @@
 mod decoder;
 pub mod device;
 mod error;
-mod init;
 mod llama;
 mod oracle;
-pub mod upcycle;
 
 pub use decoder::{Decoder, DecoderConfig, Experts, KvCache};
 pub use device::{
     Bf16, DeviceChoice, DeviceError, DeviceInfo, DeviceMemory, bf16, devices, memory, set_threads, threads,
 };
 pub use error::ModelError;
-pub use init::{init_tensors, init_theta};
 pub use llama::{Llama, Objective, Precision};
 pub use oracle::TorchOracle;
 pub use tch::Device;

@@ -93,19 +93,17 @@ impl LossOracle for TorchOracle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::init_theta;
+    use alice_init::init_theta;
     use std::path::Path;
 
     const LICENSE: &str = include_str!("../../../LICENSE");
 
     fn reserve(dir: &Path, context: u32) -> TokenSource {
-        let input = dir.join("in");
-        std::fs::create_dir_all(&input).unwrap();
-        for i in 0..10 {
-            std::fs::write(input.join(format!("{i}.txt")), format!("{i}{LICENSE}")).unwrap();
-        }
-        let built = alice_data::build(&input, &dir.join("out")).unwrap();
-        TokenSource::open(built.reserve, &dir.join("out"), context).unwrap()
+        let mut shards = alice_data::ShardWriter::new(dir);
+        // Byte tokens: byte b is id b + 3.
+        let tokens: Vec<u16> = LICENSE.bytes().map(|byte| u16::from(byte) + 3).collect();
+        shards.push(&tokens).unwrap();
+        TokenSource::open(shards.finish().unwrap(), dir, context).unwrap()
     }
 
     fn spec() -> RunSpec {

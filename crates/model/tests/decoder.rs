@@ -1,6 +1,7 @@
 //! The decoder beside the model that trains.
 
-use alice_model::{Decoder, DecoderConfig, Device, Experts, Llama, ModelError, Precision, init_theta};
+use alice_init::init_theta;
+use alice_model::{Decoder, DecoderConfig, Device, Experts, Llama, ModelError, Precision};
 use alice_spec::RunSpec;
 use std::collections::HashMap;
 use tch::Tensor;

@@ -13,6 +13,18 @@ pub fn print(text: &str) -> io::Result<()> {
     quiet_if_closed(write_to(&mut io::stdout().lock(), text))
 }
 
+/// Writes text to standard output and flushes it. A reader that has closed the pipe is ignored, for commands whose work
+/// matters without its output: what they found is in the exit code.
+///
+/// # Errors
+/// Every other failure to write.
+pub fn print_while_read(text: &str) -> io::Result<()> {
+    match write_to(&mut io::stdout().lock(), text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
 /// Ends the process with code 0 if `result` is a write to a closed pipe; returns everything else as it is.
 ///
 /// # Errors

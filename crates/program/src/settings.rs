@@ -19,7 +19,7 @@ pub enum SettingsError {
     #[error("there is no settings file {}", .0.display())]
     Missing(PathBuf),
     /// The file cannot be read.
-    #[error("cannot read the settings file {}: {source}", path.display())]
+    #[error("cannot read the settings file {}: {}", path.display(), crate::system::reason(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -79,14 +79,24 @@ pub fn read_file<T: DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
             "it is longer than {FILE_BYTES_MAX} bytes; is it a settings file?"
         ))));
     }
-    toml::from_str(&text).map_err(|error| SettingsError::Content {
-        path: path.to_path_buf(),
-        line: error
-            .span()
-            .and_then(|span| text.get(..span.start))
-            .map(|before| before.matches('\n').count() + 1),
-        problem: error.message().trim().replace('\n', "; "),
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let problem = error.message().trim().replace('\n', "; ");
+        SettingsError::Content {
+            path: path.to_path_buf(),
+            line: before.map(|before| before.matches('\n').count() + 1),
+            problem: match before.and_then(key_of_value) {
+                Some(key) => format!("{key}: {problem}"),
+                None => problem,
+            },
+        }
     })
+}
+
+/// The key whose value is being read where a text ends; `None` if it ends in a key or in another place.
+fn key_of_value(before: &str) -> Option<&str> {
+    let (key, _) = before.rsplit('\n').next()?.split_once('=')?;
+    Some(key.trim())
 }
 
 /// The value of an environment variable; `None` if it is unset or empty, as in `ALICE_CHAIN= alice-miner …`.
@@ -136,7 +146,9 @@ mod tests {
     fn mistakes_should_name_file_line_and_key() {
         for (text, expected) in [
             ("\n\nnumbre = 1", "a.toml, line 3: unknown field `numbre`"),
-            ("number = 70000", "line 1"),
+            ("number = 1\nnumbre = 1", "a.toml, line 2: unknown field `numbre`"),
+            ("number = 70000", "a.toml, line 1: number: invalid value"),
+            ("# a = b\nnumber = 'x'", "a.toml, line 2: number: "),
             ("number = ", "line 1"),
         ] {
             let error = read(text).unwrap_err().to_string();

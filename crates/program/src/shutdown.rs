@@ -8,6 +8,9 @@ use tokio::sync::watch;
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<bool>);
 
+/// Time for a stopped command to clean up after itself before the process ends anyway.
+const CLEAN_UP_TIME: Duration = Duration::from_secs(3);
+
 /// Sends the request.
 #[derive(Debug)]
 pub struct ShutdownHandle(watch::Sender<bool>);
@@ -62,6 +65,26 @@ impl Shutdown {
     pub async fn sleep(&self, time: Duration) {
         let _ = self.race(tokio::time::sleep(time)).await;
     }
+}
+
+/// Runs a command until it is done, or until SIGINT or SIGTERM; `None` if it was stopped.
+///
+/// A command that waits is dropped, and removes its temporary files in doing so. One in the middle of a long computation
+/// cannot be dropped before its next wait, so after three seconds the process ends with `code` whatever the command does;
+/// then files with temporary names may stay.
+///
+/// # Errors
+/// The system refuses to install a handler for signals.
+pub async fn stoppable<T>(command: impl Future<Output = T>, code: u8) -> io::Result<Option<T>> {
+    let shutdown = Shutdown::on_signals()?;
+    let stopped = shutdown.clone();
+    tokio::spawn(async move {
+        stopped.wait().await;
+        tokio::time::sleep(CLEAN_UP_TIME).await;
+        eprintln!("error: stopped; files with temporary names may be left");
+        std::process::exit(code.into());
+    });
+    Ok(shutdown.race(command).await)
 }
 
 impl ShutdownHandle {

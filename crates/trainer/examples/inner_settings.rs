@@ -1,9 +1,10 @@
 //! Tries inner settings on real text: one task from the first state for each learning rate, then tasks in a row, and
-//! the held-out loss after each. Build the corpus first (`corpus_roots` of alice-data), then
+//! the held-out loss after each. Build the corpus first (`corpus_roots` of alice-corpus), then
 //! `cargo run --release -p alice-trainer --example inner_settings -- SPEC CORPUS_DIR TASKS THREADS RATE [RATE…]`.
 
 use alice_data::{Manifest, TokenSource, epoch_seed, task_sequences};
-use alice_model::{Device, TorchOracle, init_theta, set_threads};
+use alice_init::init_theta;
+use alice_model::{Device, TorchOracle, set_threads};
 use alice_score::LossOracle;
 use alice_spec::RunSpec;
 use std::ops::ControlFlow;

@@ -1,7 +1,8 @@
 //! Memory that really runs out: tasks in processes whose address space is limited.
 #![cfg(target_os = "linux")]
 
-use alice_model::{Device, init_theta};
+use alice_init::init_theta;
+use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_trainer::{Options, Task, train};
 use std::ops::ControlFlow;

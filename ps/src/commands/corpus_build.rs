@@ -1,8 +1,8 @@
 //! `alice-ps corpus build`: from text to shards, manifests, and the lines that go into a run specification.
 
-use crate::{PsError, cli::to_json, run_context::read_spec, run_tokenizer};
+use crate::{PsError, cli::to_json, error::FlagsError, run_context::read_spec, run_tokenizer};
 use alice_api::Hex32;
-use alice_corpus::{BuildOptions, BuildReport, DOCUMENT_BYTES_MAX, Format, Source, SourceList};
+use alice_corpus::{BuildOptions, BuildReport, DOCUMENT_BYTES_MAX, Format, SourceList, UnreadFile};
 use alice_data::{LeftOut, Manifest};
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use clap::{Args, ValueEnum};
@@ -48,6 +48,9 @@ pub struct BuildArgs {
     /// Text between two checkpoints, MiB: what is done again after a crash, at most
     #[arg(long, value_name = "MIB", default_value_t = (alice_corpus::CHECKPOINT_BYTES >> 20) as u32)]
     pub checkpoint_mib: u32,
+    /// Maximum malformed JSON lines of a source, of a thousand: they are left out and counted; with more the build stops
+    #[arg(long, value_name = "N", default_value_t = alice_corpus::MALFORMED_PERMILLE_MAX)]
+    pub malformed_permille: u32,
     /// Threads that encode [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -136,6 +139,14 @@ impl Part {
 }
 
 #[derive(Serialize)]
+struct BuiltFromTexts {
+    #[serde(flatten)]
+    built: Built,
+    unread: Vec<UnreadFile>,
+    unread_files: u64,
+}
+
+#[derive(Serialize)]
 struct BuiltFromSources {
     #[serde(flatten)]
     built: Built,
@@ -143,6 +154,10 @@ struct BuiltFromSources {
     vocab: u32,
     bytes: u64,
     left_out: LeftOut,
+    /// The first files that were not read; `left_out` has the number of all.
+    unread: Vec<UnreadFile>,
+    /// The first malformed line of each source that has one.
+    first_malformed: Vec<String>,
     training: Part,
     yardstick: Part,
     /// Generation and part.
@@ -154,16 +169,7 @@ struct BuiltFromSources {
 /// Builds and returns what is printed.
 pub fn run(args: &BuildArgs) -> Result<String, PsError> {
     if let Some(text) = &args.text {
-        let made = alice_data::build(text, &args.out)?;
-        let built = Built::new(&made.corpus, &made.reserve, made.documents as u64);
-        return match args.json {
-            true => to_json(&built),
-            false => Ok(format!(
-                "{} documents; for [data] of the run specification:\n{}",
-                built.documents,
-                built.lines()
-            )),
-        };
+        return run_development(text, args);
     }
     let list = sources(args)?;
     let tokenizer = match &args.tokenizer {
@@ -183,6 +189,7 @@ pub fn run(args: &BuildArgs) -> Result<String, PsError> {
         threads: args.threads.unwrap_or(default.threads),
         document_bytes_max: (args.document_mib as usize) << 20,
         checkpoint_bytes: u64::from(args.checkpoint_mib) << 20,
+        malformed_permille_max: args.malformed_permille,
     };
     let started = Instant::now();
     let bar = progress_bar();
@@ -196,14 +203,45 @@ pub fn run(args: &BuildArgs) -> Result<String, PsError> {
     summary(&result?, &tokenizer, started.elapsed().as_secs_f64(), args)
 }
 
+/// The corpus of a development run.
+fn run_development(text: &Path, args: &BuildArgs) -> Result<String, PsError> {
+    let made = alice_corpus::build_development(text, &args.out)?;
+    let built = Built::new(&made.corpus, &made.reserve, made.documents as u64);
+    if args.json {
+        return to_json(&BuiltFromTexts {
+            built,
+            unread: made.unread,
+            unread_files: made.unread_files,
+        });
+    }
+    Ok(format!(
+        "{} documents; for [data] of the run specification:\n{}{}",
+        built.documents,
+        built.lines(),
+        unread_lines(&made.unread, made.unread_files)
+    ))
+}
+
+/// Unread files that a person is shown; `--json` has up to a hundred.
+const UNREAD_SHOWN_MAX: usize = 10;
+
+/// The unread files with their reasons, a line each.
+fn unread_lines(unread: &[UnreadFile], all: u64) -> String {
+    let shown = unread.iter().take(UNREAD_SHOWN_MAX);
+    let mut text: String = shown
+        .map(|file| format!("  not read   {}: {}\n", file.path.display(), file.reason))
+        .collect();
+    if all > UNREAD_SHOWN_MAX as u64 {
+        text += &format!("  not read   {} more files\n", all - UNREAD_SHOWN_MAX as u64);
+    }
+    text
+}
+
 /// The sources that the flags name.
 fn sources(args: &BuildArgs) -> Result<SourceList, PsError> {
     let format = args.format.map(Format::from);
     if args.license.is_some() && args.source.iter().any(|path| is_list(path)) {
-        return Err(PsError::Setting(
-            "a list of sources (.toml) stands alone: it says the licence of each source, give no --license with it"
-                .into(),
-        ));
+        return Err(FlagsError::LicenseOfList.into());
     }
     let mut list = source_list(&args.source, args.license.as_deref(), format, &args.text_column)?;
     if let Some(permille) = args.reserve_permille {
@@ -229,38 +267,20 @@ pub(crate) fn source_list(
     match (paths, license) {
         ([path], _) if is_list(path) => {
             if format.is_some() || text_column != "text" {
-                return Err(PsError::Setting(format!(
-                    "--format and --text-column are for files; {} says them for each source",
-                    path.display()
-                )));
+                return Err(FlagsError::FormatOfList(path.clone()).into());
             }
             Ok(SourceList::read(path)?)
         }
-        (paths, _) if paths.iter().any(|path| is_list(path)) => Err(PsError::Setting(
-            "a list of sources (.toml) stands alone: give no other --source with it".into(),
-        )),
-        (_, None) => Err(PsError::Setting(
-            "the sources' licence is not known: give --license with an SPDX identifier, for example CC0-1.0".into(),
-        )),
-        (paths, Some(license)) => Ok(SourceList {
-            source: paths
-                .iter()
-                .map(|path| source(path, license, format, text_column))
-                .collect(),
-            split: Default::default(),
-        }),
-    }
-}
-
-fn source(path: &Path, license: &str, format: Option<Format>, text_column: &str) -> Source {
-    let name = path.file_name().unwrap_or(path.as_os_str());
-    Source {
-        name: name.to_string_lossy().into_owned(),
-        path: path.to_path_buf(),
-        format,
-        license: license.into(),
-        url: None,
-        text_column: text_column.into(),
+        (paths, _) if paths.iter().any(|path| is_list(path)) => Err(FlagsError::ListAndFiles.into()),
+        (paths, license) => {
+            let list = SourceList::from_paths(paths, license.unwrap_or_default(), format, text_column);
+            // A mistyped path first: its licence is not what is missing.
+            list.check_paths()?;
+            match license {
+                Some(_) => Ok(list),
+                None => Err(FlagsError::NoLicense.into()),
+            }
+        }
     }
 }
 
@@ -286,6 +306,8 @@ fn summary(report: &BuildReport, tokenizer: &Tokenizer, seconds: f64, args: &Bui
         vocab: tokenizer.vocab(),
         bytes: report.bytes,
         left_out: report.left_out,
+        unread: report.unread.clone(),
+        first_malformed: report.first_malformed.clone(),
         training: Part::new(&report.training),
         yardstick: Part::new(&report.yardstick),
         reserves: report.reserves.iter().map(|(g, part)| (*g, Part::new(part))).collect(),
@@ -304,7 +326,7 @@ fn summary(report: &BuildReport, tokenizer: &Tokenizer, seconds: f64, args: &Bui
     let out = &done.left_out;
     let mut text = format!(
         "{} documents, {:.1} MB of text in {seconds:.1} s{}\n  left out   {} the same as another, {} empty, {} too large, \
-         {} with NUL, {} not UTF-8\n",
+         {} with NUL, {} not UTF-8, {} malformed lines\n",
         report.documents,
         report.bytes as f64 / 1e6,
         if report.resumed {
@@ -316,8 +338,13 @@ fn summary(report: &BuildReport, tokenizer: &Tokenizer, seconds: f64, args: &Bui
         out.empty,
         out.too_large,
         out.with_nul,
-        out.not_utf8
+        out.not_utf8,
+        out.malformed
     );
+    for first in &report.first_malformed {
+        text += &format!("  malformed  {first}\n");
+    }
+    text += &unread_lines(&report.unread, out.unread_files);
     text += &line("training", &done.training);
     text += &line("yardstick", &done.yardstick);
     for (generation, part) in &done.reserves {

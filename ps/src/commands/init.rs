@@ -6,9 +6,9 @@ use crate::{
     corpus::Corpus,
     db::Db,
     files::Files,
-    initial_state::Start,
+    initial_state::FirstState,
     round::publish::published,
-    run_context::{Network, read_spec},
+    run_context::{RunContext, read_spec},
     run_tokenizer,
 };
 use alice_api::Hex32;
@@ -54,7 +54,7 @@ pub async fn create_state_from(
 ) -> Result<Initialised, PsError> {
     let files = Files::create(data_dir)?;
     let db = Db::open(&files.database()).await?;
-    let net = Network::new(genesis, text, spec);
+    let net = RunContext::new(genesis, text, spec);
     let created = match stored(&db).await? {
         Some(found) => {
             same(&net, found)?;
@@ -63,7 +63,7 @@ pub async fn create_state_from(
         None => {
             // One tensor in memory at a time.
             let path = files.theta();
-            let start = Start::new(&net, start)?;
+            let start = FirstState::new(&net, start)?;
             let theta = start.create(&path, &mut |_, _| ())?;
             let blobs = BlobStore::open(&files.blobs())?;
             let first = published(0, theta.publish(&blobs).await?);
@@ -83,17 +83,17 @@ pub async fn create_state_from(
 }
 
 /// Opens a state that `init` made, for the run of `spec`.
-pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<(Network, Files, Db), PsError> {
+pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<(RunContext, Files, Db), PsError> {
     let files = Files::create(data_dir)?;
     let db = Db::open(&files.database()).await?;
     let Some((genesis, run_hash)) = stored(&db).await? else {
         return Err(PsError::NotInitialised(data_dir.to_path_buf()));
     };
-    let net = Network::new(genesis, text, spec);
+    let net = RunContext::new(genesis, text, spec);
     same(&net, (genesis, run_hash))?;
     let theta = files.theta();
     // Said now, and not when a round's work waits to be scored.
-    std::fs::metadata(&theta).map_err(|e| PsError::file("open the weights", &theta, &e))?;
+    std::fs::metadata(&theta).map_err(|e| PsError::io("open the weights", &theta, &e))?;
     Ok((net, files, db))
 }
 
@@ -120,7 +120,7 @@ async fn stored(db: &Db) -> Result<Option<(Hash, Hash)>, PsError> {
         .and_then(|(g, r)| Some((Hash::try_from(g).ok()?, Hash::try_from(r).ok()?))))
 }
 
-fn same(net: &Network, (genesis, run_hash): (Hash, Hash)) -> Result<(), PsError> {
+fn same(net: &RunContext, (genesis, run_hash): (Hash, Hash)) -> Result<(), PsError> {
     let checks = [
         ("the network of data_dir", genesis, net.genesis),
         ("the run of data_dir", run_hash, net.run_hash),
@@ -186,14 +186,11 @@ pub fn check_network(spec: &RunSpec, ours: &Hash, chains: &Hash, parameters: &Ch
 
 /// Keeps a second process out of a data directory, until it is dropped.
 pub fn lock(data_dir: &Path) -> Result<std::fs::File, PsError> {
-    std::fs::create_dir_all(data_dir).map_err(|e| PsError::file("make", data_dir, &e))?;
+    std::fs::create_dir_all(data_dir).map_err(|e| PsError::io("make", data_dir, &e))?;
     let path = data_dir.join("lock");
-    let file = std::fs::File::create(&path).map_err(|e| PsError::file("write", &path, &e))?;
+    let file = std::fs::File::create(&path).map_err(|e| PsError::io("write", &path, &e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(_) => Err(PsError::Setting(format!(
-            "another alice-ps uses {}; stop it first",
-            data_dir.display()
-        ))),
+        Err(_) => Err(PsError::DataDirInUse(data_dir.to_path_buf())),
     }
 }

@@ -4,9 +4,11 @@ use crate::{
     PsError,
     cli::to_json,
     commands::corpus_build::{self, SourceFormat},
+    error::FlagsError,
 };
 use alice_api::Hex32;
 use alice_corpus::{DOCUMENT_BYTES_MAX, Format, TrainingDocuments};
+use alice_program::system::reason;
 use alice_tokenizer::{Progress, TOKENIZER_MODEL_FILE, Tokenizer, TrainOptions};
 use clap::Args;
 use serde::Serialize;
@@ -33,6 +35,9 @@ pub struct TrainArgs {
     /// Longest document of --source, MiB
     #[arg(long, value_name = "MIB", default_value_t = (DOCUMENT_BYTES_MAX >> 20) as u32, requires = "source")]
     pub document_mib: u32,
+    /// Maximum malformed JSON lines of a source, of a thousand, as for `corpus build`
+    #[arg(long, value_name = "N", default_value_t = alice_corpus::MALFORMED_PERMILLE_MAX)]
+    pub malformed_permille: u32,
     /// Documents of a thousand that `corpus build` keeps for the validation reserve [default: 20, or what the list says]
     #[arg(long, value_name = "N", requires = "source")]
     pub reserve_permille: Option<u32>,
@@ -66,10 +71,7 @@ struct Trained {
 pub fn train(args: &TrainArgs) -> Result<String, PsError> {
     let target = args.out.join(TOKENIZER_MODEL_FILE);
     if target.exists() {
-        return Err(PsError::Setting(format!(
-            "{} exists; a vocabulary is never written over, choose another --out",
-            target.display()
-        )));
+        return Err(PsError::VocabularyExists(target));
     }
     let mut documents = 0;
     let tokenizer = tokio::task::block_in_place(|| match args.source.is_empty() {
@@ -95,19 +97,21 @@ pub fn train(args: &TrainArgs) -> Result<String, PsError> {
 /// Learns from files as they are.
 fn from_files(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsError> {
     let files = files(&args.input)?;
-    // A file that cannot be opened is named here; the library knows documents by their number only.
+    // The library knows documents by their number only, so an error gets the file's name here.
     let opened = files.iter().map(|path| {
         *documents += 1;
-        std::fs::File::open(path).map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        std::fs::File::open(path)
+            .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {}", path.display(), reason(&e))))
     });
     Ok(alice_tokenizer::train(
         opened,
         &TrainOptions::new(args.vocab),
-        &mut report(),
+        &mut progress(),
     )?)
 }
 
-/// Learns from what `corpus build` makes training text of.
+/// Learns from the documents that `corpus build` turns into training text, and from no others: text of the reserve in
+/// the vocabulary would make the held-out loss look better than it is.
 fn from_sources(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsError> {
     let format = args.format.map(Format::from);
     let mut list = corpus_build::source_list(&args.source, Some(NO_LICENSE), format, &args.text_column)?;
@@ -118,40 +122,44 @@ fn from_sources(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsEr
         "leaving out {} ‰ of the documents for the reserve and {} ‰ for the yardstick; give corpus build the same",
         list.split.reserve_permille, list.split.yardstick_permille
     );
-    // The library takes errors of readers; what one says is kept beside.
+    // The library takes errors of readers only: the error itself is kept here, and a placeholder ends the training.
     let mut failed = None;
-    let texts = TrainingDocuments::open(&list, (args.document_mib as usize) << 20)?.map(|text| match text {
-        Ok(text) => {
-            *documents += 1;
-            Ok(std::io::Cursor::new(text))
-        }
-        Err(error) => {
-            failed = Some(error);
-            Err(std::io::Error::other("see above"))
-        }
-    });
-    let result = alice_tokenizer::train(texts, &TrainOptions::new(args.vocab), &mut report());
+    let texts =
+        TrainingDocuments::open(&list, (args.document_mib as usize) << 20, args.malformed_permille)?.map(|text| {
+            match text {
+                Ok(text) => {
+                    *documents += 1;
+                    Ok(std::io::Cursor::new(text))
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    Err(std::io::Error::other("a source cannot be read"))
+                }
+            }
+        });
+    let result = alice_tokenizer::train(texts, &TrainOptions::new(args.vocab), &mut progress());
     match failed {
         Some(error) => Err(error.into()),
         None => Ok(result?),
     }
 }
 
-/// All files, each once, in ascending order.
+/// All files, each once, in ascending order: the order of flags must not change the vocabulary.
 fn files(input: &[PathBuf]) -> Result<Vec<PathBuf>, PsError> {
     let mut all = Vec::new();
     for path in input {
         if !path.is_dir() {
             if let Some(format) = Format::of(path).filter(|format| *format != Format::Text) {
-                return Err(PsError::Setting(format!(
-                    "{} is no text but {format:?}; give it with --source",
-                    path.display()
-                )));
+                return Err(FlagsError::NotText {
+                    path: path.clone(),
+                    format: format!("{format:?}"),
+                }
+                .into());
             }
             all.push(path.clone());
             continue;
         }
-        let failed = |e: std::io::Error| PsError::file("read the folder", path, &e);
+        let failed = |e: std::io::Error| PsError::io("read the folder", path, &e);
         let before = all.len();
         for entry in std::fs::read_dir(path).map_err(failed)? {
             let file = entry.map_err(failed)?.path();
@@ -160,10 +168,7 @@ fn files(input: &[PathBuf]) -> Result<Vec<PathBuf>, PsError> {
             }
         }
         if all.len() == before {
-            return Err(PsError::Setting(format!(
-                "{} holds no .txt files; give the files themselves, or the folder with --source, which looks in folders below, too",
-                path.display()
-            )));
+            return Err(FlagsError::NoText(path.clone()).into());
         }
     }
     all.sort();
@@ -175,10 +180,10 @@ fn is_text(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "txt")
 }
 
-/// Says on stderr how far it is: every 64 MiB of text and every tenth of the merges.
-fn report() -> impl FnMut(Progress) {
+/// Reports progress on standard error: every 64 MiB of text and every tenth of the merges.
+fn progress() -> impl FnMut(Progress) {
     let (mut read, mut merged) = (0, 0);
-    move |at| match at {
+    move |progress| match progress {
         Progress::Read { bytes, documents } => {
             if bytes >> 26 > read {
                 read = bytes >> 26;

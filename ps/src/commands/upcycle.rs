@@ -1,9 +1,10 @@
 //! `alice-ps upcycle`: the first state of a run with experts, made of a dense model.
 
-use crate::{PsError, cli::to_json, commands::export::percent, run_context::read_spec};
+use crate::{PsError, cli::to_json, error::FlagsError, run_context::read_spec};
 use alice_api::Hex32;
+use alice_audit::commands::percent;
 use alice_export::{ExportError, FolderWeights, ThetaFile, VerifyOptions, Weights};
-use alice_model::upcycle::{UpcycleError, upcycle};
+use alice_init::upcycle::{UpcycleError, upcycle};
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::{
@@ -68,7 +69,7 @@ struct Upcycled {
     bytes: u64,
 }
 
-/// Why writing stopped: the functions in between know only one error.
+/// Why writing stopped. `write_atomic` and `upcycle` each pass on one type of error, so the three are joined here.
 enum Stop {
     Refused(UpcycleError),
     Export(ExportError),
@@ -81,15 +82,18 @@ impl From<UpcycleError> for Stop {
     }
 }
 
-/// Does what the flags say and returns what is printed.
+/// Writes the first state and returns what is printed.
+///
+/// # Errors
+/// The dense model does not fit the run, or cannot be read, or the file cannot be written.
 pub fn run(args: &UpcycleArgs) -> Result<String, PsError> {
     if args.out.exists() {
         return Err(ExportError::TargetExists(args.out.clone()).into());
     }
     let (_, spec) = read_spec(&args.run)?;
     let mut dense = open(args, &spec)?;
-    // Before anything is written.
-    alice_model::upcycle::check(&dense.spec, &spec).map_err(PsError::Upcycle)?;
+    // Refused before gigabytes are written.
+    alice_init::upcycle::check(&dense.spec, &spec).map_err(PsError::Upcycle)?;
     let root = write(&args.out, &spec, &mut dense)?;
     let done = Upcycled {
         out: args.out.display().to_string(),
@@ -121,13 +125,11 @@ fn open(args: &UpcycleArgs, run: &RunSpec) -> Result<Dense, PsError> {
     match (&args.model, &args.snapshot, &args.dense) {
         (Some(dir), _, _) => from_folder(dir, run),
         (None, Some(file), Some(spec)) => from_snapshot(file, spec),
-        _ => Err(PsError::Setting(
-            "give --model DIR, or --snapshot FILE with --dense FILE".into(),
-        )),
+        _ => Err(FlagsError::NoDenseModel.into()),
     }
 }
 
-/// A folder says its own width; everything else must be the run's.
+/// Opens a Hugging Face folder. Its width is its own, everything else must be the run's.
 fn from_folder(dir: &Path, run: &RunSpec) -> Result<Dense, PsError> {
     let alice = alice_export::verify(dir, VerifyOptions::default(), &mut percent("checked"))?.alice;
     if alice.architecture != "llama" {
@@ -145,12 +147,12 @@ fn from_folder(dir: &Path, run: &RunSpec) -> Result<Dense, PsError> {
     let expected = spec.tensors();
     let found = alice.tensors.iter().map(|t| (&t.name, &t.shape));
     if let Some((expected, found)) = first_difference(&expected, found) {
-        return Err(PsError::Setting(format!(
-            "{} does not fit run '{}': {found}, the run needs {expected}; width, blocks, heads and vocabulary must be \
-             equal",
-            dir.display(),
-            run.name
-        )));
+        return Err(PsError::OtherShape {
+            dir: dir.to_path_buf(),
+            run: run.name.clone(),
+            found,
+            expected,
+        });
     }
     spec.data.tokenizer = tokenizer_of(dir)?;
     // The shapes do not say how the rows of a projection are cut into heads, nor the base of the rotary embedding.
@@ -167,7 +169,7 @@ fn first_difference<'a>(
     expected: &[TensorShape],
     found: impl Iterator<Item = (&'a String, &'a Vec<u64>)>,
 ) -> Option<(String, String)> {
-    let say = |tensor: Option<(&String, &Vec<u64>)>| match tensor {
+    let name = |tensor: Option<(&String, &Vec<u64>)>| match tensor {
         Some((name, shape)) => format!("{name} {shape:?}"),
         None => "no more tensors".into(),
     };
@@ -175,11 +177,11 @@ fn first_difference<'a>(
     for tensor in expected {
         let other = found.next();
         if other != Some((&tensor.name, &tensor.shape)) {
-            return Some((say(Some((&tensor.name, &tensor.shape))), say(other)));
+            return Some((name(Some((&tensor.name, &tensor.shape))), name(other)));
         }
     }
     let more = found.next();
-    more.map(|tensor| (say(None), say(Some(tensor))))
+    more.map(|tensor| (name(None), name(Some(tensor))))
 }
 
 /// `data.tokenizer` of the run that the folder is of.
@@ -188,14 +190,14 @@ fn tokenizer_of(dir: &Path) -> Result<String, PsError> {
     if Tokenizer::read_model(&path)?.is_bytes() {
         return Ok(alice_spec::BYTES.into());
     }
-    let bytes = std::fs::read(&path).map_err(|e| PsError::file("read", &path, &e))?;
+    let bytes = std::fs::read(&path).map_err(|e| PsError::io("read", &path, &e))?;
     Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
-/// `config.json` is one of the checked files.
+/// Compares what `config.json` adds to the shapes. The file itself was checked with the folder.
 fn compare_config(dir: &Path, run: &RunSpec) -> Result<(), PsError> {
     let path = dir.join("config.json");
-    let text = std::fs::read(&path).map_err(|e| PsError::file("read", &path, &e))?;
+    let text = std::fs::read(&path).map_err(|e| PsError::io("read", &path, &e))?;
     let config: serde_json::Value = serde_json::from_slice(&text).map_err(|e| PsError::file("read", &path, &e))?;
     let m = &run.model;
     for (key, field, expected) in [
@@ -216,15 +218,15 @@ fn compare_config(dir: &Path, run: &RunSpec) -> Result<(), PsError> {
     Ok(())
 }
 
-/// A file says nothing about itself but its size: the specification says the rest, the root is computed.
+/// Opens a file of plain weights. It has no header: shapes come from the specification, the root is computed.
 fn from_snapshot(file: &Path, spec: &Path) -> Result<Dense, PsError> {
     let (_, spec) = read_spec(spec)?;
     let tensors = spec.tensors();
     if alice_store::master::is_kept(file) {
-        // A server's own: a step in which it was killed is taken back first.
+        // A parameter server's own file: a step in which it was killed is rolled back before the weights are read.
         Master::open(file, &tensors, &mut |_, _| ())?;
     }
-    let lock = File::open(file).map_err(|e| PsError::file("open", file, &e))?;
+    let lock = File::open(file).map_err(|e| PsError::io("open", file, &e))?;
     if lock.try_lock_shared().is_err() {
         return Err(StoreError::Busy(file.to_path_buf()).into());
     }
@@ -249,7 +251,7 @@ fn from_snapshot(file: &Path, spec: &Path) -> Result<Dense, PsError> {
     })
 }
 
-/// Writes the file and returns the root of what is in it. Nothing is left where it fails.
+/// Writes the file and returns its root. Leaves no file if it fails.
 fn write(out: &Path, spec: &RunSpec, dense: &mut Dense) -> Result<Hash, PsError> {
     let tensors = spec.tensors();
     let mut leaves = Vec::with_capacity(tensors.len());

@@ -86,7 +86,8 @@ impl Balance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Llama, Precision, init_theta};
+    use crate::{Llama, Precision};
+    use alice_init::init_theta;
     use alice_spec::RunSpec;
     use tch::Device;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::init_theta;
+use alice_init::init_theta;
 
 fn spec() -> RunSpec {
     let mut spec = RunSpec::parse(include_str!("../../../../chain-spec/runs/dev.toml")).unwrap();

@@ -1,6 +1,6 @@
 //! The chain proof of an `ALICE.json`: fetched for an export, read for a check.
 
-use crate::PsError;
+use crate::{AuditError, error::OtherWeights};
 use alice_api::Hex32;
 use alice_chain::{
     Chain, EpochStatus,
@@ -11,7 +11,7 @@ use alice_primitives::{Commitment, Hash};
 use std::io::Read;
 use std::path::Path;
 
-/// What is said about an epoch's model: by a folder, by the commitment on the chain, by a server's manifest.
+/// Statement about the model of an epoch: by a folder, by the commitment on the chain, or by a server's manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Epoch.
@@ -20,12 +20,23 @@ pub struct Claim {
     pub run_hash: Hash,
     /// Root of the f32 weights.
     pub model_root: Hash,
-    /// BLAKE3 of the epoch's manifest, where it is known.
+    /// BLAKE3 of the epoch's manifest, if it is known.
     pub manifest_hash: Option<Hash>,
 }
 
+/// A value in which two claims differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Name of the value.
+    pub what: &'static str,
+    /// The value of this claim.
+    pub found: Hex32,
+    /// The value of the other claim.
+    pub expected: Hex32,
+}
+
 impl Claim {
-    /// What a folder says.
+    /// The claim of a folder.
     pub fn of(alice: &AliceFile) -> Self {
         Self {
             epoch: alice.epoch,
@@ -35,7 +46,7 @@ impl Claim {
         }
     }
 
-    /// What the quorum signed.
+    /// The claim that the quorum signed.
     pub fn signed(commitment: &Commitment) -> Self {
         Self {
             epoch: commitment.epoch,
@@ -45,22 +56,31 @@ impl Claim {
         }
     }
 
-    /// The first thing that differs from what is said elsewhere of the same epoch: its name, here, there.
-    pub fn differs(&self, there: &Self) -> Option<[String; 3]> {
-        let manifest = self.manifest_hash.zip(there.manifest_hash);
+    /// The first value in which another claim of the same epoch differs; `None` if there is none.
+    pub fn difference(&self, other: &Self) -> Option<Difference> {
+        // A folder of the first state has no manifest, and one that was written by hand may name none.
+        let manifest = self.manifest_hash.zip(other.manifest_hash);
         let pairs = [
-            Some(("the run hash", self.run_hash, there.run_hash)),
-            Some(("the model root", self.model_root, there.model_root)),
+            Some(("the run hash", self.run_hash, other.run_hash)),
+            Some(("the model root", self.model_root, other.model_root)),
             manifest.map(|(found, expected)| ("the manifest's hash", found, expected)),
         ];
-        let (what, found, expected) = pairs.into_iter().flatten().find(|(_, found, said)| found != said)?;
-        Some([what.to_owned(), Hex32(found).to_string(), Hex32(expected).to_string()])
+        let mut pairs = pairs.into_iter().flatten();
+        let (what, found, expected) = pairs.find(|(_, found, expected)| found != expected)?;
+        Some(Difference {
+            what,
+            found: Hex32(found),
+            expected: Hex32(expected),
+        })
     }
 }
 
-/// Proves an epoch's commitment, which must say what the claim says; none, and why on stderr, where the chain has none that
-/// stands or its node cannot prove it now: the folder is worth having without.
-pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, PsError> {
+/// Proves an epoch's commitment, which must agree with the claim. `None`, with the reason on standard error, if the chain
+/// has no final one or its node cannot prove it now: the folder is worth having without.
+///
+/// # Errors
+/// The proof does not hold, or the quorum signed another model.
+pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, AuditError> {
     let epoch = claim.epoch;
     let proved = match chain.finalized_epoch_status(epoch).await {
         Ok(EpochStatus::Final { .. } | EpochStatus::Settled { .. }) => match chain.prove_commitment(epoch).await {
@@ -75,18 +95,22 @@ pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, P
     };
     let proof = match proved {
         Ok(proof) => proof,
-        Err(why) => {
-            eprintln!("no chain proof of epoch {epoch}: {why}");
+        Err(reason) => {
+            eprintln!("no chain proof of epoch {epoch}: {reason}");
             return Ok(None);
         }
     };
     let signed = Claim::signed(&proof.open(epoch)?.commitment);
-    if let Some([what, found, expected]) = claim.differs(&signed) {
-        return Err(PsError::OtherWeights(format!(
-            "epoch {epoch}: {what} is {found}, that of the quorum's commitment {expected}"
-        )));
+    if let Some(Difference { what, found, expected }) = claim.difference(&signed) {
+        return Err(OtherWeights::NotSigned {
+            epoch,
+            what,
+            found,
+            expected,
+        }
+        .into());
     }
-    // No reason to lose an export: the proof is as good as it is.
+    // The proof holds whether the node answers this or not, so a failure here must not cost the export.
     let set = chain.authority_set().await.unwrap_or_default();
     if set > 0 {
         eprintln!(
@@ -101,8 +125,11 @@ pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, P
     }))
 }
 
-/// What block 0 of a raw specification says.
-pub fn genesis(path: &Path) -> Result<Genesis, PsError> {
+/// Block 0 of a raw chain specification.
+///
+/// # Errors
+/// The file cannot be read, is too large, or is no raw specification.
+pub fn genesis(path: &Path) -> Result<Genesis, AuditError> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         std::fs::File::open(path)?
@@ -110,12 +137,12 @@ pub fn genesis(path: &Path) -> Result<Genesis, PsError> {
             .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|e| PsError::file("read", path, &e))?;
+    let bytes = read().map_err(|e| AuditError::file("read", path, e))?;
     if bytes.len() as u64 > SPEC_BYTES_MAX {
-        return Err(PsError::Setting(format!(
-            "{} is larger than {SPEC_BYTES_MAX} bytes: not a chain's specification",
-            path.display()
-        )));
+        return Err(AuditError::ChainSpecSize {
+            path: path.to_path_buf(),
+            bytes_max: SPEC_BYTES_MAX,
+        });
     }
     Ok(Genesis::from_raw_spec(&bytes)?)
 }
@@ -130,31 +157,31 @@ pub fn of(alice: &AliceFile) -> Option<CommitmentProof> {
     })
 }
 
-/// What a folder's proof shows to who has nothing but block 0.
-pub fn check(alice: &AliceFile, genesis: &Genesis) -> Result<Proven, PsError> {
-    let proof = of(alice).ok_or_else(|| {
-        PsError::Setting(
-            "this folder's ALICE.json holds no chain proof; ask a node with --chain, or have the folder exported with \
-             --chain"
-                .into(),
-        )
-    })?;
+/// Checks a folder's proof with nothing but block 0.
+///
+/// # Errors
+/// The folder holds no proof, or the proof does not hold.
+pub fn check(alice: &AliceFile, genesis: &Genesis) -> Result<Proven, AuditError> {
+    let proof = of(alice).ok_or(AuditError::NoChainProof)?;
     Ok(proof.check(alice.epoch, genesis)?)
 }
 
-/// What a folder's proof shows to who can ask a node whether its block is one of the chain's: also of an epoch that the
-/// chain has forgotten since. None where the folder has no proof.
-pub async fn check_with(alice: &AliceFile, chain: &Chain) -> Result<Option<Proven>, PsError> {
+/// Checks a folder's proof by asking a node whether its block is one of the chain's, also for an epoch that the chain has
+/// forgotten since. `None` if the folder has no proof.
+///
+/// # Errors
+/// The proof does not hold, or its block is not a final one of this chain.
+pub async fn check_with(alice: &AliceFile, chain: &Chain) -> Result<Option<Proven>, AuditError> {
     let Some(proof) = of(alice) else { return Ok(None) };
     let proven = proof.open(alice.epoch)?;
     let (block, finalized) = (proven.block, chain.finalized().await?.number);
     let ours = proven.genesis == chain.genesis_hash() && block.number <= finalized;
     if !ours || chain.block_hash(block.number).await? != Some(block.hash) {
-        return Err(PsError::OtherWeights(format!(
-            "the chain proof in ALICE.json is of block {} ({}), which is not a final block of this chain",
-            block.number,
-            Hex32(block.hash)
-        )));
+        return Err(OtherWeights::ForeignBlock {
+            number: block.number,
+            hash: Hex32(block.hash),
+        }
+        .into());
     }
     Ok(Some(proven))
 }

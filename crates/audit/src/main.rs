@@ -1,0 +1,38 @@
+//! The auditor's program: wires flags, logging and the runtime, and nothing else.
+
+use alice_audit::cli::Cli;
+use alice_program::{arguments, exit};
+use std::{io::IsTerminal, process::ExitCode};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli: Cli = arguments::parse();
+    // Warnings only: what a command finds goes to standard output, and how far it is to standard error.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!(
+                "error: the async runtime does not start: {}",
+                alice_program::system::reason(&error)
+            );
+            return ExitCode::from(exit::FAILURE);
+        }
+    };
+    let result = runtime.block_on(cli.execute());
+    // A request to a server or a node may still be open: nobody waits for its answer.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
