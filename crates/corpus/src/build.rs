@@ -13,8 +13,8 @@ use std::path::Path;
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// File name of the yardstick's manifest.
 pub const YARDSTICK_FILE: &str = "yardstick.json";
-/// Maximum malformed lines of a source by default, thousandths: more look like a wrong key or a damaged file, not like a
-/// few bad records.
+/// Maximum malformed lines of a source by default, thousandths: more look like a wrong key or a damaged file, not like
+/// a few bad records.
 pub const MALFORMED_PERMILLE_MAX: u32 = 10;
 /// Number of ids of 16 bits, the size of an id in a shard.
 const VOCABULARY_MAX: u32 = 1 << 16;
@@ -80,12 +80,12 @@ pub struct BuildReport {
     pub resumed: bool,
 }
 
-/// Builds the corpus of `list` in `out`, or finishes a build there that was interrupted. `progress` is called about once
-/// for each MiB of text; if it breaks, the build stops with [`CorpusError::Stopped`] as if it had been killed.
+/// Builds the corpus of `list` in `out`, or finishes a build there that was interrupted. `progress` is called about
+/// once for each MiB of text; if it breaks, the build stops with [`CorpusError::Stopped`] as if it had been killed.
 ///
 /// # Errors
-/// Of the settings and the sources before anything is written; later [`CorpusError::Empty`] and [`CorpusError::NoPart`],
-/// which leave nothing behind, and errors of files, after which the same call resumes.
+/// Of the settings and the sources before anything is written; later [`CorpusError::Empty`] and
+/// [`CorpusError::NoPart`], which leave nothing behind, and errors of files, after which the same call resumes.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;

@@ -1,8 +1,8 @@
 //! State of a build on disk, from which a killed build resumes.
 //!
 //! `checkpoint` holds everything but the digests of the documents seen, which are appended to `digests`; the checkpoint
-//! has their number, and digests behind it are cut off. Shards written after the last checkpoint are written again, with
-//! the same bytes.
+//! has their number, and digests behind it are cut off. Shards written after the last checkpoint are written again,
+//! with the same bytes.
 
 use crate::document::Part;
 use crate::pipeline::Position;
@@ -74,8 +74,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The state of the last checkpoint and the documents seen until then, or those of a new build; and whether there was
-    /// a checkpoint.
+    /// The state of the last checkpoint and the documents seen until then, or those of a new build; and whether there
+    /// was a checkpoint.
     pub(crate) fn open(
         out: &Path,
         inputs: [u8; 32],

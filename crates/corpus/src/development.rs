@@ -1,8 +1,8 @@
 //! The corpus of development runs: a folder of `.txt` files, bytes as tokens, every tenth document to the reserve.
 //!
 //! The roots in the shipped run specifications `dev` and `small` come from this rule, and it needs no licence, so that
-//! `localnet` works with any folder of text. Unlike [`build`](crate::build) it divides by position, so adding a document
-//! moves others between the parts: a run that will grow its text must not use it.
+//! `localnet` works with any folder of text. Unlike [`build`](crate::build) it divides by position, so adding a
+//! document moves others between the parts: a run that will grow its text must not use it.
 
 use crate::inputs::UnreadFile;
 use crate::{CorpusError, UNREAD_NAMED_MAX};
@@ -38,12 +38,12 @@ pub struct DevelopmentCorpus {
 }
 
 /// Reads every `*.txt` of a folder (not of folders in it) in the order of their names and writes shards and the two
-/// manifests to `out_dir`. Each document is followed by the end token. A text that occurs twice is taken once, so that no
-/// reserve document is also in the training text.
+/// manifests to `out_dir`. Each document is followed by the end token. A text that occurs twice is taken once, so that
+/// no reserve document is also in the training text.
 ///
 /// # Errors
-/// [`CorpusError::NoText`], [`CorpusError::NoReserve`] with fewer than ten documents, and an error that names the file if
-/// one is not UTF-8 text.
+/// [`CorpusError::NoText`], [`CorpusError::NoReserve`] with fewer than ten documents, and an error that names the file
+/// if one is not UTF-8 text.
 pub fn build_development(text_dir: &Path, out_dir: &Path) -> Result<DevelopmentCorpus, CorpusError> {
     let listing = Listing::of(text_dir)?;
     let tokenizer = Tokenizer::bytes();

@@ -52,8 +52,8 @@ pub(crate) fn from_bytes(bytes: Vec<u8>, bytes_max: usize) -> Document {
     }
 }
 
-/// BLAKE3 of a text in which every run of white space (Unicode `White_Space`) is one space and the ends have none. Texts
-/// that differ only there are the same document.
+/// BLAKE3 of a text in which every run of white space (Unicode `White_Space`) is one space and the ends have none.
+/// Texts that differ only there are the same document.
 pub fn digest(text: &str) -> Hash {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = Vec::with_capacity(HASH_BYTES + 1);

@@ -1,6 +1,6 @@
 //! Corpus builder: reads plain text, JSON lines and Parquet as a stream, drops duplicates, divides the documents into
-//! training text, validation reserve and yardstick (public evaluation set) by their hash, encodes them, and writes shards
-//! and manifests of `alice-data`. Format and rules: `docs/spec/corpus.md`.
+//! training text, validation reserve and yardstick (public evaluation set) by their hash, encodes them, and writes
+//! shards and manifests of `alice-data`. Format and rules: `docs/spec/corpus.md`.
 //!
 //! * [`SourceList`]: the sources and their licences, from a `corpus.toml` or from flags.
 //! * [`build`]: from sources to a complete corpus, in memory that does not grow with the text except for

@@ -41,7 +41,8 @@ impl Format {
         }
     }
 
-    /// The format of a file by the ending of its name, in capitals or not, before `.gz` or `.zst` if it has one of them.
+    /// The format of a file by the ending of its name, in capitals or not, before `.gz` or `.zst` if it has one of
+    /// them.
     ///
     /// ```
     /// use alice_corpus::Format;
@@ -119,8 +120,8 @@ impl SourceList {
         Ok(list)
     }
 
-    /// A list of files, folders and patterns of one licence, with the default split. Each source is named after its file
-    /// or folder, with as many folders before it as make the names unique.
+    /// A list of files, folders and patterns of one licence, with the default split. Each source is named after its
+    /// file or folder, with as many folders before it as make the names unique.
     pub fn from_paths(paths: &[PathBuf], license: &str, format: Option<Format>, text_column: &str) -> Self {
         let source = paths.iter().zip(unique_names(paths)).map(|(path, name)| Source {
             name,

@@ -1,4 +1,4 @@
-//! What a corpus consists of, and its root: `docs/spec/corpus.md`.
+//! A corpus's shards and their root (`docs/spec/corpus.md`).
 
 use crate::{About, DataError};
 use alice_primitives::{Hash, tagged_hash, tags};
@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::Path;
 
-/// Largest manifest that is read, bytes: more than a million shards.
+/// File name of the training manifest.
+pub const CORPUS_FILE: &str = "corpus.json";
+/// File name of the reserve's manifest.
+pub const RESERVE_FILE: &str = "reserve.json";
+/// Maximum manifest that is read, bytes: more than a million shards.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
 /// The shards of a corpus in order, under their root.
@@ -19,7 +23,7 @@ pub struct Manifest {
     pub root: Hash,
     /// Shards in order.
     pub shards: Vec<ShardEntry>,
-    /// Where the tokens come from; none in a development run's.
+    /// Origin of the tokens; `None` in a development run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub about: Option<About>,
 }
@@ -49,7 +53,7 @@ impl Manifest {
         let file = std::fs::File::open(path).map_err(DataError::io(path))?;
         let bytes = file.metadata().map_err(DataError::io(path))?.len();
         if bytes > MANIFEST_BYTES_MAX {
-            return Err(DataError::TooLarge {
+            return Err(DataError::ManifestTooLarge {
                 path: path.to_path_buf(),
                 bytes,
                 max: MANIFEST_BYTES_MAX,
@@ -80,7 +84,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Whether the shards have the root that the run specification (or the manifest itself) names.
+    /// Checks that the shards have the root that the run specification (or the manifest itself) names.
     pub fn verify(&self, expected: &Hash) -> Result<(), DataError> {
         let found = root_of(&self.shards);
         match found == *expected && found == self.root {
@@ -99,7 +103,7 @@ impl Manifest {
             .fold(0, |sum, shard| sum.saturating_add(shard.tokens))
     }
 
-    /// Numbers of the shards that hold the given sequences of `context` tokens, ascending: what a miner has to fetch.
+    /// Numbers of the shards that hold the given sequences of `context` tokens, ascending: those a miner fetches.
     pub fn shards_for(&self, context: u32, sequences: &[u64]) -> Vec<usize> {
         let context = u64::from(context);
         let mut spans: Vec<(u64, u64)> = sequences
@@ -107,15 +111,15 @@ impl Manifest {
             .map(|s| (s.saturating_mul(context), s.saturating_add(1).saturating_mul(context)))
             .collect();
         spans.sort_unstable();
-        let (mut needed, mut at) = (Vec::new(), 0);
+        let (mut needed, mut next_span) = (Vec::new(), 0);
         let mut start = 0u64;
         for (index, shard) in self.shards.iter().enumerate() {
             let end = start.saturating_add(shard.tokens);
-            // Spans are sorted and of one length: those that end before this shard are done with.
-            while spans.get(at).is_some_and(|span| span.1 <= start) {
-                at += 1;
+            // Spans are sorted and of one length, so those that end before this shard end before all later ones.
+            while spans.get(next_span).is_some_and(|span| span.1 <= start) {
+                next_span += 1;
             }
-            if spans.get(at).is_some_and(|span| span.0 < end) {
+            if spans.get(next_span).is_some_and(|span| span.0 < end) {
                 needed.push(index);
             }
             start = end;

@@ -1,5 +1,5 @@
-//! Builds a corpus and prints what a run specification says about it:
-//! `cargo run -p alice-data --example corpus_roots -- TEXT_DIR OUT_DIR`.
+//! Builds the corpus of a development run and prints the lines for `[data]` of its run specification:
+//! `cargo run -p alice-corpus --example corpus_roots -- TEXT_DIR OUT_DIR`.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [text_dir, out_dir] = &arguments[..] else {
         return Err("usage: corpus_roots TEXT_DIR OUT_DIR".into());
     };
-    let built = alice_data::build(Path::new(text_dir), Path::new(out_dir))?;
+    let built = alice_corpus::build_development(Path::new(text_dir), Path::new(out_dir))?;
     eprintln!(
         "{} documents, {} of them in the reserve, {} files left out",
         built.documents, built.reserve_documents, built.left_out

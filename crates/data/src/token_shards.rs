@@ -1,8 +1,11 @@
 //! Cuts a stream of tokens into shards and writes each under its hash.
 
-use crate::{DataError, Manifest, SHARD_TOKENS, ShardEntry};
+use crate::{DataError, Manifest, ShardEntry};
 use alice_store::{blob_hash, file::write_atomic};
 use std::path::{Path, PathBuf};
+
+/// Tokens in every shard but the last: 2 MiB, one request to a server.
+pub const SHARD_TOKENS: usize = 1 << 20;
 
 /// A stream of tokens that becomes shards of [`SHARD_TOKENS`] tokens, the last one shorter. Memory: one shard.
 #[derive(Debug)]
@@ -18,7 +21,7 @@ impl ShardWriter {
         Self::resume(dir, Vec::new(), Vec::new())
     }
 
-    /// Goes on where [`ShardWriter::shards`] and [`ShardWriter::open`] of an earlier writer left off.
+    /// Continues an earlier writer from its [`ShardWriter::shards`] and [`ShardWriter::open`].
     pub fn resume(dir: &Path, shards: Vec<ShardEntry>, open: Vec<u16>) -> Self {
         Self {
             dir: dir.to_path_buf(),
