@@ -2,19 +2,19 @@
 
 use crate::{memory::fit::FitArgs, memory::plan::PlanArgs};
 use alice_api::Hex32;
+use alice_program::manual::{CompletionsArgs, ManArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
 use std::path::PathBuf;
 
 /// Trains the network's model on this machine and is paid for work that helps.
 #[derive(Debug, Parser)]
-#[command(name = "alice-miner", version, args_conflicts_with_subcommands = true)]
+#[command(name = "alice-miner", version = alice_program::VERSION, args_conflicts_with_subcommands = true)]
 #[command(
     after_help = "example: alice-miner --device cuda --ps https://ps.example.org --payout a2…\n\
-    Settings may also stand in ~/.config/alice/miner.toml: ps, payout, device, data_dir, chain, threads."
+    The settings file ~/.config/alice/miner.toml takes the same settings: ps, payout, device, data_dir, chain, threads, …"
 )]
 pub struct Cli {
-    /// What to do; without a command the miner runs.
+    /// Command; without one the miner runs.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Flags of `run`.
@@ -27,13 +27,13 @@ pub struct Cli {
 pub enum Command {
     /// Mine (the same as no command at all)
     Run(RunArgs),
-    /// Say what memory a run's tasks need, and with which options they fit
+    /// Show the memory that a run's tasks need, and the options with which they fit
     #[command(after_help = "example: alice-miner plan --run genesis-7b --device-memory 24GiB")]
     Plan(PlanArgs),
     /// Continue a text with exported weights (a Hugging Face folder)
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(GenerateArgs),
-    /// List the devices that could train
+    /// List the devices that could train, with the reason why one cannot
     Devices {
         /// As JSON.
         #[arg(long)]
@@ -47,7 +47,7 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Where the miner keeps its files.
+        /// Places of the miner's files.
         #[command(flatten)]
         place: PlaceArgs,
     },
@@ -59,7 +59,7 @@ pub enum Command {
         /// A node's WebSocket, for example ws://127.0.0.1:9944
         #[arg(long, env = "ALICE_CHAIN", value_name = "WS_URL")]
         chain: Option<String>,
-        /// Where the miner keeps its files.
+        /// Places of the miner's files.
         #[command(flatten)]
         place: PlaceArgs,
     },
@@ -68,12 +68,21 @@ pub enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Where the miner keeps its files.
+        /// Places of the miner's files.
         #[command(flatten)]
         place: PlaceArgs,
     },
+    /// Print the completion script of a shell
+    #[command(
+        after_help = "example: alice-miner completions bash > ~/.local/share/bash-completion/completions/alice-miner"
+    )]
+    Completions(CompletionsArgs),
+    /// Write a man page for each command
+    #[command(after_help = "example: alice-miner man --out ~/.local/share/man/man1")]
+    Man(ManArgs),
 }
 
+// Long, so that it would hide the flags if it stood at the attribute.
 const GENERATE_EXAMPLES: &str = "examples:
   alice-ps export --ps https://ps.example.org --format hf --out alice/
   alice-miner generate --model alice/ --prompt 'The State of the Union'
@@ -88,10 +97,10 @@ pub struct GenerateArgs {
     /// Folder with config.json, tokenizer.model and safetensors, as `alice-ps export --format hf` writes it
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Text to go on from; `-` reads it from standard input, to its end
+    /// Text to continue; `-` reads it from standard input, to its end
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// Most tokens to add
+    /// Maximum number of tokens to add
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
     /// 0 takes the most probable token always, 1 leaves the model's probabilities, more flattens them [default: the
@@ -116,7 +125,7 @@ pub struct GenerateArgs {
     /// CPU threads of one operation [default: all cores]
     #[arg(long, env = "ALICE_THREADS", value_name = "N")]
     pub threads: Option<u16>,
-    /// Numbers of the matrices; auto is bf16 for large models that are stored so, else f32
+    /// Number format of the matrices; auto is bf16 for large models that are stored so, else f32
     #[arg(long, value_enum, default_value_t)]
     pub precision: PrecisionArg,
     /// One JSON object at the end instead of text
@@ -127,10 +136,10 @@ pub struct GenerateArgs {
     pub logits: bool,
 }
 
-/// Numbers of the matrices.
+/// Number format of the matrices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum PrecisionArg {
-    /// What is fastest for this folder.
+    /// bf16 for large models that are stored so, else f32.
     #[default]
     Auto,
     /// f32.
@@ -139,7 +148,7 @@ pub enum PrecisionArg {
     Bf16,
 }
 
-/// Where files are.
+/// Places of the miner's files.
 #[derive(Clone, Debug, Default, Args)]
 pub struct PlaceArgs {
     /// Directory for key, receipts, model and shards [default: ~/.local/share/alice/miner]
@@ -150,67 +159,73 @@ pub struct PlaceArgs {
     pub config: Option<PathBuf>,
 }
 
-/// Flags of `run`. What is left out comes from the settings file.
-#[derive(Clone, Debug, Default, Args, Serialize)]
+/// Flags of `run`. A flag that is left out comes from the settings file.
+#[derive(Clone, Debug, Default, Args)]
 pub struct RunArgs {
     /// cuda, cuda:N, metal, cpu or auto [default: auto]
     #[arg(long, env = "ALICE_DEVICE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Parameter server, for example https://ps.example.org
     #[arg(long, env = "ALICE_PS", value_name = "URL")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ps: Option<String>,
-    /// Address that is paid; it starts with 'a', and its key need not be on this machine
+    /// Address that is paid (a2…); its key need not be on this machine. A generic Substrate address (5…) is refused,
+    /// and the message has the same account's a2… address
     #[arg(long, env = "ALICE_PAYOUT", value_name = "SS58")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub payout: Option<String>,
     /// A node's WebSocket: payouts are followed there and, if nobody else does it, pushed
     #[arg(long, env = "ALICE_CHAIN", value_name = "WS_URL")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<String>,
     /// CPU threads of one operation [default: all cores]
     #[arg(long, env = "ALICE_THREADS", value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u16>,
     /// Tasks to do in one epoch, if the server has them [default: 1]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks_per_epoch: Option<u32>,
-    /// f32 or bf16: how what updates had no room for is kept on disk; bf16 takes half the space [default: f32]
+    /// f32 or bf16: number format of the error-feedback residual on disk; bf16 takes half the space [default: f32]
     #[arg(long, value_name = "FORMAT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub residual: Option<String>,
-    /// on or off: whether the optimiser goes on where the fragment's last task stopped; its moments take disk space [default: on]
+    /// on or off: whether the optimiser continues from the fragment's last task; its moments take disk space
+    /// [default: on]
     #[arg(long, value_name = "WHEN", value_parser = ["on", "off"])]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_moments: Option<String>,
     /// Run that is mined; only needed when the network moved on to another
     #[arg(long, value_name = "HASH")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<Hex32>,
     /// The parameter server's key; only needed when it has changed and there is no --chain to look it up
     #[arg(long, value_name = "HEX")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ps_key: Option<Hex32>,
-    /// How tasks are made to fit the device.
+    /// Options that fit tasks to the device.
     #[command(flatten)]
-    #[serde(flatten)]
     pub fit: FitArgs,
-    /// Stop after work in so many epochs, once it is scored
+    /// Stop after work in N epochs, once it is scored
     #[arg(long, value_name = "N", conflicts_with = "once")]
-    #[serde(skip)]
     pub epochs: Option<u32>,
     /// The same as --epochs 1
     #[arg(long)]
-    #[serde(skip)]
     pub once: bool,
     /// Events as JSON, one a line
     #[arg(long)]
-    #[serde(skip)]
     pub json: bool,
-    /// Where the miner keeps its files.
+    /// Places of the miner's files.
     #[command(flatten)]
-    #[serde(skip)]
     pub place: PlaceArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn flags_should_be_defined_without_contradictions() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_should_name_the_form_of_an_address_and_version_the_commit() {
+        let mut command = Cli::command();
+        let help = command.render_long_help().to_string();
+        assert!(help.contains("a2…") && help.contains("5…"), "{help}");
+        assert!(command.render_version().contains(alice_program::VERSION));
+    }
 }

@@ -1,47 +1,49 @@
-//! Files that survive a crash: written beside, synced, then renamed over.
+//! The miner's files: crash-safe writes (by [`alice_store::file`]), bounded reads, and the lock of a data directory.
 
 use crate::MinerError;
+use alice_store::file;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
-/// Longest JSON file that is read back, bytes.
+/// Maximum length of a JSON file that is read back, bytes.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
 
 /// Replaces `path` in one step: after a crash it holds either the old bytes or all of the new ones.
+///
+/// # Errors
+/// [`MinerError::Write`]; the old file is unchanged then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), MinerError> {
-    let write = || -> io::Result<()> {
-        let temporary = with_suffix(path, ".tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, path)?;
-        sync_dir(path)
-    };
-    write().map_err(|e| MinerError::file("write", path, &e))
+    file::write_atomic(path, |out| out.write_all(bytes)).map_err(|e| MinerError::store(path, e))
 }
 
 /// Moves a complete file over another in one step.
+///
+/// # Errors
+/// [`MinerError::Write`]; both files are unchanged then.
 pub fn rename(from: &Path, to: &Path) -> Result<(), MinerError> {
-    fs::rename(from, to)
-        .and_then(|()| sync_dir(to))
-        .map_err(|e| MinerError::file("move", from, &e))
+    file::rename(from, to).map_err(|e| MinerError::store(to, e))
 }
 
-/// Size of a file, bytes; none where there is no such file.
+/// Size of a file, bytes; `None` if there is no such file.
+///
+/// # Errors
+/// [`MinerError::File`] if the system does not tell.
 pub fn len(path: &Path) -> Result<Option<u64>, MinerError> {
     match fs::metadata(path) {
         Ok(meta) => Ok(Some(meta.len())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(MinerError::file("look at", path, &e)),
+        Err(e) => Err(MinerError::read("get the size of", path, e)),
     }
 }
 
-/// Reads a file of at most `bytes_max` bytes; none where there is no such file.
+/// Reads a file of at most `bytes_max` bytes; `None` if there is no such file.
+///
+/// # Errors
+/// [`MinerError::File`] if it is longer or cannot be read.
 pub fn read_optional(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, MinerError> {
     let read = || -> io::Result<Vec<u8>> {
         let file = File::open(path)?;
@@ -49,54 +51,76 @@ pub fn read_optional(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Min
             return Err(io::Error::other(format!("it is larger than {bytes_max} bytes")));
         }
         let mut bytes = Vec::new();
+        // The bound holds also for a file that grows while it is read.
         file.take(bytes_max).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     match read() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(MinerError::file("read", path, &e)),
+        Err(e) => Err(MinerError::read("read", path, e)),
     }
 }
 
 /// Writes a value as JSON, in one step.
+///
+/// # Errors
+/// [`MinerError::Write`]; the old file is unchanged then.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), MinerError> {
-    let bytes = serde_json::to_vec_pretty(value).map_err(|e| MinerError::file("write", path, &e))?;
+    let bytes = serde_json::to_vec_pretty(value).map_err(|e| MinerError::write("write", path, e))?;
     write_atomic(path, &bytes)
 }
 
-/// Reads a value from JSON; none where there is no such file.
+/// Reads a value from JSON; `None` if there is no such file.
+///
+/// # Errors
+/// [`MinerError::File`] if it cannot be read or is not such a value.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, MinerError> {
     let Some(bytes) = read_optional(path, JSON_BYTES_MAX)? else {
         return Ok(None);
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|e| MinerError::file("read", path, &e))
+        .map_err(|e| MinerError::read("read", path, e))
 }
 
-/// Removes a file; that it is not there is fine.
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// [`MinerError::Write`] if the system refuses.
 pub fn remove(path: &Path) -> Result<(), MinerError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(MinerError::file("remove", path, &e)),
-        _ => Ok(()),
+    file::remove(path).map_err(|e| MinerError::store(path, e))
+}
+
+/// Removes the half-written files that a killed process left in a directory, if there is one. Only the holder of the
+/// data directory's [`DirLock`] may do that: another process may be writing.
+pub fn remove_partial(dir: &Path) {
+    if let Err(error) = dir.is_dir().then(|| file::remove_partial(dir)).unwrap_or(Ok(())) {
+        // They cost space, nothing else, and the next start tries again.
+        tracing::warn!(%error, "half-written files stay");
     }
 }
 
 /// Makes a directory with its parents.
+///
+/// # Errors
+/// [`MinerError::Write`] if the system refuses.
 pub fn make_dir(path: &Path) -> Result<(), MinerError> {
-    fs::create_dir_all(path).map_err(|e| MinerError::file("make the directory", path, &e))
+    fs::create_dir_all(path).map_err(|e| MinerError::write("make the directory", path, e))
 }
 
-/// All values stored as `*.json` in a directory, in the order of their names. Damaged ones are reported and left out; one that
-/// cannot be read is an error, for what is missing may be taken for never having been there.
+/// All values stored as `*.json` in a directory, in the order of their names. Damaged ones are logged and left out.
+///
+/// # Errors
+/// [`MinerError::File`] if one cannot be read: a receipt that seems never to have existed would be earned twice.
 pub fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, MinerError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(MinerError::file("read", dir, &e)),
+        Err(e) => return Err(MinerError::read("read", dir, e)),
     };
     let mut paths: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    // Temporary files of a running miner have other names.
     paths.retain(|p| p.extension().is_some_and(|e| e == "json"));
     paths.sort();
     let mut all = Vec::with_capacity(paths.len());
@@ -106,41 +130,32 @@ pub fn read_all<T: DeserializeOwned>(dir: &Path) -> Result<Vec<T>, MinerError> {
         };
         match serde_json::from_slice(&bytes) {
             Ok(value) => all.push(value),
-            Err(error) => tracing::warn!(%error, path = %path.display(), "a stored file is left out"),
+            Err(error) => tracing::warn!(%error, path = %path.display(), "a damaged file is left out"),
         }
     }
     Ok(all)
 }
 
-/// Keeps a second miner out of a data directory for as long as it lives.
+/// The lock that keeps a second miner out of a data directory. The system releases it when the process ends, however
+/// it ends, so a crash leaves no stale lock.
 #[derive(Debug)]
 pub struct DirLock(#[expect(dead_code, reason = "held for its lock, which ends with the process")] File);
 
 impl DirLock {
     /// Locks `dir`.
+    ///
+    /// # Errors
+    /// [`MinerError::Locked`] if another process has it; other variants if there can be no lock.
     pub fn take(dir: &Path) -> Result<Self, MinerError> {
         let path = dir.join("lock");
+        // The file stays behind on purpose: removing it would let two processes lock two files of one name.
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|e| MinerError::file("open", &path, &e))?;
+        let file = file.map_err(|e| MinerError::write("open", &path, e))?;
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
             Err(fs::TryLockError::WouldBlock) => Err(MinerError::Locked(dir.to_owned())),
-            Err(fs::TryLockError::Error(e)) => Err(MinerError::file("lock", &path, &e)),
+            Err(fs::TryLockError::Error(e)) => Err(MinerError::read("lock", &path, e)),
         }
-    }
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-/// The rename itself must reach the disk, too.
-fn sync_dir(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(dir) if cfg!(unix) => File::open(dir)?.sync_all(),
-        _ => Ok(()),
     }
 }
 
@@ -159,6 +174,16 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         remove(&path).unwrap();
         remove(&path).unwrap();
+    }
+
+    #[test]
+    fn half_written_files_of_a_killed_process_should_go() {
+        let dir = tempfile::tempdir().unwrap();
+        write_json(&dir.path().join("a.json"), &1).unwrap();
+        fs::write(dir.path().join(".partial-1"), "half").unwrap();
+        remove_partial(dir.path());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        remove_partial(&dir.path().join("none"));
     }
 
     #[test]

@@ -3,32 +3,39 @@
 use crate::{
     MinerError,
     cli::{GenerateArgs, PrecisionArg},
+    commands::print,
     memory::device,
-    shutdown::Stop,
+    settings::{self, SettingError},
+    shutdown,
 };
-use alice_generate::{Folder, GenerateError, Generated, Request, Sampling, StopReason, generate};
+use alice_generate::{Folder, Generated, Request, Sampling, StopReason, generate};
 use alice_model::Precision;
 use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 
-/// Largest prompt that is read from standard input, bytes: more than the longest contexts.
+/// Maximum length of a prompt on standard input, bytes: more than the longest contexts.
 const PROMPT_BYTES_MAX: u64 = 16 << 20;
-/// How a person is told why the text ended.
+
+/// Reason for the end of the text, for people.
 const fn why(stop: StopReason) -> &'static str {
     match stop {
         StopReason::End => "the model ended the text",
-        StopReason::MaxTokens => "as many tokens as asked for (--max-tokens)",
+        StopReason::MaxTokens => "the number of tokens asked for is reached (--max-tokens)",
         StopReason::Context => "the context is full",
         StopReason::Asked => "stopped",
     }
 }
 
-/// Generates, and prints text as it comes, or one JSON object at the end.
+/// Generates a text, and prints it piece by piece, or as one JSON object at the end.
+///
+/// # Errors
+/// The folder, the device, an option or the prompt cannot be used.
 pub async fn run(args: &GenerateArgs) -> Result<(), MinerError> {
     let device = device::resolve(&args.device)?;
-    if let Some(threads) = args.threads {
+    // Before weights are read, so that loading uses them, too.
+    if let Some(threads) = settings::threads(args.threads)? {
         alice_model::set_threads(threads.into());
     }
     let mut folder = Folder::open(&args.model)?;
@@ -50,22 +57,22 @@ pub async fn run(args: &GenerateArgs) -> Result<(), MinerError> {
     };
     let decoder = folder.load(precision, device)?;
     // Until here Ctrl-C ends the process at once: nothing has been shown. From here on it ends the text.
-    let stop = Stop::on_signals()?;
+    let shutdown = shutdown::on_signals()?;
     let mut shown = Ok(());
     let mut on_text = |text: &str| {
         if !args.json {
             shown = show(text);
         }
-        match shown.is_err() || stop.requested() {
+        match shown.is_err() || shutdown.requested() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
     };
     let done = tokio::task::block_in_place(|| generate(&folder, &decoder, &request, &mut on_text))?;
     match shown {
-        // Whoever reads has had enough (`| head`).
+        // The reader of the pipe has what it wanted (`| head`).
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-        other => other.map_err(output)?,
+        other => other.map_err(MinerError::Output)?,
     }
     if args.json {
         let mut summary = json!({
@@ -77,16 +84,17 @@ pub async fn run(args: &GenerateArgs) -> Result<(), MinerError> {
         if let (true, Some(object)) = (args.logits, summary.as_object_mut()) {
             object.insert("logits".into(), json!(done.prompt_logits));
         }
-        return show(&format!("{summary}\n")).map_err(output);
+        return print(&format!("{summary}\n"));
     }
     if !done.text.ends_with('\n') {
-        show("\n").map_err(output)?;
+        print("\n")?;
     }
+    // Standard error, so that standard output is the continuation and nothing else.
     eprintln!("{}", line(&done, request.seed, sampling));
     Ok(())
 }
 
-/// The folder's way of choosing, and what the user said otherwise.
+/// The folder's sampling options, with those that the user set over them.
 fn sampling(args: &GenerateArgs, folder: Sampling) -> Sampling {
     Sampling {
         temperature: args.temperature.unwrap_or(folder.temperature),
@@ -97,16 +105,17 @@ fn sampling(args: &GenerateArgs, folder: Sampling) -> Sampling {
 }
 
 /// The prompt, from standard input if it is `-`.
-fn prompt(text: &str) -> Result<Vec<u8>, MinerError> {
+fn prompt(text: &str) -> Result<Vec<u8>, SettingError> {
     if text != "-" {
         return Ok(text.into());
     }
     let mut bytes = Vec::new();
     let read = io::stdin().lock().take(PROMPT_BYTES_MAX + 1).read_to_end(&mut bytes);
-    read.map_err(|e| MinerError::Setting(format!("cannot read the prompt from standard input: {e}")))?;
+    read.map_err(SettingError::Prompt)?;
     if bytes.len() as u64 > PROMPT_BYTES_MAX {
-        let problem = format!("the prompt on standard input is larger than {PROMPT_BYTES_MAX} bytes; shorten it");
-        return Err(MinerError::Setting(problem));
+        return Err(SettingError::PromptTooLong {
+            bytes_max: PROMPT_BYTES_MAX,
+        });
     }
     Ok(bytes)
 }
@@ -117,14 +126,6 @@ fn show(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-fn output(source: io::Error) -> MinerError {
-    MinerError::Generate(GenerateError::Io {
-        what: "write to",
-        path: "standard output".into(),
-        source,
-    })
-}
-
 fn precision_name(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "f32",
@@ -132,7 +133,7 @@ fn precision_name(precision: Precision) -> &'static str {
     }
 }
 
-/// One line for people.
+/// Summary of a finished text, one line for people.
 fn line(done: &Generated, seed: u64, sampling: Sampling) -> String {
     let speed = match done.tokens_per_second() {
         Some(speed) => format!(", {speed:.1} tokens/s"),

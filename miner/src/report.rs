@@ -1,4 +1,4 @@
-//! What the user sees: lines for people, or events as JSON for programs. Bars only where a terminal is.
+//! Standard output: lines for people, or events as JSON for programs. Progress bars on a terminal only.
 
 use crate::settlement::receipts::Counts;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-/// A reason for waiting that does not change is repeated this often.
+/// Interval at which an unchanged reason for waiting is repeated.
 const REPEAT: Duration = Duration::from_secs(60);
-/// The status line comes at least this often while something goes on.
+/// Maximum interval between two status lines while the miner works.
 const STATUS_INTERVAL: Duration = Duration::from_secs(30);
 /// Planck in one ALICE, for display only.
 const PLANCK_PER_ALICE: f64 = 1e12;
@@ -20,20 +20,20 @@ const PLANCK_PER_ALICE: f64 = 1e12;
 pub struct Standings {
     /// Epoch of the chain.
     pub epoch: u32,
-    /// Tokens trained a second in the last task.
+    /// Tokens per second of the last task.
     pub tokens_per_second: Option<f64>,
     /// Training loss, nats per token.
     pub loss: Option<f64>,
-    /// Submissions.
+    /// Numbers of submissions.
     pub counts: Counts,
-    /// Newest score.
+    /// Last score.
     pub score: Option<f64>,
-    /// What was paid to the payout address for epochs that this miner worked in, planck.
+    /// Pay for epochs that this miner worked in, planck.
     pub paid: u128,
 }
 
 impl Standings {
-    /// The line, of fixed width for as long as the numbers fit. `unix_s` is the time.
+    /// The status line at `unix_s`, of fixed width as long as the numbers fit.
     pub fn line(&self, unix_s: u64) -> String {
         let or_dash = |v: Option<f64>, decimals: usize| v.map_or("-".to_owned(), |v| format!("{v:.decimals$}"));
         let (c, alice) = (&self.counts, self.paid as f64 / PLANCK_PER_ALICE);
@@ -77,6 +77,7 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter for standard output.
     pub fn new(json: bool) -> Self {
+        // Escape codes of a bar would spoil JSON, files and service logs.
         let terminal = !json && io::stdout().is_terminal();
         Self {
             json,
@@ -87,13 +88,14 @@ impl Reporter {
         }
     }
 
-    /// Something happened: `text` for people, `fields` for programs.
+    /// Reports an event: `text` for people, `fields` for programs.
     pub fn event(&mut self, event: &str, text: &str, fields: Value) {
+        // After an event the same reason is news again.
         self.last_wait = None;
         self.emit(event, text, fields);
     }
 
-    /// The miner waits. Said when the reason is new, and again every minute.
+    /// Reports the reason for waiting if it is new, and again every minute.
     pub fn waiting(&mut self, why: &str) {
         if let Some((last, at)) = &self.last_wait
             && last == why
@@ -105,7 +107,7 @@ impl Reporter {
         self.last_wait = Some((why.to_owned(), Instant::now()));
     }
 
-    /// The status line, now.
+    /// Writes the status line now.
     pub fn status(&mut self, standings: &Standings) {
         self.last_status = Some(Instant::now());
         if self.json {
@@ -115,14 +117,14 @@ impl Reporter {
         }
     }
 
-    /// The status line, if the last one is some time ago.
+    /// Writes the status line if the last one is [`STATUS_INTERVAL`] ago.
     pub fn status_at_intervals(&mut self, standings: &Standings) {
         if self.last_status.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL) {
             self.status(standings);
         }
     }
 
-    /// A bar of `total` units for a terminal; an invisible one elsewhere.
+    /// A progress bar of `total` units on a terminal; an invisible one elsewhere.
     pub fn bar(&mut self, what: &str, total: u64, bytes: bool) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(
             Some(total),
@@ -163,10 +165,11 @@ impl Reporter {
         }
     }
 
-    /// A closed pipe behind us is no reason to stop mining.
+    /// Write errors are ignored: a closed pipe is no reason to stop mining.
     fn print(&self, line: &str) {
         let write = || drop(writeln!(io::stdout().lock(), "{line}"));
         match &self.bar {
+            // A line printed through a bar would be overwritten by its next frame.
             Some(bar) if self.terminal => bar.suspend(write),
             _ => write(),
         }
@@ -177,6 +180,7 @@ impl Reporter {
 pub fn alice(planck: u128) -> String {
     let unit = alice_primitives::emission::UNIT;
     let fraction = format!("{:012}", planck % unit);
+    // Integers to the end: a float would round amounts above 9,007 ALICE.
     match fraction.trim_end_matches('0') {
         "" => format!("{} ALICE", planck / unit),
         digits => format!("{}.{digits} ALICE", planck / unit),
@@ -186,6 +190,7 @@ pub fn alice(planck: u128) -> String {
 fn unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
+        // A clock before 1970 is no reason to fail; it shows as 0.
         .map_or(0, |d| d.as_millis() as u64)
 }
 

@@ -1,4 +1,4 @@
-//! Settings: flags and environment over the settings file over defaults.
+//! Settings: flag over environment variable over settings file over default.
 
 use crate::{
     MinerError,
@@ -6,18 +6,82 @@ use crate::{
     memory::fit::{Fit, FitArgs},
 };
 use alice_api::{Client, Hex32, ss58};
-use alice_update::Precision;
-use figment::{
-    Figment,
-    providers::{Format, Serialized, Toml},
-};
+use alice_program::settings::{SettingsError, expand_home, read_file};
+use alice_update::ResidualDtype;
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// What may stand in the settings file.
+/// Maximum CPU threads of one operation. OpenMP ends the process if the system refuses it a thread, and more threads
+/// than cores are never faster; the largest machines have fewer cores than this.
+pub const THREADS_MAX: u16 = 1024;
+
+/// A setting with a value that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingError {
+    /// Not one of the words that the setting knows.
+    #[error("{name} is '{value}'; it may be {choices}")]
+    Choice {
+        /// Setting.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// The words it may be.
+        choices: &'static str,
+    },
+    /// A number that must be at least 1.
+    #[error("{0} is 0; it must be at least 1")]
+    Zero(&'static str),
+    /// More threads than any machine has cores.
+    #[error("threads is {0}; it may be at most {THREADS_MAX}, and more than the machine's cores are never faster")]
+    Threads(u16),
+    /// Not a size of memory.
+    #[error("'{0}' is not a size of memory; write for example 24GiB")]
+    Size(String),
+    /// A size of memory without its unit.
+    #[error("'{0}' has no unit; write for example {0}GiB")]
+    SizeWithoutUnit(String),
+    /// There is no home directory to keep files in.
+    #[error("this user has no home directory, so there is no default place for the miner's files; give --data-dir DIR")]
+    NoDataDir,
+    /// A fragment that the run does not have.
+    #[error("fragment '{text}' is not one of the run's; it may be auto, full or 0 to {last}")]
+    Fragment {
+        /// The text given.
+        text: String,
+        /// The run's last fragment.
+        last: u32,
+    },
+    /// Neither a built-in run nor a file.
+    #[error("run '{name}' is neither built in ({known}) nor a text file")]
+    UnknownRun {
+        /// The text given.
+        name: String,
+        /// Built-in runs.
+        known: String,
+    },
+    /// The file of a run specification is not one.
+    #[error("run '{name}': {source}")]
+    Run {
+        /// The text given.
+        name: String,
+        /// The mistake.
+        source: alice_spec::SpecError,
+    },
+    /// The prompt on standard input cannot be read.
+    #[error("cannot read the prompt from standard input: {0}")]
+    Prompt(#[source] std::io::Error),
+    /// The prompt on standard input is too long.
+    #[error("the prompt on standard input is larger than {bytes_max} bytes; shorten it")]
+    PromptTooLong {
+        /// Maximum length, bytes.
+        bytes_max: u64,
+    },
+}
+
+/// The settings file: every key is optional, an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Merged {
+struct SettingsFile {
     device: Option<String>,
     ps: Option<String>,
     payout: Option<String>,
@@ -39,23 +103,23 @@ struct Merged {
 /// Everything `run` needs, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Device as given; `auto` where nothing was.
+    /// Device as given; `auto` by default.
     pub device: String,
     /// Client of the parameter server.
     pub client: Client,
     /// Account that is paid.
     pub payout: Hex32,
-    /// A node's WebSocket.
+    /// A node's WebSocket; its form is checked.
     pub chain: Option<String>,
-    /// CPU threads.
+    /// CPU threads of one operation, 1 to [`THREADS_MAX`]; `None` for all cores.
     pub threads: Option<u16>,
     /// Tasks in one epoch.
     pub tasks_per_epoch: u32,
-    /// How residuals are stored.
-    pub residual: Precision,
+    /// Number format of stored residuals.
+    pub residual: ResidualDtype,
     /// Whether the optimiser's moments are kept from task to task.
     pub keep_moments: bool,
-    /// How tasks are made to fit the device.
+    /// Options that fit tasks to the device.
     pub fit: Fit,
     /// Run that the user insists on.
     pub run: Option<Hex32>,
@@ -63,129 +127,170 @@ pub struct Settings {
     pub ps_key: Option<Hex32>,
     /// Directory of the miner's files.
     pub data_dir: PathBuf,
-    /// Stop after work in so many epochs.
+    /// Stop after work in this number of epochs.
     pub epochs: Option<u32>,
     /// Events as JSON.
     pub json: bool,
 }
 
 impl Settings {
-    /// Puts flags, environment and file together and checks them.
+    /// Joins flags, environment and file, and checks the result.
+    ///
+    /// # Errors
+    /// A setting is missing or wrong, or the settings file cannot be used.
     pub fn load(args: &RunArgs) -> Result<Self, MinerError> {
-        let (file, merged) = merge(&args.place, Some(args))?;
+        let (path, file) = load_file(&args.place)?;
         let missing = |what, flag, env, key| MinerError::Missing {
             what,
             flag,
             env,
             key,
-            file: file.clone(),
+            file: path.clone(),
         };
-        let ps = merged
-            .ps
-            .ok_or_else(|| missing("parameter server", "--ps URL", "ALICE_PS", "ps"))?;
-        let payout = merged
-            .payout
-            .ok_or_else(|| missing("payout address", "--payout ADDRESS", "ALICE_PAYOUT", "payout"))?;
-        let tasks_per_epoch = merged.tasks_per_epoch.unwrap_or(1);
-        for (name, zero) in [
-            ("threads", merged.threads == Some(0)),
-            ("tasks_per_epoch", tasks_per_epoch == 0),
-            ("epochs", args.epochs == Some(0)),
-        ] {
-            if zero {
-                return Err(MinerError::Setting(format!("{name} is 0; it must be at least 1")));
-            }
+        let ps = args.ps.clone().or(file.ps);
+        let ps = ps.ok_or_else(|| missing("parameter server", "--ps URL", "ALICE_PS", "ps"))?;
+        let payout = args.payout.clone().or(file.payout);
+        let payout = payout.ok_or_else(|| missing("payout address", "--payout ADDRESS", "ALICE_PAYOUT", "payout"))?;
+        let tasks_per_epoch = args.tasks_per_epoch.or(file.tasks_per_epoch).unwrap_or(1);
+        if tasks_per_epoch == 0 {
+            return Err(SettingError::Zero("tasks_per_epoch").into());
         }
+        // 0 might mean "none" or "no limit"; neither is guessed.
+        if args.epochs == Some(0) {
+            return Err(SettingError::Zero("epochs").into());
+        }
+        let residual = args.residual.clone().or(file.residual);
+        let keep_moments = args.keep_moments.clone().or(file.keep_moments);
+        let from_file = FitArgs {
+            precision: file.precision,
+            moments: file.moments,
+            checkpoint: file.checkpoint,
+            micro_batch: file.micro_batch,
+            device_memory: file.device_memory,
+        };
         Ok(Self {
-            device: merged.device.unwrap_or_else(|| "auto".into()),
+            device: args.device.clone().or(file.device).unwrap_or_else(|| "auto".into()),
             client: Client::new(&ps)?,
             payout: Hex32(ss58::decode(&payout)?),
-            chain: merged.chain,
-            threads: merged.threads,
+            // Checked now: the connection is made only when it is first needed, perhaps hours later.
+            chain: args.chain.clone().or(file.chain).map(chain_url).transpose()?,
+            threads: threads(args.threads.or(file.threads))?,
             tasks_per_epoch,
-            residual: precision(merged.residual.as_deref())?,
-            keep_moments: on_or_off("keep_moments", merged.keep_moments.as_deref())?,
-            fit: Fit::new(&FitArgs {
-                precision: merged.precision,
-                moments: merged.moments,
-                checkpoint: merged.checkpoint,
-                micro_batch: merged.micro_batch,
-                device_memory: merged.device_memory,
-            })?,
-            run: merged.run,
-            ps_key: merged.ps_key,
-            data_dir: merged.data_dir.map_or_else(default_data_dir, Ok)?,
+            residual: residual_dtype(residual.as_deref())?,
+            keep_moments: on_or_off("keep_moments", keep_moments.as_deref())?,
+            fit: Fit::new(&args.fit.clone().or(from_file))?,
+            run: args.run.or(file.run),
+            ps_key: args.ps_key.or(file.ps_key),
+            data_dir: data_dir(&args.place, file.data_dir)?,
             epochs: if args.once { Some(1) } else { args.epochs },
             json: args.json,
         })
     }
 }
 
-fn precision(text: Option<&str>) -> Result<Precision, MinerError> {
-    match text {
-        None | Some("f32") => Ok(Precision::F32),
-        Some("bf16") => Ok(Precision::Bf16),
-        Some(other) => Err(MinerError::Setting(format!(
-            "residual is '{other}'; it may be f32 or bf16"
-        ))),
+/// CPU threads, if their number can be used.
+///
+/// # Errors
+/// The number is 0 or above [`THREADS_MAX`].
+pub fn threads(number: Option<u16>) -> Result<Option<u16>, SettingError> {
+    match number {
+        Some(0) => Err(SettingError::Zero("threads")),
+        Some(n) if n > THREADS_MAX => Err(SettingError::Threads(n)),
+        number => Ok(number),
     }
 }
 
-fn on_or_off(name: &str, text: Option<&str>) -> Result<bool, MinerError> {
+/// A node's address, if it has the form of one. A wrong form would otherwise pass for a node that is away, for ever.
+fn chain_url(url: String) -> Result<String, MinerError> {
+    alice_chain::check_url(&url)?;
+    Ok(url)
+}
+
+fn residual_dtype(text: Option<&str>) -> Result<ResidualDtype, SettingError> {
+    match text {
+        None | Some("f32") => Ok(ResidualDtype::F32),
+        Some("bf16") => Ok(ResidualDtype::Bf16),
+        Some(other) => Err(SettingError::Choice {
+            name: "residual",
+            value: other.into(),
+            choices: "f32 or bf16",
+        }),
+    }
+}
+
+fn on_or_off(name: &'static str, text: Option<&str>) -> Result<bool, SettingError> {
     match text {
         None | Some("on") => Ok(true),
         Some("off") => Ok(false),
-        Some(other) => Err(MinerError::Setting(format!("{name} is '{other}'; it may be on or off"))),
+        Some(other) => Err(SettingError::Choice {
+            name,
+            value: other.into(),
+            choices: "on or off",
+        }),
     }
 }
 
-/// The data directory for commands that need nothing else, and the chain's address if the file has one.
-pub fn place(args: &PlaceArgs) -> Result<(PathBuf, Option<String>), MinerError> {
-    let (_, merged) = merge(args, None)?;
-    Ok((merged.data_dir.map_or_else(default_data_dir, Ok)?, merged.chain))
+/// Settings of commands that need no server.
+#[derive(Debug)]
+pub struct Place {
+    /// Directory of the miner's files.
+    pub data_dir: PathBuf,
+    /// A node's WebSocket, if the flag or the settings file has one; its form is checked.
+    pub chain: Option<String>,
+    /// The settings file; `None` if this user has no place for one.
+    pub file: Option<PathBuf>,
 }
 
-/// The settings file that is read.
-pub fn config_file(place: &PlaceArgs) -> Result<PathBuf, MinerError> {
-    match &place.config {
-        Some(path) => Ok(path.clone()),
-        None => Ok(home("XDG_CONFIG_HOME", ".config")?.join("alice/miner.toml")),
+/// Reads the settings of a command that needs no server. `chain` is the command's own flag.
+///
+/// # Errors
+/// The settings file cannot be used, there is no place for files, or the node's address is none.
+pub fn place(args: &PlaceArgs, chain: Option<String>) -> Result<Place, MinerError> {
+    let (path, file) = load_file(args)?;
+    Ok(Place {
+        data_dir: data_dir(args, file.data_dir)?,
+        chain: chain.or(file.chain).map(chain_url).transpose()?,
+        file: path,
+    })
+}
+
+/// The settings file with its contents; empty if there is none at the default place.
+fn load_file(place: &PlaceArgs) -> Result<(Option<PathBuf>, SettingsFile), SettingsError> {
+    if let Some(path) = &place.config {
+        let path = expand_home(path)?;
+        let file = read_file(&path)?;
+        return Ok((Some(path), file));
+    }
+    // A user without a home, of a service for example, can still give everything by flags.
+    let Some(path) = user_dir("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("alice/miner.toml")) else {
+        return Ok((None, SettingsFile::default()));
+    };
+    match read_file(&path) {
+        // Only a file that was named must exist. Its path is kept for the advice in errors.
+        Err(SettingsError::Missing(_)) => Ok((Some(path), SettingsFile::default())),
+        file => Ok((Some(path), file?)),
     }
 }
 
-fn merge(place: &PlaceArgs, run: Option<&RunArgs>) -> Result<(PathBuf, Merged), MinerError> {
-    let file = config_file(place)?;
-    if place.config.is_some() && !file.is_file() {
-        return Err(MinerError::Setting(format!(
-            "there is no settings file {}",
-            file.display()
-        )));
+fn data_dir(place: &PlaceArgs, from_file: Option<PathBuf>) -> Result<PathBuf, MinerError> {
+    if let Some(dir) = place.data_dir.as_ref().or(from_file.as_ref()) {
+        return Ok(expand_home(dir)?);
     }
-    let mut figment = Figment::new().merge(Toml::file(&file));
-    if let Some(run) = run {
-        figment = figment.merge(Serialized::defaults(run));
-    }
-    if let Some(dir) = &place.data_dir {
-        figment = figment.merge(Serialized::default("data_dir", dir));
-    }
-    match figment.extract() {
-        Ok(merged) => Ok((file, merged)),
-        Err(e) => Err(MinerError::Setting(format!("settings in {}: {e}", file.display()))),
-    }
+    let data = user_dir("XDG_DATA_HOME", ".local/share").ok_or(SettingError::NoDataDir)?;
+    Ok(data.join("alice/miner"))
 }
 
-fn default_data_dir() -> Result<PathBuf, MinerError> {
-    Ok(home("XDG_DATA_HOME", ".local/share")?.join("alice/miner"))
+/// The user's directory of a kind: the variable of the XDG base directory specification, else a folder of the home.
+fn user_dir(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    user_dir_of(named, std::env::home_dir(), below_home)
 }
 
-fn home(variable: &str, below_home: &str) -> Result<PathBuf, MinerError> {
-    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set(variable)
-        .filter(|p| p.is_absolute())
-        .or_else(|| set("HOME").map(|h| Path::new(&h).join(below_home)))
-        .ok_or_else(|| {
-            MinerError::Setting("HOME is not set, so there is no place for files; give --data-dir and --config".into())
-        })
+fn user_dir_of(named: Option<PathBuf>, home: Option<PathBuf>, below_home: &str) -> Option<PathBuf> {
+    // The specification says that relative paths in the variables are to be ignored.
+    named
+        .filter(|path| path.is_absolute())
+        .or_else(|| Some(home.filter(|home| !home.as_os_str().is_empty())?.join(below_home)))
 }
 
 #[cfg(test)]
@@ -226,7 +331,7 @@ mod tests {
             (settings.device.as_str(), settings.threads, settings.tasks_per_epoch),
             ("cpu", Some(2), 1)
         );
-        assert_eq!(settings.residual, Precision::Bf16);
+        assert_eq!(settings.residual, ResidualDtype::Bf16);
         args.ps = Some("http://b:2".into());
         args.fit.micro_batch = Some(3);
         args.once = true;
@@ -262,16 +367,95 @@ mod tests {
                 format!("ps = 'http://a:1'\npayout = '{}'\nmoments = '4bit'", address()),
                 "f32 or 8bit",
             ),
-            ("pz = 'http://a:1'".to_owned(), "pz"),
-            ("ps = 3".to_owned(), "ps"),
+            ("pz = 'http://a:1'".to_owned(), "miner.toml, line 1: unknown field `pz`"),
+            ("\nps = 3".to_owned(), "miner.toml, line 2"),
             ("ps = ".to_owned(), "miner.toml"),
+            ("threads = 70000".to_owned(), "miner.toml, line 1"),
+            (
+                format!("ps = 'http://a:1/?key=1'\npayout = '{}'", address()),
+                "http://host:port",
+            ),
         ];
         for (config, expected) in cases {
             let (_dir, args) = args(&config);
             let error = Settings::load(&args).err().unwrap();
-            assert_eq!(error.exit_code(), crate::error::EXIT_USAGE, "{error}");
+            assert_eq!(error.exit_code(), alice_program::exit::USAGE, "{error}");
             assert!(error.to_string().contains(expected), "{config}: {error}");
         }
+    }
+
+    #[test]
+    fn the_form_of_a_nodes_address_should_be_checked_at_once() {
+        let base = format!("ps = 'http://a:1'\npayout = '{}'\n", address());
+        for url in ["127.0.0.1:9944", "http://127.0.0.1:9944", "ws://", ""] {
+            let (_dir, args) = args(&format!("{base}chain = '{url}'"));
+            let error = Settings::load(&args).err().unwrap();
+            assert_eq!(error.exit_code(), alice_program::exit::USAGE, "{error}");
+            assert!(error.to_string().contains("ws://"), "{error}");
+            assert!(super::place(&args.place, None).is_err());
+            assert!(
+                super::place(&args.place, Some("ws://a:1".into())).is_ok(),
+                "the flag wins"
+            );
+        }
+        let (_dir, args) = args(&format!("{base}chain = 'ws://127.0.0.1:9944'"));
+        assert!(Settings::load(&args).unwrap().chain.is_some());
+    }
+
+    #[test]
+    fn more_threads_than_any_machine_has_should_be_refused() {
+        assert_eq!(threads(Some(THREADS_MAX)).unwrap(), Some(THREADS_MAX));
+        for (number, expected) in [
+            (0, "at least 1"),
+            (THREADS_MAX + 1, "at most 1024"),
+            (u16::MAX, "65535"),
+        ] {
+            let error = threads(Some(number)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_home_in_a_path_of_the_file_should_be_expanded() {
+        let (_dir, mut args) = args("data_dir = '~/alice'");
+        args.place.data_dir = None;
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(super::place(&args.place, None).unwrap().data_dir, home.join("alice"));
+        // Somebody else's home is known to shells only: refused, not made as a folder of that name.
+        args.place.data_dir = Some("~root/alice".into());
+        let error = super::place(&args.place, None).unwrap_err();
+        assert_eq!(error.exit_code(), alice_program::exit::USAGE, "{error}");
+    }
+
+    #[test]
+    fn a_user_without_a_home_should_need_flags_only() {
+        assert_eq!(user_dir_of(None, None, "x"), None);
+        assert_eq!(user_dir_of(None, Some("".into()), "x"), None);
+        assert_eq!(
+            user_dir_of(Some("relative".into()), Some("/h".into()), "x"),
+            Some("/h/x".into())
+        );
+        assert_eq!(user_dir_of(Some("/named".into()), None, "x"), Some("/named".into()));
+        let error = MinerError::Missing {
+            what: "node",
+            flag: "--chain URL",
+            env: "ALICE_CHAIN",
+            key: "chain",
+            file: None,
+        };
+        assert_eq!(error.to_string(), "no node is set; give --chain URL, set ALICE_CHAIN");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_data_dir_that_is_not_utf_8_should_work() {
+        use std::os::unix::ffi::OsStrExt;
+        let (dir, mut args) = args("");
+        let name = std::ffi::OsStr::from_bytes(b"caf\xe9");
+        args.place.data_dir = Some(dir.path().join(name));
+        let place = super::place(&args.place, None).unwrap();
+        assert_eq!(place.data_dir, dir.path().join(name));
+        assert!(crate::key::MiningKey::load_or_create(&place.data_dir).unwrap().created);
     }
 
     #[test]
@@ -281,7 +465,7 @@ mod tests {
             config: Some("/nowhere/miner.toml".into()),
         };
         assert!(
-            super::place(&place)
+            super::place(&place, None)
                 .unwrap_err()
                 .to_string()
                 .contains("/nowhere/miner.toml")

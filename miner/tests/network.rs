@@ -6,19 +6,20 @@ use alice_api::{ErrorCode, Hex32, Outcome, ss58};
 use alice_miner::{
     MinerError,
     cli::{PlaceArgs, RunArgs},
-    memory::device,
     key::MiningKey,
+    memory::device,
     miner::Miner,
-    task::moments,
+    report::Reporter,
+    settings::Settings,
     settlement::pages::Pays,
     settlement::receipts::{Receipts, Record, Standing},
-    report::Reporter,
+    shutdown::{Shutdown, ShutdownHandle},
+    task::moments,
+    task::pinned_network::PinnedNetwork,
     task::residual::Residuals,
-    task::pinned_network::{Network, Run},
-    settings::Settings,
-    shutdown::{Stop, StopHandle},
+    task::run::Run,
 };
-use alice_update::{Entries, Layout, Precision};
+use alice_update::{Entries, Layout, ResidualDtype};
 use common::FakePs;
 use std::{
     path::{Path, PathBuf},
@@ -28,7 +29,7 @@ use std::{
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn miner(data_dir: &Path, url: &str) -> (Miner, StopHandle) {
+fn miner(data_dir: &Path, url: &str) -> (Miner, ShutdownHandle) {
     let config = data_dir.join("settings.toml");
     std::fs::write(&config, "device = 'cpu'\nthreads = 1\n").unwrap();
     let place = PlaceArgs {
@@ -45,10 +46,10 @@ fn miner(data_dir: &Path, url: &str) -> (Miner, StopHandle) {
     })
     .unwrap();
     let key = MiningKey::load_or_create(data_dir).unwrap();
-    let (handle, stop) = Stop::new();
+    let (handle, shutdown) = Shutdown::new();
     let device = device::resolve("cpu").unwrap();
     (
-        Miner::new(settings, key, device, Reporter::new(true), stop).unwrap(),
+        Miner::new(settings, key, device, Reporter::new(true), shutdown).unwrap(),
         handle,
     )
 }
@@ -60,7 +61,7 @@ async fn mine(data_dir: &Path, url: &str) -> Result<(), MinerError> {
         .expect("the miner does not come to an end")
 }
 
-/// Polls until it is so.
+/// Polls until a condition holds.
 async fn until(done: impl Fn() -> bool) {
     let started = Instant::now();
     while !done() {
@@ -82,10 +83,10 @@ fn run_dir(data_dir: &Path, ps: &FakePs) -> PathBuf {
     Run::dir(data_dir, &Hex32(ps.spec.run_hash()))
 }
 
-/// What waits for a verdict, and what is left of the updates.
-fn left(data_dir: &Path, ps: &FakePs) -> (Vec<[u8; 32]>, Vec<f32>) {
-    let residuals = Residuals::open(&run_dir(data_dir, ps), &ps.spec, Precision::F32).unwrap();
-    residuals.left(0).unwrap()
+/// Pending submissions and the residual.
+fn remainder(data_dir: &Path, ps: &FakePs) -> (Vec<[u8; 32]>, Vec<f32>) {
+    let residuals = Residuals::open(&run_dir(data_dir, ps), &ps.spec, ResidualDtype::F32).unwrap();
+    residuals.remainder(0).unwrap()
 }
 
 fn assert_one_accepted(data_dir: &Path, ps: &Arc<FakePs>) {
@@ -104,7 +105,7 @@ fn assert_one_accepted(data_dir: &Path, ps: &Arc<FakePs>) {
     assert!(page.is_some(), "the payout page is not kept");
     assert!(!run_dir(data_dir, ps).join("outgoing.update").exists());
     assert!(!run_dir(data_dir, ps).join("outgoing.ledger").exists());
-    let (pending, residual) = left(data_dir, ps);
+    let (pending, residual) = remainder(data_dir, ps);
     assert!(pending.is_empty(), "an accepted update is still set aside");
     assert!(residual.iter().any(|v| *v != 0.0), "a lossy update leaves a residual");
 }
@@ -160,9 +161,35 @@ async fn an_update_that_cannot_be_stored_should_wait_for_room() {
         } else {
             ps.seen().epoch = 1;
             let error = task.await.unwrap().unwrap_err();
-            assert!(matches!(error, MinerError::File { .. }), "{error}");
+            assert!(matches!(error, MinerError::NotStored { epoch: 0, .. }), "{error}");
             assert_eq!(ps.seen().commits, 0);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_other_file_that_cannot_be_written_should_wait_for_room_too() {
+    // A file in a directory's place, as a full disk would be: nothing can be written below it. The receipt, the payout
+    // page, the cached text.
+    for (obstacle, commits, looks) in [("receipts", 1, 0), ("pages", 1, 2), ("shards", 0, 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (ps, url) = FakePs::start().await;
+        let path = match obstacle {
+            "shards" => run_dir(dir.path(), &ps).join(obstacle),
+            _ => dir.path().join(obstacle),
+        };
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let (mut patient, _handle) = miner(dir.path(), &url);
+        std::fs::write(&path, "").unwrap();
+        let mut task = tokio::spawn(async move { patient.run().await });
+        until(|| ps.seen().claims > 0 && ps.seen().commits >= commits).await;
+        let before = ps.seen().looks;
+        until(|| ps.seen().looks >= before + looks).await;
+        let ended = tokio::time::timeout(Duration::from_secs(1), &mut task).await;
+        assert!(ended.is_err(), "{obstacle}: a full disk must not end the miner");
+        std::fs::remove_file(&path).unwrap();
+        task.await.unwrap().unwrap();
+        assert_one_accepted(dir.path(), &ps);
     }
 }
 
@@ -173,7 +200,7 @@ async fn a_disk_that_fills_up_with_the_residual_should_cost_the_moments_not_the_
         let dir = tempfile::tempdir().unwrap();
         let (ps, url) = FakePs::start().await;
         if is_full {
-            // Every write to this device says that no space is left; what is left of a failed try is removed with it.
+            // Every write to this device fails with "no space left"; a failed try removes its part file.
             let part = run_dir(dir.path(), &ps).join("residual-0-1.part");
             let fill = move || std::os::unix::fs::symlink("/dev/full", part).unwrap();
             ps.seen().on_claim = Some(Box::new(fill));
@@ -202,7 +229,7 @@ async fn training_that_runs_out_of_bounds_should_end_the_miner_and_leave_nothing
     }
     assert_eq!(Receipts::open(dir.path()).unwrap().iter().count(), 0);
     assert!(!moments::file(&run_dir(dir.path(), &ps), 0).exists());
-    let (pending, residual) = left(dir.path(), &ps);
+    let (pending, residual) = remainder(dir.path(), &ps);
     assert!(pending.is_empty() && residual.iter().all(|v| *v == 0.0));
 }
 
@@ -233,26 +260,28 @@ async fn an_update_whose_bytes_are_lost_should_be_asked_for_before_it_is_given_u
         let receipts = Receipts::open(dir.path()).unwrap();
         let reason = receipts.iter().find(|record| record.epoch == 0).unwrap().reason();
         assert!(reason.contains("damaged on disk"), "{reason}");
-        let (pending, residual) = left(dir.path(), &ps);
+        let (pending, residual) = remainder(dir.path(), &ps);
         assert!(pending.is_empty() && residual.iter().any(|v| *v != 0.0));
     }
 }
 
-/// Mines one task against a server that was told what to say; returns the record, the residual and the sent update.
-async fn mine_one(tell: impl FnOnce(&mut common::Seen)) -> (Record, (Vec<[u8; 32]>, Vec<f32>), alice_update::Update) {
+/// Mines one task against a prepared server; returns the record, the residual and the sent update.
+async fn mine_one(
+    prepare: impl FnOnce(&mut common::Seen),
+) -> (Record, (Vec<[u8; 32]>, Vec<f32>), alice_update::Update) {
     let dir = tempfile::tempdir().unwrap();
     let (ps, url) = FakePs::start().await;
-    tell(&mut ps.seen());
+    prepare(&mut ps.seen());
     mine(dir.path(), &url).await.unwrap();
     let record = Receipts::open(dir.path()).unwrap().iter().next().unwrap().clone();
     let bytes = ps.seen().bytes.values().next().unwrap().clone();
     let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
-    (record, left(dir.path(), &ps), update)
+    (record, remainder(dir.path(), &ps), update)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_accepted_should_return_to_the_residual() {
-    let decay = alice_spec::RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml")).unwrap();
+async fn values_of_refused_updates_should_return_to_the_residual() {
+    let decay = alice_testkit::fixtures::dev();
     let decay = decay.update.feedback_decay as f32;
     let (record, settled, sent) = mine_one(|_| ()).await;
     assert_eq!(record.standing(), Standing::Accepted);
@@ -273,8 +302,8 @@ async fn what_was_not_accepted_should_return_to_the_residual() {
     for (index, value) in sent.indices.iter().zip(&sent.values) {
         expected[*index as usize] += decay * value;
     }
-    for left in [of_late, of_refused] {
-        assert_eq!(left, (vec![], expected.clone()));
+    for remainder in [of_late, of_refused] {
+        assert_eq!(remainder, (vec![], expected.clone()));
     }
 }
 
@@ -284,7 +313,7 @@ async fn a_server_of_another_network_or_with_another_key_should_get_no_work() {
     let (ps, url) = FakePs::start().await;
     mine(dir.path(), &url).await.unwrap();
     let file = dir.path().join("network.json");
-    let mut network: Network = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mut network: PinnedNetwork = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     assert_eq!(network.ps_key, Some(ps.key.public()));
     // Another key: the miner waits, and says what to do, until it is stopped.
     network.ps_key = Some(Hex32([1; 32]));
@@ -296,7 +325,7 @@ async fn a_server_of_another_network_or_with_another_key_should_get_no_work() {
     // It has seen the key and looked again.
     until(|| ps.seen().looks >= looks + 2).await;
     assert!(!task.is_finished());
-    handle.stop();
+    handle.request();
     task.await.unwrap().unwrap();
     assert_eq!(ps.seen().claims, 1);
     // Another chain: only another data directory helps, so the miner leaves.
@@ -322,9 +351,9 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
         // A damaged download does not end the miner: it asks again.
         until(|| ps.seen().damaged_sent >= 2).await;
         assert!(!task.is_finished(), "a damaged download must not end the miner");
-        handle.stop();
+        handle.request();
         task.await.unwrap().unwrap();
-        // What came whole is kept: the first delta's model where the second is damaged, nothing of half a snapshot.
+        // Undamaged downloads are kept: the first delta's model where the second is damaged, nothing of half a snapshot.
         let kept = (damaged == delta.blob).then_some(ps.model.deltas[0].model_root);
         assert_eq!(root_on_disk(dir.path(), &ps), kept, "nothing damaged is kept");
         assert_eq!(ps.seen().commits, 0);
@@ -335,7 +364,7 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
     let update = alice_update::decode(&Layout::from_spec(&ps.spec), &ps.spec.update, &bytes).unwrap();
     assert_eq!(Hex32(update.header.base_root), ps.root, "trained on the newest model");
     assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.root), "bit by bit");
-    // Three starts later, what had come whole was asked for once.
+    // Three starts later, each undamaged blob was asked for once.
     let sent = &ps.seen().sent;
     assert!(
         ps.model.snapshot.chunks.iter().all(|chunk| sent[chunk] == 1),
@@ -378,7 +407,7 @@ async fn an_earlier_step_that_is_gone_should_lead_to_the_snapshot() {
 fn store_before_snapshot(data_dir: &Path, ps: &FakePs) {
     let run = run_dir(data_dir, ps);
     std::fs::create_dir_all(&run).unwrap();
-    let mut theta = alice_model::init_theta(&ps.spec, &common::GENESIS);
+    let mut theta = alice_init::init_theta(&ps.spec, &common::GENESIS);
     theta.iter_mut().for_each(|v| *v *= common::LATER);
     std::fs::write(run.join("theta.bin"), alice_store::theta::to_le_bytes(&theta)).unwrap();
 }
@@ -397,7 +426,7 @@ async fn a_first_state_that_the_run_names_should_be_fetched_and_no_other_taken()
     let task = tokio::spawn(async move { patient.run().await });
     until(|| ps.seen().model_looks >= 2).await;
     assert!(!task.is_finished(), "an untrue answer must not end the miner");
-    handle.stop();
+    handle.request();
     task.await.unwrap().unwrap();
     assert_eq!(root_on_disk(dir.path(), &ps), None);
     assert_eq!(ps.seen().commits, 0);
@@ -412,7 +441,7 @@ async fn a_delta_that_does_not_lead_to_its_root_should_be_taken_back() {
     let task = tokio::spawn(async move { patient.run().await });
     until(|| ps.seen().model_looks >= 2).await;
     assert!(!task.is_finished(), "a false delta must not end the miner");
-    handle.stop();
+    handle.request();
     task.await.unwrap().unwrap();
     assert_eq!(root_on_disk(dir.path(), &ps), Some(ps.model.snapshot.model_root));
     assert_eq!(ps.seen().commits, 0);
@@ -463,7 +492,7 @@ async fn a_stop_should_end_the_miner_while_the_server_is_away() {
     let task = tokio::spawn(async move { miner.run().await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!task.is_finished(), "an absent server must not end the miner");
-    handle.stop();
+    handle.request();
     tokio::time::timeout(Duration::from_secs(5), task)
         .await
         .unwrap()

@@ -1,35 +1,38 @@
-//! Devices: what the user may name, and what that is on this machine.
+//! Devices by the names that the user gives them.
 
 use crate::MinerError;
 use alice_model::{Device, DeviceChoice};
 
-/// A device as it is shown to the user.
+/// A line of the list of devices.
 pub struct Shown {
-    /// What `--device` takes.
+    /// Its name for `--device`.
     pub name: String,
-    /// What it is.
+    /// Kind and memory, for people.
     pub description: String,
-    /// Why it cannot be used, and what to do about it; none where it can.
+    /// Why it cannot be used, and what to do about it; `None` if it can.
     pub problem: Option<String>,
 }
 
-/// The device that the user named, if it is there.
+/// The device of a name, after checking that it works.
+///
+/// # Errors
+/// [`MinerError::Device`] if nothing has this name or the device cannot be used.
 pub fn resolve(text: &str) -> Result<Device, MinerError> {
-    let choice = text.parse::<DeviceChoice>().and_then(DeviceChoice::resolve);
-    choice.map_err(|e| MinerError::Device(e.to_string()))
+    Ok(text.parse::<DeviceChoice>().and_then(DeviceChoice::resolve)?)
 }
 
-/// Where `auto` came to the CPU: why no GPU is used, in one line.
+/// Why no GPU is used although the user left the choice, in one line; `None` if one is, or the user chose the CPU.
 pub fn why_not_faster(asked: &str, chosen: Device) -> Option<String> {
     if chosen != Device::Cpu || asked.parse() != Ok(DeviceChoice::Auto) {
         return None;
     }
+    // The device that `auto` would have preferred on this system.
     let wanted = if cfg!(target_os = "macos") { "metal" } else { "cuda:0" };
     let problem = list().into_iter().find(|d| d.name == wanted)?.problem?;
     Some(format!("training on the CPU, {wanted} cannot be used: {problem}"))
 }
 
-/// Every device that could be named on this machine.
+/// Every device of this machine, usable or not.
 pub fn list() -> Vec<Shown> {
     let shown = |d: alice_model::DeviceInfo| Shown {
         name: d.choice.to_string(),
@@ -39,7 +42,7 @@ pub fn list() -> Vec<Shown> {
     alice_model::devices().into_iter().map(shown).collect()
 }
 
-/// Name of a device.
+/// Name of a device, as `--device` takes it.
 pub fn name(device: Device) -> String {
     match device {
         Device::Cpu => DeviceChoice::Cpu.to_string(),
@@ -56,7 +59,7 @@ mod tests {
     #[test]
     fn unknown_devices_should_be_usage_errors() {
         let error = resolve("tpu").unwrap_err();
-        assert_eq!(error.exit_code(), crate::error::EXIT_USAGE);
+        assert_eq!(error.exit_code(), alice_program::exit::USAGE);
         assert!(error.to_string().contains("cuda:1"), "{error}");
     }
 

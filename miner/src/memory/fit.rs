@@ -1,46 +1,42 @@
-//! How tasks are made to fit the device: what the user said, and what the plan says for the rest.
+//! Chooses training options that fit device memory: the user's flags first, the plan for the rest.
+//!
+//! The arithmetic of the plan is [`alice_trainer::plan`]; here are the user's side of it (flags, sizes, words) and the
+//! comparison of the plan with the memory that a task really took ([`MemoryMonitor`]).
 
-use crate::MinerError;
+use crate::settings::SettingError;
 use alice_model::{Bf16, Device};
 use alice_spec::RunSpec;
 use alice_trainer::{
     MemoryWatch, Moments, Options, Precision,
     plan::{self, CPU_SHARE, Need},
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Sizes of devices that people have, GiB.
+/// Memory of common devices, GiB: 6 (RTX 2060) to 141 (H200). Only for the advice when nothing fits.
 const COMMON_GIB: [u64; 12] = [6, 8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141];
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Flags and settings that fit tasks to the device. What is left out is chosen by the plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Serialize, Deserialize)]
-#[serde(default)]
+/// Flags and settings that fit tasks to the device. The plan chooses those that are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct FitArgs {
     /// f32 or bf16 [default: bf16 on a GPU that has it, else f32 where it fits]
     #[arg(long, value_name = "KIND", value_parser = ["auto", "f32", "bf16"])]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<String>,
     /// Optimiser's moments: f32 or 8bit [default: f32 where it fits]
     #[arg(long, value_name = "KIND", value_parser = ["auto", "f32", "8bit"])]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub moments: Option<String>,
     /// Compute activations a second time instead of keeping them: on or off [default: off where it fits]
     #[arg(long, value_name = "WHEN", value_parser = ["auto", "on", "off"])]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
-    /// Sequences that go through the model at once [default: as many as fit]
+    /// Sequences that go through the model at once [default: the most that fit]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch: Option<u32>,
-    /// Memory of the device, for example 24GiB [default: what it has free]
+    /// Memory of the device with its unit, for example 24GiB [default: its free memory]
     #[arg(long, env = "ALICE_DEVICE_MEMORY", value_name = "SIZE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device_memory: Option<String>,
 }
 
-/// The same, checked.
+/// Validated [`FitArgs`], with what was measured of the device.
 #[derive(Clone, Debug, Default)]
 pub struct Fit {
     precision: Option<Precision>,
@@ -48,41 +44,59 @@ pub struct Fit {
     checkpoint: Option<bool>,
     micro_batch: Option<u32>,
     memory: Option<u64>,
-    /// What a GPU had free before the first task.
+    /// Free memory of a GPU before the first task, bytes.
     free_at_start: Option<u64>,
-    /// What a GPU makes of bf16.
+    /// Whether the GPU computes in bf16, and how fast.
     bf16: Bf16,
 }
 
-/// What the plan comes to for a run on a device.
+/// Memory needs of a run's tasks on a device, for each combination of options.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    /// Fragment that it is for; none: any of the run's.
+pub struct MemoryPlan {
+    /// Fragment that it is for; `None` for the largest of the run's.
     pub fragment: Option<u32>,
-    /// Bytes that a task may take; none where nobody knows.
+    /// Bytes that a task may take; `None` if the device's memory is unknown.
     pub usable: Option<u64>,
-    /// On the CPU, what the update takes of the same memory; none on a GPU.
+    /// On the CPU, the update's share of the same memory, bytes; `None` on a GPU.
     kept_for_host: Option<u64>,
-    /// Each combination that was looked at, in order of preference.
+    /// Combinations of options, in order of preference.
     pub rows: Vec<Row>,
 }
 
 /// One combination of options.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Options; the micro-batch is the largest that fits, or 1 where none does.
+    /// Options; the micro-batch is the largest that fits, or 1 if none does.
     pub options: Options,
-    /// What they need.
+    /// Memory that they need.
     pub need: Need,
-    /// Whether that fits.
+    /// Whether that fits the device.
     pub fits: bool,
 }
 
+impl FitArgs {
+    /// Fills the settings that are missing here from others.
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            precision: self.precision.or(others.precision),
+            moments: self.moments.or(others.moments),
+            checkpoint: self.checkpoint.or(others.checkpoint),
+            micro_batch: self.micro_batch.or(others.micro_batch),
+            device_memory: self.device_memory.or(others.device_memory),
+        }
+    }
+}
+
 impl Fit {
-    /// Checks what the user said.
-    pub fn new(args: &FitArgs) -> Result<Self, MinerError> {
-        let unknown = |name: &str, value: &str, known: &str| {
-            MinerError::Setting(format!("{name} is '{value}'; it may be {known}"))
+    /// Checks the user's flags.
+    ///
+    /// # Errors
+    /// A flag has a value that it does not know.
+    pub fn new(args: &FitArgs) -> Result<Self, SettingError> {
+        let unknown = |name, value: &str, choices| SettingError::Choice {
+            name,
+            value: value.into(),
+            choices,
         };
         let precision = match args.precision.as_deref() {
             None | Some("auto") => None,
@@ -103,7 +117,7 @@ impl Fit {
             Some(other) => return Err(unknown("checkpoint", other, "auto, on or off")),
         };
         if args.micro_batch == Some(0) {
-            return Err(MinerError::Setting("micro_batch is 0; it must be at least 1".into()));
+            return Err(SettingError::Zero("micro_batch"));
         }
         Ok(Self {
             precision,
@@ -116,8 +130,8 @@ impl Fit {
         })
     }
 
-    /// Looks once at what a GPU that is there can do and has free, for every plan from here on: libtorch keeps what a task has
-    /// taken, so that later there would seem to be too little for the next one.
+    /// Measures a GPU once, for every plan from here on: libtorch keeps the memory that a task has taken, so a later
+    /// measurement would seem to leave too little for the next task.
     pub fn measure(&mut self, device: Device) {
         if device != Device::Cpu {
             self.free_at_start = free_memory(device);
@@ -125,8 +139,8 @@ impl Fit {
         }
     }
 
-    /// Plans tasks of a fragment (none: of any of the run's).
-    pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> Plan {
+    /// Plans tasks of a fragment; `None` for the largest of the run's.
+    pub fn plan(&self, spec: &RunSpec, fragment: Option<u32>, device: Device) -> MemoryPlan {
         // On the CPU device and host are the same memory.
         let host = host_bytes(spec, fragment);
         let usable = match device {
@@ -156,7 +170,7 @@ impl Fit {
                 fits: micro_batch.is_some(),
             }
         });
-        Plan {
+        MemoryPlan {
             fragment,
             usable,
             kept_for_host: (device == Device::Cpu).then_some(host),
@@ -164,12 +178,13 @@ impl Fit {
         }
     }
 
-    /// Combinations that the user's words leave, the one that changes least first.
+    /// Combinations that the user's flags leave, the one that changes training least first.
     fn candidates(&self, device: Device) -> impl Iterator<Item = Options> {
         let bf16 = if device == Device::Cpu { Bf16::Slow } else { self.bf16 };
         let precisions = match (self.precision, bf16) {
             (Some(precision), _) => vec![precision],
             (None, Bf16::Fast) => vec![Precision::Bf16, Precision::F32],
+            // bf16 as the second choice: slow, but a task that fits only so is better than none.
             (None, Bf16::Slow) => vec![Precision::F32, Precision::Bf16],
             (None, Bf16::Missing) => vec![Precision::F32],
         };
@@ -182,18 +197,18 @@ impl Fit {
     }
 }
 
-impl Plan {
-    /// The first that fits.
+impl MemoryPlan {
+    /// The first combination that fits.
     pub fn chosen(&self) -> Option<&Row> {
         self.rows.iter().find(|row| row.fits)
     }
 
-    /// The one that needs least.
+    /// The combination that needs least.
     pub fn smallest(&self) -> Option<&Row> {
         self.rows.iter().min_by_key(|row| row.need.total())
     }
 
-    /// What is chosen and how much room it leaves, or why nothing is and what would fit; one line.
+    /// The chosen combination with its need, or the least need and a device that would do; one line.
     pub fn summary(&self) -> String {
         let room = self
             .usable
@@ -204,7 +219,7 @@ impl Plan {
             (Some(row), _) => format!("{}: {} of memory ({room})", words(&row.options), gib(row.need.total())),
             (None, Some(row)) => {
                 let total = row.need.total();
-                let would_do = match self.kept_for_host {
+                let sufficient = match self.kept_for_host {
                     Some(host) => {
                         let bytes = host.saturating_add(total.div_ceil(CPU_SHARE.0).saturating_mul(CPU_SHARE.1));
                         format!("{} GiB of free memory", bytes.div_ceil(1 << 30))
@@ -214,7 +229,7 @@ impl Plan {
                         .map_or("no common device".into(), |size| format!("a device of {size} GiB")),
                 };
                 format!(
-                    "nothing fits: the least, {}, needs {} ({room}); {would_do} would do",
+                    "nothing fits: the least, {}, needs {} ({room}); {sufficient} would do",
                     words(&row.options),
                     gib(total)
                 )
@@ -223,7 +238,7 @@ impl Plan {
         }
     }
 
-    /// For programs.
+    /// The plan as JSON, for programs.
     pub fn json(&self) -> Value {
         let row = |row: &Row| {
             json!({
@@ -239,7 +254,7 @@ impl Plan {
     }
 }
 
-/// Options as words.
+/// Options in words, for people.
 pub fn words(options: &Options) -> String {
     let batch = options
         .micro_batch
@@ -252,7 +267,7 @@ pub fn words(options: &Options) -> String {
     )
 }
 
-/// Options as flags.
+/// Options as flags of `run`.
 pub fn flags(options: &Options) -> String {
     let checkpoint = if options.checkpoint { "on" } else { "off" };
     let batch = options
@@ -265,7 +280,7 @@ pub fn flags(options: &Options) -> String {
     )
 }
 
-/// The word for a precision.
+/// Name of a precision, as the flag takes it.
 pub fn precision_word(precision: Precision) -> &'static str {
     match precision {
         Precision::F32 => "f32",
@@ -273,7 +288,7 @@ pub fn precision_word(precision: Precision) -> &'static str {
     }
 }
 
-/// The word for moments.
+/// Name of a kind of moments, as the flag takes it.
 pub fn moments_word(moments: Moments) -> &'static str {
     match moments {
         Moments::F32 => "f32",
@@ -281,60 +296,61 @@ pub fn moments_word(moments: Moments) -> &'static str {
     }
 }
 
-/// Bytes as GiB.
+/// Bytes as GiB, for people.
 pub fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIB)
 }
 
-/// Memory of the device beside the plans.
+/// Compares the memory that tasks take with their plans.
 #[derive(Debug)]
-pub struct MemoryBesidePlan {
+pub struct MemoryMonitor {
     watch: MemoryWatch,
-    /// On a GPU nothing that was taken is given back: the largest plan so far counts.
+    /// Planned bytes to compare with. On a GPU libtorch gives nothing back, so the largest plan so far counts.
     planned: u64,
-    said: bool,
+    warned: bool,
 }
 
-impl MemoryBesidePlan {
-    /// Starts to watch; none where there is no way to tell.
+impl MemoryMonitor {
+    /// Starts to watch; `None` if the device's memory cannot be measured.
     pub fn start(device: Device) -> Option<Self> {
         MemoryWatch::start(device).map(|watch| Self {
             watch,
             planned: 0,
-            said: false,
+            warned: false,
         })
     }
 
-    /// Before a task.
-    pub fn task_begins(&self) {
+    /// Call before a task.
+    pub fn begin_task(&self) {
         self.watch.forget_peak();
     }
 
-    /// After a task that was planned with so many bytes: what was taken at most, and once what to do where that is more than the
-    /// plan allows for.
-    pub fn task_ended(&mut self, device: Device, planned: u64) -> Option<(u64, Option<String>)> {
+    /// Call after a task that was planned to take `planned` bytes. Returns the peak, bytes, and a warning if that is
+    /// above the plan, the first time only.
+    pub fn end_task(&mut self, device: Device, planned: u64) -> Option<(u64, Option<String>)> {
         let peak = self.watch.peak()?;
         self.planned = match device {
+            // The C library returns memory, so each task is compared with its own plan.
             Device::Cpu => planned,
             _ => self.planned.max(planned),
         };
-        let warning = above_plan(device, peak, self.planned).filter(|_| !self.said);
-        self.said |= warning.is_some();
+        let warning = over_plan(device, peak, self.planned).filter(|_| !self.warned);
+        self.warned |= warning.is_some();
         Some((peak, warning))
     }
 }
 
-/// What a task took of the device, beside its plan, for the end of a line.
-pub fn beside_plan(peak: u64, planned: u64) -> String {
+/// Peak and plan of a task, for the end of a line.
+pub fn peak_and_plan(peak: u64, planned: u64) -> String {
     format!(", {} MiB of memory (plan {})", peak >> 20, planned >> 20)
 }
 
-/// What to do where a task took more of the device than is kept for it; none where it did not.
-fn above_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
+/// Warning that a task took more of the device than its plan allows for; `None` if it did not.
+fn over_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
     let most = plan::taken_at_most(device, planned);
     (peak > most).then(|| {
         format!(
-            "the task took {} of the device where the plan expects at most {}; if memory runs short, say less with \
+            "the task took {} of the device, the plan expects at most {}; if memory runs short, give a smaller \
              --device-memory, and please report it with the output of `alice-miner plan`",
             gib(peak),
             gib(most)
@@ -342,14 +358,16 @@ fn above_plan(device: Device, peak: u64, planned: u64) -> Option<String> {
     })
 }
 
-/// What the host needs beside the device; on the CPU both are the same memory. θ is not in it: it is mapped from its file.
+/// Memory of the host that a task needs besides the device's, bytes; on the CPU both are the same memory. The weights
+/// are not in it: they are mapped from their file.
 pub fn host_bytes(spec: &RunSpec, fragment: Option<u32>) -> u64 {
+    // The largest of all fragments, because the server chooses which one a task trains.
     let fragments = fragment.map_or(0..spec.task.fragments.max(1), |p| p..p.saturating_add(1));
     let needs = fragments.map(|p| plan::host_need(spec, p));
     needs.map(|need| need.total()).max().unwrap_or(0)
 }
 
-/// Memory that is free on a device; none where there is no way to tell.
+/// Free memory of a device, bytes; `None` if it cannot be measured.
 fn free_memory(device: Device) -> Option<u64> {
     match device {
         Device::Cpu => {
@@ -361,8 +379,11 @@ fn free_memory(device: Device) -> Option<u64> {
     }
 }
 
-/// Bytes from `24GiB`, `24GB`, `800MiB` or a plain number.
-pub fn parse_size(text: &str) -> Result<u64, MinerError> {
+/// Bytes from `24GiB`, `24GB`, `800MiB` or `800000000B`.
+///
+/// # Errors
+/// The text is no size, or has no unit: `24` means 24 GiB to most people and 24 bytes to none.
+pub fn parse_size(text: &str) -> Result<u64, SettingError> {
     const UNITS: [(&str, u64); 8] = [
         ("KIB", 1 << 10),
         ("MIB", 1 << 20),
@@ -373,23 +394,35 @@ pub fn parse_size(text: &str) -> Result<u64, MinerError> {
         ("GB", 1_000_000_000),
         ("B", 1),
     ];
+    // Units are read in any case: nobody means millibytes by `mb`.
     let upper = text.trim().to_ascii_uppercase();
+    // "B" is the last, because every other unit ends with it.
     let unit = UNITS
         .iter()
         .find_map(|(unit, size)| Some((upper.strip_suffix(unit)?, *size)));
-    let (number, size) = unit.unwrap_or((upper.as_str(), 1));
+    let Some((number, size)) = unit else {
+        return Err(
+            match upper
+                .parse::<f64>()
+                .is_ok_and(|number| number >= 1.0 && number.is_finite())
+            {
+                true => SettingError::SizeWithoutUnit(text.trim().into()),
+                false => SettingError::Size(text.into()),
+            },
+        );
+    };
     let bytes = number.trim().parse::<f64>().ok().map(|n| n * size as f64);
+    // Up to 2^60, where an f64 still counts whole bytes to within 128.
     match bytes {
         Some(bytes) if bytes >= 1.0 && bytes < (1u64 << 60) as f64 => Ok(bytes as u64),
-        _ => Err(MinerError::Setting(format!(
-            "'{text}' is not a size of memory; write for example 24GiB"
-        ))),
+        _ => Err(SettingError::Size(text.into())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MinerError;
 
     fn spec(name: &str) -> RunSpec {
         RunSpec::parse(alice_spec::preset(name).unwrap()).unwrap()
@@ -409,10 +442,21 @@ mod tests {
         assert_eq!(parse_size("24GiB").unwrap(), 24 << 30);
         assert_eq!(parse_size(" 1.5 gib").unwrap(), 3 << 29);
         assert_eq!(parse_size("800MB").unwrap(), 800_000_000);
-        assert_eq!(parse_size("123").unwrap(), 123);
+        assert_eq!(parse_size("123B").unwrap(), 123);
         for text in ["", "GiB", "-1GiB", "24 G", "nan", "inf", "1e30TiB", "0"] {
-            let error = parse_size(text).unwrap_err();
-            assert_eq!(error.exit_code(), crate::error::EXIT_USAGE, "{text}");
+            let error = MinerError::from(parse_size(text).unwrap_err());
+            assert_eq!(error.exit_code(), alice_program::exit::USAGE, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_size_without_a_unit_should_be_refused_with_the_unit_that_is_meant() {
+        for text in ["24", " 24 ", "123456789", "1.5"] {
+            let error = parse_size(text).unwrap_err().to_string();
+            assert!(
+                error.contains("has no unit") && error.contains(&format!("{}GiB", text.trim())),
+                "{error}"
+            );
         }
     }
 
@@ -438,19 +482,19 @@ mod tests {
             summary.contains("nothing fits") && summary.contains("24 GiB would do"),
             "{summary}"
         );
-        // What is said to be enough is enough, and a GiB less is not: on the CPU the update is in the same memory.
+        // The size that would do does, and a GiB less does not: on the CPU the update is in the same memory.
         let cpu = of("24GiB", Device::Cpu).summary();
         let (_, enough) = cpu.rsplit_once("; ").unwrap();
         let size: u64 = enough.split_once(" GiB of free memory").unwrap().0.parse().unwrap();
         let at = |gib: u64| of(&format!("{gib}GiB"), Device::Cpu).chosen().is_some();
         assert!(size > 24 && at(size) && !at(size - 1), "{cpu}");
-        // The CPU keeps f32 where it can.
+        // The CPU keeps f32 if that fits.
         let cpu = of("200GiB", Device::Cpu).chosen().unwrap().options;
         assert_eq!(cpu.precision, Precision::F32);
     }
 
     #[test]
-    fn bf16_should_be_chosen_where_the_device_has_it() {
+    fn bf16_should_be_chosen_if_the_device_has_it() {
         let precision = |run: &str, gib: u64, bf16| {
             let fit = Fit {
                 memory: Some(gib << 30),
@@ -476,15 +520,15 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_said_should_hold() {
+    fn the_users_flags_should_hold() {
         let spec = spec("small");
-        let said = fit("8GiB", |args| {
+        let fixed = fit("8GiB", |args| {
             args.precision = Some("bf16".into());
             args.moments = Some("8bit".into());
             args.checkpoint = Some("on".into());
             args.micro_batch = Some(3);
         });
-        let plan = said.plan(&spec, Some(0), Device::Cpu);
+        let plan = fixed.plan(&spec, Some(0), Device::Cpu);
         assert_eq!(plan.rows.len(), 1);
         let options = plan.chosen().unwrap().options;
         assert_eq!(
@@ -508,10 +552,10 @@ mod tests {
     }
 
     #[test]
-    fn a_task_should_be_reported_where_it_takes_more_than_is_kept_for_it() {
+    fn a_task_should_be_reported_when_it_takes_more_than_its_plan_allows() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(beside_plan(3 << 20, 2 << 20), ", 3 MiB of memory (plan 2)");
-        // What a plan chose for all that may be used takes no more than there is.
+        assert_eq!(peak_and_plan(3 << 20, 2 << 20), ", 3 MiB of memory (plan 2)");
+        // A plan that uses all usable memory takes no more than the device has.
         let spec = spec("genesis-7b");
         for (device, free) in [(Device::Cpu, 200 * GIB), (Device::Cuda(0), 23 * GIB + GIB / 2)] {
             let plan = Fit {
@@ -523,8 +567,8 @@ mod tests {
             let planned = plan.chosen().unwrap().need.total();
             let most = plan::taken_at_most(device, planned);
             assert!(planned < most && most <= free, "{planned} {most} {free}");
-            assert_eq!(above_plan(device, most, planned), None);
-            let warning = above_plan(device, most + GIB, planned).unwrap();
+            assert_eq!(over_plan(device, most, planned), None);
+            let warning = over_plan(device, most + GIB, planned).unwrap();
             assert!(
                 warning.contains("--device-memory") && warning.contains(&gib(most)),
                 "{warning}"
@@ -535,14 +579,14 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn on_a_gpu_the_largest_plan_so_far_should_count() {
-        let mut memory = MemoryBesidePlan::start(Device::Cpu).unwrap();
+        let mut memory = MemoryMonitor::start(Device::Cpu).unwrap();
         for (device, planned, counts) in [
             (Device::Cuda(0), 3 << 30, 3 << 30),
             (Device::Cuda(0), 1 << 30, 3 << 30),
             (Device::Cpu, 1 << 30, 1 << 30),
         ] {
-            memory.task_begins();
-            let (_, warning) = memory.task_ended(device, planned).unwrap();
+            memory.begin_task();
+            let (_, warning) = memory.end_task(device, planned).unwrap();
             assert_eq!((memory.planned, warning), (counts, None));
         }
     }
@@ -559,7 +603,7 @@ mod tests {
         // The context is part of what a whole card has, and no part of what is free beside it.
         let whole = |size: u64| plan::usable_on_gpu(size << 29);
         assert!(whole(47) < plan::usable_of_free(47 << 29) && whole(48) == plan::usable_of_free(47 << 29));
-        // What the user says wins; the CPU is asked again each time.
+        // The user's size wins; the CPU is measured for each plan.
         fit.memory = Some(48 << 30);
         assert_eq!(fit.plan(&spec, None, Device::Cuda(0)).usable, Some(whole(96)));
         let mut cpu = Fit::new(&FitArgs::default()).unwrap();

@@ -1,28 +1,30 @@
-//! The command `plan`: what the run's tasks need of memory, and which options make them fit.
+//! The command `plan`: memory needs of a run's tasks, and the options with which they fit.
 
 use crate::{
     MinerError,
+    commands::print,
     memory::device,
-    memory::fit::{Fit, FitArgs, Plan, flags, gib, host_bytes, moments_word, precision_word},
+    memory::fit::{Fit, FitArgs, MemoryPlan, flags, gib, host_bytes, moments_word, precision_word},
+    settings::SettingError,
 };
 use alice_model::{Device, DeviceChoice};
 use alice_spec::RunSpec;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{fmt::Write, path::Path};
 
 /// Flags of `plan`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PlanArgs {
-    /// A built-in run (dev, small, genesis-7b, …) or the file of a run specification
+    /// A built-in run (dev, dev-fragments, small, genesis-7b, …) or the file of a run specification
     #[arg(long, value_name = "NAME_OR_FILE")]
     pub run: String,
-    /// auto: a task of the run, whichever fragment it has; full: all parameters learn; or the number of a fragment
+    /// auto: the largest task of the run; full: all parameters learn; or the number of a fragment
     #[arg(long, default_value = "auto", value_name = "auto|full|N")]
     pub fragment: String,
     /// Kind of device: cuda, metal or cpu; it need not be in this machine if --device-memory is given
     #[arg(long, env = "ALICE_DEVICE", default_value = "auto")]
     pub device: String,
-    /// Options that are fixed; the others are chosen.
+    /// Options that are fixed; the plan chooses the others.
     #[command(flatten)]
     pub fit: FitArgs,
     /// As JSON
@@ -30,12 +32,16 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-/// Prints the plan; an error where nothing fits.
+/// Prints the plan.
+///
+/// # Errors
+/// [`MinerError::DoesNotFit`] if no combination of options fits; others for wrong flags.
 pub fn execute(args: &PlanArgs) -> Result<(), MinerError> {
     let mut spec = read_run(&args.run)?;
     let fragment = match args.fragment.as_str() {
         "auto" => None,
         "full" => {
+            // A run of one fragment is a run whose tasks train everything.
             spec.task.fragments = 1;
             Some(0)
         }
@@ -49,14 +55,17 @@ pub fn execute(args: &PlanArgs) -> Result<(), MinerError> {
     let plan = fit.plan(&spec, fragment, device);
     if args.json {
         let mut value = plan.json();
-        value["run"] = json!(spec.name);
-        value["parameters"] = json!(spec.parameters());
-        value["learning"] = json!(learning(&spec, fragment));
-        value["fragments"] = json!(spec.task.fragments);
-        value["host"] = json!({ "update": host_bytes(&spec, fragment), "mapped_theta": spec.parameters() * 4 });
-        println!("{value}");
+        let of_run = json!({
+            "run": spec.name, "parameters": spec.parameters(), "learning": learning(&spec, fragment),
+            "fragments": spec.task.fragments,
+            "host": { "update": host_bytes(&spec, fragment), "mapped_theta": spec.parameters() * 4 },
+        });
+        if let (Value::Object(to), Value::Object(from)) = (&mut value, of_run) {
+            to.extend(from);
+        }
+        print(&format!("{value}\n"))?;
     } else {
-        print!("{}", table(&spec, &plan, device));
+        print(&table(&spec, &plan, device))?;
     }
     match plan.chosen() {
         Some(_) => Ok(()),
@@ -64,56 +73,56 @@ pub fn execute(args: &PlanArgs) -> Result<(), MinerError> {
     }
 }
 
-fn fragment_number(text: &str, fragments: u32) -> Result<u32, MinerError> {
+fn fragment_number(text: &str, fragments: u32) -> Result<u32, SettingError> {
     let known = text.parse().ok().filter(|p| *p < fragments);
-    known.ok_or_else(|| {
-        MinerError::Setting(format!(
-            "fragment '{text}' is not one of the run's; it may be auto, full or 0 to {}",
-            fragments - 1
-        ))
+    known.ok_or_else(|| SettingError::Fragment {
+        text: text.into(),
+        last: fragments.saturating_sub(1),
     })
 }
 
-/// A built-in run, or the file of one.
+/// Specification of a built-in run, or of a file.
 fn read_run(name: &str) -> Result<RunSpec, MinerError> {
     let text = match alice_spec::preset(name) {
         Some(text) => text.to_owned(),
         None => {
             let bytes = crate::files::read_optional(Path::new(name), alice_spec::SPEC_BYTES_MAX as u64)?;
             let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-            text.ok_or_else(|| {
-                let known: Vec<_> = alice_spec::preset_names().collect();
-                MinerError::Setting(format!(
-                    "run '{name}' is neither built in ({}) nor a text file",
-                    known.join(", ")
-                ))
+            text.ok_or_else(|| SettingError::UnknownRun {
+                name: name.into(),
+                known: alice_spec::preset_names().collect::<Vec<_>>().join(", "),
             })?
         }
     };
-    RunSpec::parse(&text).map_err(|e| MinerError::Setting(format!("run '{name}': {e}")))
+    Ok(RunSpec::parse(&text).map_err(|source| SettingError::Run {
+        name: name.into(),
+        source,
+    })?)
 }
 
-/// The device that is meant. With its memory given, only its kind matters.
+/// The device to plan for. If its memory is given, only its kind matters, and it need not be in this machine.
 fn device_of(args: &PlanArgs) -> Result<Device, MinerError> {
     if args.fit.device_memory.is_none() {
         return device::resolve(&args.device);
     }
-    let choice: DeviceChoice = args.device.parse().map_err(|e| MinerError::Device(format!("{e}")))?;
+    let choice: DeviceChoice = args.device.parse()?;
     Ok(match choice {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Metal => Device::Mps,
         DeviceChoice::Cuda(index) => Device::Cuda(index),
+        // People who give a device's memory plan for a GPU that they do not have yet.
         DeviceChoice::Auto => Device::Cuda(0),
     })
 }
 
+/// Parameters that learn in a task of a fragment; `None` for the largest fragment.
 fn learning(spec: &RunSpec, fragment: Option<u32>) -> u64 {
     let all = (0..spec.task.fragments).map(|p| spec.fragment_parameters(p));
     fragment.map_or(all.max().unwrap_or(0), |p| spec.fragment_parameters(p))
 }
 
 /// The plan for people.
-fn table(spec: &RunSpec, plan: &Plan, device: Device) -> String {
+fn table(spec: &RunSpec, plan: &MemoryPlan, device: Device) -> String {
     let mut text = String::new();
     let which = match plan.fragment {
         Some(_) if spec.task.fragments == 1 => "all of them learn".into(),
@@ -163,6 +172,7 @@ fn table(spec: &RunSpec, plan: &Plan, device: Device) -> String {
             let _ = write!(text, " {:>11.2}", in_gib(bytes));
         }
         let fits = match (row.fits, plan.usable) {
+            // Nothing is known to be too large for an unknown memory.
             (_, None) => "?",
             (true, _) => "fits",
             (false, _) => "too large",
@@ -204,13 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_should_succeed_where_something_fits() {
+    fn the_plan_should_succeed_if_something_fits() {
         execute(&args("genesis-7b", "auto", "24GiB")).unwrap();
         execute(&args("genesis-7b", "7", "24GiB")).unwrap();
         execute(&args("dev", "full", "2GiB")).unwrap();
+        execute(&args("dev-fragments", "1", "2GiB")).unwrap();
         let error = execute(&args("genesis-7b", "full", "24GiB")).unwrap_err();
         assert!(matches!(error, MinerError::DoesNotFit(_)));
-        assert_eq!(error.exit_code(), crate::error::EXIT_FAILURE);
+        assert_eq!(error.exit_code(), alice_program::exit::FAILURE);
         assert!(error.to_string().contains("80 GiB would do"), "{error}");
     }
 
@@ -221,9 +232,10 @@ mod tests {
             (args("genesis-7b", "8", "24GiB"), "0 to 7"),
             (args("genesis-7b", "half", "24GiB"), "full"),
             (args("genesis-7b", "auto", "much"), "24GiB"),
+            (args("genesis-7b", "auto", "24"), "has no unit"),
         ] {
             let error = execute(&args).unwrap_err();
-            assert_eq!(error.exit_code(), crate::error::EXIT_USAGE, "{error}");
+            assert_eq!(error.exit_code(), alice_program::exit::USAGE, "{error}");
             assert!(error.to_string().contains(expected), "{error}");
         }
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,15 @@
-//! Payout pages with their proofs, kept so that pay does not depend on the server's disk: whoever has a page can push
+//! Payout pages with their proofs, kept so that pay does not depend on the server's disk: anyone who has a page can push
 //! it to the chain.
+//!
+//! **Format.** `pages/<epoch, ten digits>-<account>.json` holds a [`Pay`]: the page as the server sent it
+//! (`docs/spec/merkle-pages.md`), and the state of the pay. One account has one file an epoch, however many submissions
+//! it was paid for.
+//!
+//! **States** ([`PayState`]). Kept becomes Paid when the chain, or without a chain the server, reports the epoch
+//! settled. Nothing is final if the chain reports it; the server's report is asked again once there is a chain to ask.
+//!
+//! **Durable when.** [`Pays::put`] returns after the file is synced, and memory changes after the disk. A page is on disk
+//! before anything relies on it, so the miner can push it even if the server is gone by then.
 
 use crate::{MinerError, files};
 use alice_api::{Hex32, PayoutPage};
@@ -10,7 +20,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What became of an epoch's pay.
+/// State of an epoch's pay.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum PayState {
@@ -21,26 +31,26 @@ pub enum PayState {
         /// Amount in planck, decimal.
         planck: String,
     },
-    /// Nothing will come, with the reason.
+    /// No pay will arrive.
     Nothing {
         /// Why.
         why: String,
-        /// Whether the chain says so; the server's word alone is not final.
+        /// Whether the chain reported it; the server's report alone is not final.
         #[serde(default)]
         on_chain: bool,
     },
 }
 
-/// One epoch's pay.
+/// One account's pay of one epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pay {
     /// Epoch.
     pub epoch: u32,
     /// Account that is paid.
     pub account: Hex32,
-    /// The page; none where the epoch came to nothing before there was one.
+    /// The page; `None` if the epoch was lost before there was one.
     pub page: Option<PayoutPage>,
-    /// What became of it.
+    /// State of the pay.
     #[serde(flatten)]
     pub state: PayState,
 }
@@ -52,15 +62,16 @@ impl Pay {
         entries
             .filter(|e| e.account == self.account)
             .map(|e| e.score)
+            // Saturating, because the page is the server's word until the chain has checked it.
             .fold(0, u64::saturating_add)
     }
 
-    /// What the account gets in the epoch by the schedule, planck.
+    /// The account's share of the epoch's scheduled budget, planck.
     pub fn amount(&self, total_score: u128) -> u128 {
         emission::share(emission::budget(self.epoch), self.score(), total_score)
     }
 
-    /// Planck that were paid.
+    /// Amount that was paid, planck; 0 before that.
     pub fn paid(&self) -> u128 {
         match &self.state {
             PayState::Paid { planck } => planck.parse().unwrap_or(0),
@@ -69,7 +80,7 @@ impl Pay {
     }
 }
 
-/// Entries of a page as the chain takes them.
+/// Entries of a page, in the chain's types.
 pub fn entries(page: &PayoutPage) -> Vec<pages::Entry> {
     page.entries
         .iter()
@@ -80,16 +91,20 @@ pub fn entries(page: &PayoutPage) -> Vec<pages::Entry> {
         .collect()
 }
 
-/// Siblings of a page as the chain takes them.
+/// Merkle proof of a page, in the chain's types.
 pub fn proof(page: &PayoutPage) -> Vec<[u8; 32]> {
     page.proof.iter().map(|h| h.0).collect()
 }
 
-/// Whether a page is the one asked for, pays the account, and stands under the root that it names.
+/// Checks that a page is the one of the epoch, pays the account, and belongs to the root that it names.
+///
+/// # Errors
+/// The first contradiction, in words.
 pub fn check(page: &PayoutPage, epoch: u32, account: &Hex32) -> Result<(), String> {
     if page.epoch != epoch {
         return Err(format!("it is of epoch {}, asked for was {epoch}", page.epoch));
     }
+    // Before hashing: the chain would refuse the page, whatever its proof.
     if page.entries.len() > pages::PAGE_ENTRIES {
         return Err(format!(
             "it has {} entries, at most {} fit",
@@ -100,6 +115,7 @@ pub fn check(page: &PayoutPage, epoch: u32, account: &Hex32) -> Result<(), Strin
     if !page.entries.iter().any(|e| e.account == *account) {
         return Err("it does not have the payout account".into());
     }
+    // The leaf has epoch and index in it, so a page cannot pass for another one.
     let leaf = pages::leaf(page.epoch, page.index, &entries(page));
     if !pages::verify(&page.contributions_root.0, page.pages, page.index, &leaf, &proof(page)) {
         return Err("its proof does not lead to its root".into());
@@ -116,6 +132,9 @@ pub struct Pays {
 
 impl Pays {
     /// Reads the pays below a data directory.
+    ///
+    /// # Errors
+    /// A file cannot be read; damaged ones are logged and left out.
     pub fn open(data_dir: &Path) -> Result<Self, MinerError> {
         let dir = data_dir.join("pages");
         let pays = files::read_all::<Pay>(&dir)?
@@ -126,6 +145,9 @@ impl Pays {
     }
 
     /// Stores a pay, on disk first.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`]; the old file is unchanged then.
     pub fn put(&mut self, pay: Pay) -> Result<(), MinerError> {
         files::make_dir(&self.dir)?;
         files::write_json(&self.dir.join(format!("{:010}-{}.json", pay.epoch, pay.account)), &pay)?;
@@ -138,7 +160,7 @@ impl Pays {
         self.pays.get(&(epoch, *account))
     }
 
-    /// All pays of an epoch: one for each payout address that was mined for.
+    /// All pays of an epoch: one for each payout address that this directory mined for.
     pub fn of_epoch(&self, epoch: u32) -> impl Iterator<Item = &Pay> {
         self.pays
             .range((epoch, Hex32([0; 32]))..=(epoch, Hex32([0xff; 32])))
@@ -154,7 +176,7 @@ impl Pays {
             .collect()
     }
 
-    /// Everything that was paid, planck.
+    /// Sum of all amounts that were paid, planck.
     pub fn paid(&self) -> u128 {
         self.pays.values().map(Pay::paid).fold(0, u128::saturating_add)
     }

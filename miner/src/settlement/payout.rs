@@ -1,100 +1,74 @@
-//! Follows pay to the chain: fetches pages from the server, watches what the chain does with them, and pushes a page
-//! that nobody else pushed.
+//! Watches pay until it arrives: fetches payout pages from the server, follows them on the chain, and pushes a page that
+//! nobody else pushed.
+//!
+//! **States of an epoch's pay.** Accepted work is *wanted* until the epoch is attested. Then its page is fetched and
+//! *kept*. A kept page ends as *paid*, or as *nothing* with the reason. With a chain, the chain alone decides the last
+//! step; without one the server's report does, and it is asked again as soon as there is a chain.
+//!
+//! **Recovery.** All state that matters is on disk ([`Pays`]). A [`WatchState`] that is lost with the process costs a
+//! repeated request, or a page pushed a second time, which the chain ignores.
+//!
+//! **Limits.** A poll takes at most [`POLL_TIME_MAX`] and [`EPOCHS_PER_POLL`] epochs, because the miner's own work waits
+//! for it; every step of a poll may be dropped in the middle.
 
 use crate::{
     MinerError,
     report::{Reporter, alice},
+    settlement::lazy_chain::LazyChain,
     settlement::pages::{self, Pay, PayState, Pays},
     settlement::receipts::{Receipts, Standing},
-    shutdown::Stop,
+    shutdown::{Shutdown, unless_requested},
 };
 use alice_api::{Client, ClientError, ErrorCode, Hex32};
 use alice_chain::{Chain, ChainError, EpochStatus};
+use alice_primitives::SettlementStatus;
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-/// Blocks that the server has, after an epoch is final, to push its pages before a miner does it. Pushing twice is
+/// Blocks that the server has, after an epoch is final, to push its pages before a miner does. Pushing twice is
 /// harmless, but a thousand miners need not do it.
 pub const PUSH_DELAY_BLOCKS: u32 = 10;
-/// A round may be attested this many epochs late (docs/spec/protocol.md#late-attestation); an epoch without a page
-/// after that brings nothing.
+/// A round may be attested this number of epochs late (docs/spec/protocol.md#late-attestation); an epoch without a page
+/// after that brings no pay.
 const ATTEST_EPOCHS_MAX: u32 = 24;
-/// Pause between two looks at the server and the chain for pay.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Longest time for one look: the miner's work waits for it.
-const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
-/// Epochs that are looked at in one go.
-const EPOCHS_PER_LOOK: usize = 8;
+/// Pause between two polls of server and chain.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum time of one poll.
+const POLL_TIME_MAX: Duration = Duration::from_secs(5);
+/// Maximum number of epochs in one poll, of each kind.
+const EPOCHS_PER_POLL: usize = 8;
+const FORFEITED: &str = "the epoch was not attested in time, so its budget is never minted";
+const FORGOTTEN: &str = "the chain no longer keeps the epoch; the account's balance shows whether it was paid";
 
-/// The chain, if the user gave one; connected when it is first needed and again after it was lost.
-pub struct ChainLink {
-    url: Option<String>,
-    chain: Option<Chain>,
-}
-
-impl ChainLink {
-    /// A link to the node at `url`.
-    pub fn new(url: Option<String>) -> Self {
-        Self { url, chain: None }
-    }
-
-    /// Whether the user gave a node.
-    pub fn is_set(&self) -> bool {
-        self.url.is_some()
-    }
-
-    /// The chain, if its block 0 has the hash `genesis`; none where the user gave no node.
-    pub async fn get(&mut self, genesis: &Hex32) -> Result<Option<Chain>, MinerError> {
-        let Some(url) = &self.url else { return Ok(None) };
-        let chain = match &self.chain {
-            Some(chain) => chain.clone(),
-            None => Chain::connect(url).await.map_err(chain_error)?,
-        };
-        let found = Hex32(chain.genesis_hash());
-        if found != *genesis {
-            return Err(MinerError::Chain(format!(
-                "the node at {url} serves the network {found}, mined is {genesis}; give a node of that network with --chain"
-            )));
-        }
-        self.chain = Some(chain.clone());
-        Ok(Some(chain))
-    }
-}
-
-/// The chain's error as the miner's.
-pub fn chain_error(error: ChainError) -> MinerError {
-    MinerError::Chain(error.to_string())
-}
-
-/// What the follower remembers between two looks.
+/// State of the watcher between two polls.
 #[derive(Debug, Default)]
-pub struct PayFollower {
-    last_look: Option<Instant>,
-    /// Best block when an epoch was first seen final.
+pub struct WatchState {
+    last_poll: Option<Instant>,
+    /// Best block when an epoch was first seen final, or was last pushed.
     final_since: BTreeMap<(u32, Hex32), u32>,
-    /// Where the next look begins, so that no epoch waits behind others for ever.
-    turn: usize,
+    /// Position in the list of epochs at which the next poll begins, so that no epoch waits behind others for ever.
+    cursor: usize,
 }
 
-/// Follows the pay of this miner's accepted work.
-pub struct PayDesk<'a> {
+/// Watches the pay of this miner's accepted work.
+pub struct SettlementWatcher<'a> {
     /// Genesis hash of the network.
     pub genesis: Hex32,
-    /// The chain's epoch as far as it is known.
+    /// The chain's epoch, as far as it is known.
     pub epoch: u32,
     /// Server.
     pub client: &'a Client,
     /// Chain, if there is one.
-    pub link: &'a mut ChainLink,
-    /// Work.
+    pub chain: &'a mut LazyChain,
+    /// Submissions of this miner.
     pub receipts: &'a Receipts,
-    /// Pay.
+    /// Pay of this miner.
     pub pays: &'a mut Pays,
-    /// Memory.
-    pub follower: &'a mut PayFollower,
+    /// State between two polls.
+    pub state: &'a mut WatchState,
 }
 
 /// Whether an epoch's pay can be fetched.
@@ -104,51 +78,66 @@ enum Attested {
     Never { why: String, on_chain: bool },
 }
 
-impl PayDesk<'_> {
-    /// Fetches pages that are ready, notes what was paid, pushes what waits too long. Trouble with one epoch does not
-    /// keep the others; the first is returned.
-    pub async fn look(&mut self, reporter: &mut Reporter, stop: &Stop) -> Result<(), MinerError> {
-        let wanted = wanted(self.receipts, self.pays, self.link.is_set());
-        if wanted.is_empty() && self.pays.unpaid().is_empty()
-            || self.follower.last_look.is_some_and(|at| at.elapsed() < LOOK_INTERVAL)
-        {
-            return Ok(());
-        }
-        self.follower.last_look = Some(Instant::now());
-        let turn = self.follower.turn;
-        self.follower.turn = turn.wrapping_add(EPOCHS_PER_LOOK);
-        let mut first = None;
-        let mut keep = |result: Result<(), MinerError>| match result {
+/// Keeps the first error of several tasks, so that a failing one does not block the others.
+#[derive(Default)]
+struct FirstError(Option<MinerError>);
+
+impl FirstError {
+    /// Notes a result; only a shutdown ends the caller at once.
+    fn note(&mut self, result: Result<(), MinerError>) -> Result<(), MinerError> {
+        match result {
             Err(MinerError::Stopped) => Err(MinerError::Stopped),
             Err(error) => {
-                first.get_or_insert(error);
+                self.0.get_or_insert(error);
                 Ok(())
             }
             Ok(()) => Ok(()),
-        };
-        let chain = match stop.or(self.link.get(&self.genesis)).await {
+        }
+    }
+}
+
+impl SettlementWatcher<'_> {
+    /// Fetches pages that are ready, notes pages that were paid, and pushes those that wait too long.
+    ///
+    /// # Errors
+    /// A failing epoch does not block the others; the first error is returned.
+    pub async fn poll(&mut self, reporter: &mut Reporter, shutdown: &Shutdown) -> Result<(), MinerError> {
+        let wanted = wanted(self.receipts, self.pays, self.chain.is_set());
+        if wanted.is_empty() && self.pays.unpaid().is_empty()
+            || self.state.last_poll.is_some_and(|at| at.elapsed() < POLL_INTERVAL)
+        {
+            return Ok(());
+        }
+        self.state.last_poll = Some(Instant::now());
+        // Moved even if this poll fails: an epoch that always fails must not hold the front for ever.
+        let cursor = self.state.cursor;
+        self.state.cursor = cursor.wrapping_add(EPOCHS_PER_POLL);
+        let mut first = FirstError::default();
+        let chain = match unless_requested(shutdown, self.chain.get(&self.genesis)).await {
             Ok(chain) => chain,
             Err(error) => {
-                keep(Err(error))?;
+                first.note(Err(error))?;
                 None
             }
         };
-        for (worked, account) in some_of(wanted.into_iter().collect(), turn) {
-            keep(stop.or(self.fetch(chain.as_ref(), worked, account, reporter)).await)?;
+        for (worked, account) in from_cursor(wanted.into_iter().collect(), cursor) {
+            let fetched = unless_requested(shutdown, self.fetch(chain.as_ref(), worked, account, reporter));
+            first.note(fetched.await)?;
         }
-        // The server's word is not asked where the user has a chain to ask.
-        if chain.is_some() || !self.link.is_set() {
-            for pay in some_of(self.pays.unpaid(), turn) {
-                keep(stop.or(self.follow(chain.as_ref(), pay, reporter)).await)?;
+        // With a chain that is away, the server is not asked instead: the chain alone decides.
+        if chain.is_some() || !self.chain.is_set() {
+            for pay in from_cursor(self.pays.unpaid(), cursor) {
+                let followed = unless_requested(shutdown, self.follow(chain.as_ref(), pay, reporter));
+                first.note(followed.await)?;
             }
         }
-        first.map_or(Ok(()), Err)
+        first.0.map_or(Ok(()), Err)
     }
 
-    /// The same, with trouble said instead of returned.
-    pub async fn look_and_say(&mut self, reporter: &mut Reporter, stop: &Stop) {
-        // What is not done by then is done at a later look; every step of it may be left out in the middle.
-        match tokio::time::timeout(LOOK_TIME_MAX, self.look(reporter, stop)).await {
+    /// Polls, and reports errors instead of returning them: trouble with pay never stops the work.
+    pub async fn poll_and_report(&mut self, reporter: &mut Reporter, shutdown: &Shutdown) {
+        // A later poll does the rest; every step of a poll may be dropped in the middle.
+        match tokio::time::timeout(POLL_TIME_MAX, self.poll(reporter, shutdown)).await {
             Ok(Ok(()) | Err(MinerError::Stopped)) => {}
             Err(_) => reporter.waiting("pay is followed later: the server or the node is slow now"),
             Ok(Err(error)) => reporter.waiting(&format!("pay cannot be followed now: {error}")),
@@ -161,83 +150,84 @@ impl PayDesk<'_> {
             Some(chain) => self.on_chain(chain, &mut pay, reporter).await?,
             None => by_server(self.client, &mut pay).await?,
         };
+        if state == PayState::Kept && pay == before {
+            return Ok(());
+        }
+        let (epoch, account) = (pay.epoch, pay.account);
+        // Stored before it is reported: on a full disk the next poll comes here again, and must not report it twice.
+        self.pays.put(Pay {
+            state: state.clone(),
+            ..pay
+        })?;
         match &state {
-            PayState::Kept if pay == before => return Ok(()),
-            PayState::Kept => {}
+            PayState::Kept => return Ok(()),
             PayState::Paid { planck } => {
                 let amount = planck.parse().unwrap_or(0);
-                let text = format!("epoch {}: paid {}", pay.epoch, alice(amount));
-                reporter.event(
-                    "paid",
-                    &text,
-                    json!({ "epoch": pay.epoch, "account": pay.account, "planck": planck }),
-                );
+                let text = format!("epoch {epoch}: paid {}", alice(amount));
+                let fields = json!({ "epoch": epoch, "account": account, "planck": planck });
+                reporter.event("paid", &text, fields);
             }
-            PayState::Nothing { why, .. } => nothing(reporter, pay.epoch, why),
+            PayState::Nothing { why, .. } => report_no_pay(reporter, epoch, why),
         }
-        if state != PayState::Kept {
-            self.follower.final_since.remove(&(pay.epoch, pay.account));
-        }
-        self.pays.put(Pay { state, ..pay })
+        self.state.final_since.remove(&(epoch, account));
+        Ok(())
     }
 
+    /// State of a kept page by the chain. Pushes it if it waits too long.
     async fn on_chain(
         &mut self,
         chain: &Chain,
         pay: &mut Pay,
         reporter: &mut Reporter,
     ) -> Result<PayState, MinerError> {
-        let status = match chain.epoch_status(pay.epoch).await {
-            Err(ChainError::Forgotten { .. }) => {
-                return Ok(PayState::Nothing {
-                    why: FORGOTTEN.into(),
-                    on_chain: true,
-                });
-            }
-            answer => answer.map_err(chain_error)?,
+        let nothing = |why: &str| PayState::Nothing {
+            why: why.into(),
+            on_chain: true,
         };
-        if matches!(status, EpochStatus::Final { .. } | EpochStatus::Settled { .. }) {
-            bring_up_to_date(chain, self.client, pay).await?;
-        }
+        let status = match chain.epoch_status(pay.epoch).await {
+            Err(ChainError::Forgotten { .. }) => return Ok(nothing(FORGOTTEN)),
+            status => status?,
+        };
         match status {
+            EpochStatus::Open | EpochStatus::Accepted { .. } => Ok(PayState::Kept),
+            EpochStatus::Forfeited => Ok(nothing(FORFEITED)),
+            EpochStatus::Final { .. } => {
+                fetch_if_root_changed(chain, self.client, pay).await?;
+                self.push_if_overdue(chain, pay, reporter).await?;
+                Ok(PayState::Kept)
+            }
             EpochStatus::Settled { .. } => {
-                let amount = match chain.ledger(pay.epoch).await.map_err(chain_error)? {
+                fetch_if_root_changed(chain, self.client, pay).await?;
+                let amount = match chain.ledger(pay.epoch).await? {
                     Some(l) => alice_primitives::emission::share(l.budget, pay.score(), l.total_score),
-                    // The chain forgets old ledgers; manifest and schedule say the same.
+                    // The chain forgets old ledgers; manifest and schedule give the same amount.
                     None => pay.amount(total_score(self.client, pay.epoch).await?),
                 };
                 Ok(PayState::Paid {
                     planck: amount.to_string(),
                 })
             }
-            EpochStatus::Forfeited => Ok(PayState::Nothing {
-                why: FORFEITED.into(),
-                on_chain: true,
-            }),
-            EpochStatus::Final { .. } => {
-                let best = chain.best().await.map_err(chain_error)?.number;
-                let since = *self
-                    .follower
-                    .final_since
-                    .entry((pay.epoch, pay.account))
-                    .or_insert(best);
-                if best.saturating_sub(since) >= PUSH_DELAY_BLOCKS {
-                    // If it does not come to anything, try again after the same delay.
-                    self.follower.final_since.insert((pay.epoch, pay.account), best);
-                    push(chain, pay).await?;
-                    let text = format!(
-                        "epoch {}: its pages are not all paid, so this miner pushed its own",
-                        pay.epoch
-                    );
-                    reporter.event("pushed", &text, json!({ "epoch": pay.epoch }));
-                }
-                Ok(PayState::Kept)
-            }
-            EpochStatus::Open | EpochStatus::Accepted { .. } => Ok(PayState::Kept),
         }
     }
 
-    /// Whether the epoch was attested: by the chain's word where there is a chain, else by the server's.
+    async fn push_if_overdue(&mut self, chain: &Chain, pay: &Pay, reporter: &mut Reporter) -> Result<(), MinerError> {
+        let best = chain.best().await?.number;
+        let since = self.state.final_since.entry((pay.epoch, pay.account)).or_insert(best);
+        if best.saturating_sub(*since) < PUSH_DELAY_BLOCKS {
+            return Ok(());
+        }
+        // A push that has no effect is tried again after the same delay.
+        *since = best;
+        push(chain, pay).await?;
+        let text = format!(
+            "epoch {}: its pages are not all paid, so this miner pushed its own",
+            pay.epoch
+        );
+        reporter.event("pushed", &text, json!({ "epoch": pay.epoch }));
+        Ok(())
+    }
+
+    /// Whether the epoch was attested: by the chain if there is one, else by the server.
     async fn attested(&self, chain: Option<&Chain>, worked: u32) -> Result<Attested, MinerError> {
         let never = |why: String, on_chain| Ok(Attested::Never { why, on_chain });
         if let Some(chain) = chain {
@@ -248,22 +238,26 @@ impl PayDesk<'_> {
                 }
                 Ok(EpochStatus::Forfeited) => never(FORFEITED.into(), true),
                 Err(ChainError::Forgotten { .. }) => never(FORGOTTEN.into(), true),
-                Err(error) => Err(chain_error(error)),
+                Err(error) => Err(error.into()),
             };
         }
         let settlement = match self.client.epoch(worked).await {
             Ok(summary) => summary.settlement,
-            Err(e) if is_not_found(&e) => "open".into(),
+            Err(e) if is_not_found(&e) => SettlementStatus::Open,
             Err(e) => return Err(e.into()),
         };
-        match settlement.as_str() {
-            "forfeited" => never(FORFEITED.into(), false),
-            "open" if self.is_late(worked) => never(
+        match settlement {
+            SettlementStatus::Forfeited => never(FORFEITED.into(), false),
+            SettlementStatus::Open if self.is_late(worked) => never(
                 format!("the server did not attest it within {ATTEST_EPOCHS_MAX} epochs"),
                 false,
             ),
-            "open" => Ok(Attested::NotYet),
-            _ => Ok(Attested::Yes),
+            SettlementStatus::Open => Ok(Attested::NotYet),
+            SettlementStatus::Attested
+            | SettlementStatus::Accepted
+            | SettlementStatus::Final
+            | SettlementStatus::Settled
+            | SettlementStatus::Forgotten => Ok(Attested::Yes),
         }
     }
 
@@ -293,6 +287,7 @@ impl PayDesk<'_> {
             Err(e) if is_not_found(&e) => return Ok(()),
             Err(e) => return Err(e.into()),
         };
+        // Checked here, because a page with a wrong proof would be worthless on the day it is needed.
         pages::check(&page, worked, &account).map_err(|problem| MinerError::untrue("payout page", problem))?;
         let pay = Pay {
             epoch: worked,
@@ -307,12 +302,10 @@ impl PayDesk<'_> {
             ),
             false => format!("epoch {worked}: the payout page with its proof is kept"),
         };
-        reporter.event(
-            "page",
-            &text,
-            json!({ "epoch": worked, "account": account, "score": paid, "earned": earned }),
-        );
-        self.pays.put(pay)
+        self.pays.put(pay)?;
+        let fields = json!({ "epoch": worked, "account": account, "score": paid, "earned": earned });
+        reporter.event("page", &text, fields);
+        Ok(())
     }
 
     fn give_up(
@@ -323,20 +316,23 @@ impl PayDesk<'_> {
         on_chain: bool,
         reporter: &mut Reporter,
     ) -> Result<(), MinerError> {
-        let state = PayState::Nothing { why, on_chain };
-        let known = self.pays.get(epoch, &account).is_some_and(|pay| pay.state == state);
-        if known {
+        let state = PayState::Nothing {
+            why: why.clone(),
+            on_chain,
+        };
+        let is_known = self.pays.get(epoch, &account).is_some_and(|pay| pay.state == state);
+        // Already on disk and reported.
+        if is_known {
             return Ok(());
-        }
-        if let PayState::Nothing { why, .. } = &state {
-            nothing(reporter, epoch, why);
         }
         self.pays.put(Pay {
             epoch,
             account,
             page: None,
             state,
-        })
+        })?;
+        report_no_pay(reporter, epoch, &why);
+        Ok(())
     }
 }
 
@@ -344,17 +340,17 @@ fn is_not_found(error: &ClientError) -> bool {
     error.code() == Some(ErrorCode::NotFound)
 }
 
-/// So many of a list as one look takes, beginning at another place each time.
-fn some_of<T>(mut list: Vec<T>, turn: usize) -> impl Iterator<Item = T> {
-    let start = if list.is_empty() { 0 } else { turn % list.len() };
+/// At most [`EPOCHS_PER_POLL`] of a list, beginning at the cursor.
+fn from_cursor<T>(mut list: Vec<T>, cursor: usize) -> impl Iterator<Item = T> {
+    let start = if list.is_empty() { 0 } else { cursor % list.len() };
     list.rotate_left(start);
-    list.into_iter().take(EPOCHS_PER_LOOK)
+    list.into_iter().take(EPOCHS_PER_POLL)
 }
 
-/// A veto may have changed the epoch's scores after the page was fetched: then the accepted commitment has another
-/// root, and the page is fetched again.
-async fn bring_up_to_date(chain: &Chain, client: &Client, pay: &mut Pay) -> Result<(), MinerError> {
-    let Some(commitment) = chain.commitment(pay.epoch).await.map_err(chain_error)? else {
+/// Fetches a page again if the chain accepted another root than the page's: a veto may have changed the epoch's scores
+/// after the page was fetched.
+async fn fetch_if_root_changed(chain: &Chain, client: &Client, pay: &mut Pay) -> Result<(), MinerError> {
+    let Some(commitment) = chain.commitment(pay.epoch).await? else {
         return Ok(());
     };
     let root = Hex32(commitment.contributions_root);
@@ -373,23 +369,26 @@ async fn bring_up_to_date(chain: &Chain, client: &Client, pay: &mut Pay) -> Resu
     Ok(())
 }
 
-const FORFEITED: &str = "the epoch was not attested in time, so its budget is never minted";
-const FORGOTTEN: &str = "the chain no longer keeps the epoch; the account's balance tells whether it was paid";
-
 /// Pushes a kept page to the chain.
+///
+/// # Errors
+/// The chain refuses it or is away.
 pub async fn push(chain: &Chain, pay: &Pay) -> Result<(), MinerError> {
     let Some(page) = &pay.page else { return Ok(()) };
     let (entries, proof) = (pages::entries(page), pages::proof(page));
-    chain
-        .submit_payout(page.epoch, page.index, &entries, &proof)
-        .await
-        .map_err(chain_error)
+    Ok(chain.submit_payout(page.epoch, page.index, &entries, &proof).await?)
 }
 
-/// What the server says about a kept page. The amount follows from the manifest and the schedule.
+/// State of a kept page by the server. The amount follows from the manifest and the schedule.
 async fn by_server(client: &Client, pay: &mut Pay) -> Result<PayState, MinerError> {
-    match client.epoch(pay.epoch).await {
-        Ok(summary) if summary.settlement == "settled" => {
+    let status = match client.epoch(pay.epoch).await {
+        Ok(summary) => summary.settlement,
+        Err(e) if is_not_found(&e) => return Ok(PayState::Kept),
+        Err(e) => return Err(e.into()),
+    };
+    match status {
+        SettlementStatus::Settled => {
+            // Fetched again: a veto may have changed the scores since the page was stored.
             let page = client.page_of(pay.epoch, &pay.account).await?;
             pages::check(&page, pay.epoch, &pay.account)
                 .map_err(|problem| MinerError::untrue("payout page", problem))?;
@@ -399,13 +398,11 @@ async fn by_server(client: &Client, pay: &mut Pay) -> Result<PayState, MinerErro
                 planck: amount.to_string(),
             })
         }
-        Ok(summary) if summary.settlement == "forfeited" => Ok(PayState::Nothing {
+        SettlementStatus::Forfeited => Ok(PayState::Nothing {
             why: FORFEITED.into(),
             on_chain: false,
         }),
-        Ok(_) => Ok(PayState::Kept),
-        Err(e) if is_not_found(&e) => Ok(PayState::Kept),
-        Err(e) => Err(e.into()),
+        _ => Ok(PayState::Kept),
     }
 }
 
@@ -415,8 +412,8 @@ async fn total_score(client: &Client, epoch: u32) -> Result<u128, MinerError> {
         .map_err(|_| MinerError::untrue("manifest", format!("its total score is '{text}'")))
 }
 
-/// Epochs and accounts with accepted work whose pay is not known yet. That nothing will come is final by the chain's
-/// word only: where there is one, what the server said is looked up again.
+/// Epochs and accounts with accepted work whose pay is not known yet. "No pay" is final only if the chain reported it:
+/// with a chain, the server's report is checked again.
 fn wanted(receipts: &Receipts, pays: &Pays, has_chain: bool) -> BTreeSet<(u32, Hex32)> {
     let accepted = receipts.iter().filter(|r| r.standing() == Standing::Accepted);
     let all = accepted.filter_map(|r| Some((r.epoch, r.receipt.as_ref()?.body.payout)));
@@ -443,7 +440,7 @@ fn earned(receipts: &Receipts, epoch: u32, account: &Hex32) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-fn nothing(reporter: &mut Reporter, epoch: u32, why: &str) {
+fn report_no_pay(reporter: &mut Reporter, epoch: u32, why: &str) {
     reporter.event(
         "no_pay",
         &format!("epoch {epoch}: no pay: {why}"),
@@ -495,12 +492,12 @@ mod tests {
     fn every_epoch_should_get_its_turn() {
         let all: Vec<u32> = (0..20).collect();
         let mut seen = BTreeSet::new();
-        for look in 0..20 {
-            let some: Vec<u32> = some_of(all.clone(), look * EPOCHS_PER_LOOK).collect();
-            assert_eq!(some.len(), EPOCHS_PER_LOOK);
+        for poll in 0..20 {
+            let some: Vec<u32> = from_cursor(all.clone(), poll * EPOCHS_PER_POLL).collect();
+            assert_eq!(some.len(), EPOCHS_PER_POLL);
             seen.extend(some);
         }
         assert_eq!(seen.len(), all.len());
-        assert_eq!(some_of(Vec::<u32>::new(), 3).count(), 0);
+        assert_eq!(from_cursor(Vec::<u32>::new(), 3).count(), 0);
     }
 }

@@ -1,5 +1,15 @@
-//! What became of each piece of work: one JSON file a submission, kept for ever. A receipt and a verdict are signed by
-//! the server, so the files are evidence that needs nobody's word.
+//! Submissions with their receipts and verdicts: one JSON file each, kept for ever.
+//!
+//! **Format.** `receipts/<epoch, ten digits>-<submission>.json` holds a [`Record`]; the zeros make the order of names the
+//! order of epochs. Receipt and verdict are signed by the server over the genesis hash, which the record contains, so a
+//! file can be checked years later by anyone who knows the server's key ([`Record::verify`]).
+//!
+//! **States** ([`Standing`]). A record begins as Pending (a receipt) or as Late or Refused (a refusal, no receipt), and a
+//! Pending one becomes Accepted, Refused or Voided by its verdict, or Voided when the time for verdicts is over.
+//! Receipts are never removed from a record.
+//!
+//! **Durable when.** [`Receipts::put`] returns after the file is synced; memory changes after the disk, so a failed
+//! write leaves both as they were, and the caller repeats it.
 
 use crate::{MinerError, files};
 use alice_api::{Hex32, Outcome, Receipt, Verdict};
@@ -12,7 +22,7 @@ use std::{
 /// Scores are in billionths.
 const SCORE_UNIT: f64 = 1e9;
 
-/// Why there is no receipt.
+/// The server's refusal of an update.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The server's stable code.
@@ -36,38 +46,40 @@ pub struct Record {
     pub epoch: u32,
     /// Size of the update, bytes.
     pub bytes: u64,
-    /// The server's word that the update arrived in time.
+    /// The server's signed statement that the update arrived in time.
     pub receipt: Option<Receipt>,
-    /// The server's decision.
+    /// The server's signed decision.
     pub verdict: Option<Verdict>,
-    /// Why it was not even committed.
+    /// Why the server did not accept the commit.
     pub refusal: Option<Refusal>,
-    /// Given up waiting for a verdict, with the reason.
+    /// Why no verdict is expected any more.
     pub closed: Option<String>,
 }
 
-/// What a record comes to.
+/// State of a submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Committed, no verdict yet.
     Pending,
     /// Accepted and paid.
     Accepted,
-    /// Came after the deadline or the lease: never scored.
+    /// Arrived after the deadline or the lease: never scored.
     Late,
-    /// Scored and refused, or not taken.
+    /// Scored and refused, or not accepted for scoring.
     Refused,
     /// Not scored through no fault of the miner.
     Voided,
 }
 
 impl Record {
-    /// What the record comes to.
+    /// State of the submission.
     pub fn standing(&self) -> Standing {
         match (&self.verdict, &self.refusal) {
+            // A verdict decides, whatever else the record has: it is signed, and a refusal is not.
             (Some(v), _) if v.body.outcome == Outcome::Accepted => Standing::Accepted,
             (Some(v), _) if v.body.outcome == Outcome::Voided => Standing::Voided,
             (Some(_), _) => Standing::Refused,
+            // The three codes for work that arrived too late; all other refusals judge the update itself.
             (None, Some(r)) if matches!(r.code.as_str(), "late" | "lease_expired" | "no_round") => Standing::Late,
             (None, Some(_)) => Standing::Refused,
             (None, None) if self.closed.is_some() => Standing::Voided,
@@ -75,12 +87,13 @@ impl Record {
         }
     }
 
-    /// Score where there is a verdict: 1 is the round's median.
+    /// Score of the verdict; `None` before there is one. 1 is the median of the keys with accepted work in the same
+    /// fragment.
     pub fn score(&self) -> Option<f64> {
         self.verdict.as_ref().map(|v| v.body.score as f64 / SCORE_UNIT)
     }
 
-    /// One line: what came of it and why.
+    /// Outcome and reason, one line.
     pub fn reason(&self) -> String {
         match (&self.verdict, &self.refusal, &self.closed) {
             (Some(v), ..) => {
@@ -97,7 +110,10 @@ impl Record {
         }
     }
 
-    /// Checks every signature and that receipt and verdict are about this submission. The error says what is wrong.
+    /// Checks every signature, and that receipt and verdict are about this submission.
+    ///
+    /// # Errors
+    /// The first contradiction, in words.
     pub fn verify(&self) -> Result<(), String> {
         if let Some(receipt) = &self.receipt {
             if !receipt.verify(&self.genesis_hash.0) {
@@ -114,6 +130,7 @@ impl Record {
             if verdict.body.id != self.id || verdict.body.epoch != self.epoch {
                 return Err("the verdict is about another submission".into());
             }
+            // A server cannot answer for another's receipt, even with a valid signature of its own.
             if self.receipt.as_ref().is_some_and(|r| r.ps_key != verdict.ps_key) {
                 return Err("receipt and verdict are signed by different servers".into());
             }
@@ -122,10 +139,10 @@ impl Record {
     }
 }
 
-/// How many submissions came to what.
+/// Numbers of submissions by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// All of them.
+    /// All.
     pub submitted: u32,
     /// Accepted.
     pub accepted: u32,
@@ -148,6 +165,9 @@ pub struct Receipts {
 
 impl Receipts {
     /// Reads the records below a data directory.
+    ///
+    /// # Errors
+    /// A record cannot be read; damaged ones are logged and left out.
     pub fn open(data_dir: &Path) -> Result<Self, MinerError> {
         let dir = data_dir.join("receipts");
         let records = files::read_all::<Record>(&dir)?
@@ -158,9 +178,13 @@ impl Receipts {
     }
 
     /// Stores a record, on disk first.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`]; the old record is unchanged then.
     pub fn put(&mut self, record: Record) -> Result<(), MinerError> {
         files::make_dir(&self.dir)?;
         files::write_json(
+            // Ten digits hold every epoch, so names sort like numbers.
             &self.dir.join(format!("{:010}-{}.json", record.epoch, record.id)),
             &record,
         )?;
@@ -170,6 +194,7 @@ impl Receipts {
 
     /// A submission's record.
     pub fn get(&self, id: &Hex32) -> Option<&Record> {
+        // From the end: the submission asked for is nearly always of the newest epoch.
         self.iter().rev().find(|r| r.id == *id)
     }
 
@@ -183,7 +208,7 @@ impl Receipts {
         self.iter().rev().any(|r| r.task_id == *task)
     }
 
-    /// Submissions made in an epoch.
+    /// Number of submissions made in an epoch.
     pub fn in_epoch(&self, epoch: u32) -> u32 {
         self.records
             .range((epoch, Hex32([0; 32]))..=(epoch, Hex32([0xff; 32])))
@@ -195,7 +220,7 @@ impl Receipts {
         self.iter().rev().find_map(Record::score)
     }
 
-    /// How many came to what.
+    /// Numbers of submissions by state.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for record in self.iter() {

@@ -1,10 +1,10 @@
-//! Asks for the verdicts that are due, checks and stores them, and says what came of the work.
+//! Fetches the verdicts that are due, checks their signatures, and stores and reports them.
 
 use crate::{
     MinerError,
     report::Reporter,
     settlement::receipts::{Receipts, Record, Standing},
-    shutdown::Stop,
+    shutdown::{Shutdown, unless_requested},
 };
 use alice_api::{Client, ClientError, ErrorCode, Phase, Status, Verdict};
 use serde_json::json;
@@ -12,34 +12,38 @@ use serde_json::json;
 /// A round may be decided this many epochs late (docs/spec/protocol.md#late-attestation); after that nothing is
 /// expected any more.
 pub const VERDICT_EPOCHS_MAX: u32 = 24;
-/// Submissions that are asked for in one go.
-const PER_LOOK: usize = 64;
+/// Maximum number of submissions that one poll asks for: a long absence must not delay the next claim by thousands of
+/// requests.
+const SUBMISSIONS_PER_POLL: usize = 64;
 
-/// Asks for all verdicts that may be there; returns how many submissions were decided. An answer that cannot be true
-/// leaves its submission undecided and does not keep the others; the first such answer is returned as the error.
-pub async fn hear(
+/// Fetches all verdicts that may exist, and returns the number of submissions that were decided. A false answer leaves
+/// its submission undecided and does not block the others.
+///
+/// # Errors
+/// The first false answer, after all others are stored; the server is away; or a record cannot be written.
+pub async fn fetch_verdicts(
     status: &Status,
     client: &Client,
     receipts: &mut Receipts,
     reporter: &mut Reporter,
-    stop: &Stop,
+    shutdown: &Shutdown,
 ) -> Result<u32, MinerError> {
     let due: Vec<Record> = receipts
         .iter()
         .filter(|r| is_due(r, status))
-        .take(PER_LOOK)
+        .take(SUBMISSIONS_PER_POLL)
         .cloned()
         .collect();
     let (mut decided, mut untrue) = (0, None);
     for mut record in due {
-        let answer = stop
-            .or(async { Ok::<_, MinerError>(client.submission(&record.id).await) })
-            .await?;
+        // The request's own error is looked at below, so only the shutdown ends the loop here.
+        let request = async { Ok::<_, MinerError>(client.submission(&record.id).await) };
+        let answer = unless_requested(shutdown, request).await?;
         let verdict = match answer {
             Ok(answer) => answer.verdict,
             Err(e) if e.code() == Some(ErrorCode::NotFound) => None,
             Err(e @ ClientError::Unreachable { .. }) => return Err(e.into()),
-            // An answer about this submission that is of no use is no reason not to ask about the others.
+            // A useless answer about this submission must not block the others.
             Err(e) => {
                 tracing::warn!(submission = %record.id, error = %e, "the verdict cannot be fetched");
                 None
@@ -61,23 +65,25 @@ pub async fn hear(
             }
             None => continue,
         }
-        announce(&record, reporter);
-        receipts.put(record)?;
+        // Stored before it is reported: on a full disk the next poll fetches it again.
+        receipts.put(record.clone())?;
+        report(&record, reporter);
         decided += 1;
     }
     untrue.map_or(Ok(decided), Err)
 }
 
-/// Whether the server may have a verdict: not while the submission's own round is still open.
+/// Whether the server can have a verdict: not while the submission's own round is still open.
 fn is_due(record: &Record, status: &Status) -> bool {
     record.standing() == Standing::Pending && !(status.phase == Phase::Open && status.round_epoch == Some(record.epoch))
 }
 
-/// A verdict counts if the server that signed the receipt signed it, about this submission.
+/// Accepts a verdict about this submission that the server of its receipt signed.
 fn check(verdict: &Verdict, record: &Record) -> Result<(), MinerError> {
     if verdict.body.id != record.id || verdict.body.epoch != record.epoch {
         return Err(MinerError::untrue("verdict", "it is about another submission"));
     }
+    // Another server's verdict about this submission proves nothing against the one that gave the receipt.
     let same_server = record
         .receipt
         .as_ref()
@@ -88,8 +94,8 @@ fn check(verdict: &Verdict, record: &Record) -> Result<(), MinerError> {
     Ok(())
 }
 
-/// One line on what came of a submission.
-pub fn announce(record: &Record, reporter: &mut Reporter) {
+/// Reports the state of a submission.
+pub fn report(record: &Record, reporter: &mut Reporter) {
     let event = match record.standing() {
         Standing::Pending => "receipt",
         Standing::Late => "late",
@@ -124,9 +130,8 @@ pub fn announce(record: &Record, reporter: &mut Reporter) {
 mod tests {
     use super::*;
     use crate::settlement::receipts::tests::{record, verdict};
-    use alice_api::{Hex32, Outcome, SubmissionStatus, client::Retry};
+    use alice_api::{Hex32, Outcome, SubmissionStatus};
     use axum::{Json, Router, http::StatusCode, response::IntoResponse, routing};
-    use std::time::Duration;
 
     fn status(epoch: u32, phase: Phase, ps_key: Hex32) -> Status {
         Status {
@@ -148,7 +153,7 @@ mod tests {
         }
     }
 
-    async fn hear_from(
+    async fn fetch_from(
         answer: Option<SubmissionStatus>,
         epoch: u32,
         phase: Phase,
@@ -167,26 +172,19 @@ mod tests {
             }
         };
         let router = Router::new().route("/v1/submissions/{id}", routing::get(handler));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let retry = Retry {
-            attempts: 1,
-            first: Duration::ZERO,
-            max: Duration::ZERO,
-        };
-        let client = Client::with_retry(&format!("http://{}", listener.local_addr().unwrap()), retry).unwrap();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = crate::testing::client_of(router, 1).await;
         let dir = tempfile::tempdir().unwrap();
         let mut receipts = Receipts::open(dir.path()).unwrap();
         let mine = record(3, 1);
         let ps_key = mine.receipt.as_ref().unwrap().ps_key;
         receipts.put(mine.clone()).unwrap();
-        let (_handle, stop) = Stop::new();
-        let result = hear(
+        let (_handle, shutdown) = Shutdown::new();
+        let result = fetch_verdicts(
             &status(epoch, phase, ps_key),
             &client,
             &mut receipts,
             &mut Reporter::new(true),
-            &stop,
+            &shutdown,
         )
         .await;
         (
@@ -205,23 +203,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_verdict_should_be_stored() {
-        let (decided, record) = hear_from(Some(answer(Outcome::Accepted)), 3, Phase::Settling).await;
+        let (decided, record) = fetch_from(Some(answer(Outcome::Accepted)), 3, Phase::Settling).await;
         assert_eq!(decided.unwrap(), 1);
         assert_eq!((record.standing(), record.score()), (Standing::Accepted, Some(1.02)));
     }
 
     #[tokio::test]
     async fn the_servers_silence_should_be_waited_out_and_then_closed() {
-        let (decided, record) = hear_from(None, 3 + VERDICT_EPOCHS_MAX, Phase::Open).await;
+        let (decided, record) = fetch_from(None, 3 + VERDICT_EPOCHS_MAX, Phase::Open).await;
         assert_eq!((decided.unwrap(), record.standing()), (0, Standing::Pending));
-        let (decided, record) = hear_from(None, 4 + VERDICT_EPOCHS_MAX, Phase::Open).await;
+        let (decided, record) = fetch_from(None, 4 + VERDICT_EPOCHS_MAX, Phase::Open).await;
         assert_eq!((decided.unwrap(), record.standing()), (1, Standing::Voided));
         assert!(record.reason().contains("24 epochs"));
     }
 
     #[tokio::test]
     async fn an_open_round_should_not_be_asked_about() {
-        let (decided, record) = hear_from(Some(answer(Outcome::Accepted)), 3, Phase::Open).await;
+        let (decided, record) = fetch_from(Some(answer(Outcome::Accepted)), 3, Phase::Open).await;
         assert_eq!((decided.unwrap(), record.standing()), (0, Standing::Pending));
     }
 
@@ -231,7 +229,7 @@ mod tests {
         if let Some(v) = &mut forged.verdict {
             v.body.outcome = Outcome::Accepted;
         }
-        let (decided, record) = hear_from(Some(forged), 3, Phase::Settling).await;
+        let (decided, record) = fetch_from(Some(forged), 3, Phase::Settling).await;
         assert!(matches!(decided, Err(MinerError::Untrue { what: "verdict", .. })));
         assert_eq!(record.standing(), Standing::Pending);
     }

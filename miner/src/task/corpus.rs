@@ -1,16 +1,20 @@
-//! The training text: the shards that a task needs, cached on disk, each checked by its hash before it is used.
+//! The training text: the shards that a task needs, cached in `shards/` and checked by their hash before each use.
 
-use crate::{MinerError, files, report::Reporter, shutdown::Stop};
+use crate::{
+    MinerError, files,
+    report::Reporter,
+    shutdown::{Shutdown, unless_requested},
+};
 use alice_api::{Client, CorpusManifest, Hex32};
 use alice_data::{DataError, Manifest, ShardEntry, TokenSource};
 use alice_spec::RunSpec;
 use std::path::{Path, PathBuf};
 
-/// Bytes of a token id.
+/// Size of a token id, bytes.
 const TOKEN_BYTES: u64 = 2;
-/// Largest shard, bytes: protects memory against a manifest that claims more.
+/// Maximum size of a shard, bytes: bounds memory against a manifest that claims more.
 const SHARD_BYTES_MAX: u64 = 256 << 20;
-/// Most shards of a corpus: 10^12 tokens in shards of 1 Mi tokens.
+/// Maximum number of shards: 10^12 tokens in shards of 1 Mi tokens.
 const SHARDS_MAX: usize = 1_000_000;
 
 /// The shards of a run.
@@ -22,14 +26,23 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Reads the manifest from disk, or from the server; its root must be the one of the run specification.
-    pub async fn open(client: &Client, spec: &RunSpec, run_dir: &Path, stop: &Stop) -> Result<Self, MinerError> {
+    /// Reads the manifest from disk, or fetches it; its root must be the one of the run specification.
+    ///
+    /// # Errors
+    /// The server is away or sends another corpus, or a file cannot be written.
+    pub async fn open(
+        client: &Client,
+        spec: &RunSpec,
+        run_dir: &Path,
+        shutdown: &Shutdown,
+    ) -> Result<Self, MinerError> {
         let path = run_dir.join("corpus.json");
+        // A manifest that cannot be read is fetched again: unlike a receipt, it is no evidence.
         let stored = files::read_json::<CorpusManifest>(&path).ok().flatten();
         let manifest = match stored.map(|m| check(m, spec)) {
             Some(Ok(manifest)) => manifest,
             _ => {
-                let sent = stop.or(client.corpus()).await?;
+                let sent = unless_requested(shutdown, client.corpus()).await?;
                 let manifest = check(sent.clone(), spec).map_err(|problem| MinerError::untrue("corpus", problem))?;
                 files::write_json(&path, &sent)?;
                 manifest
@@ -50,19 +63,23 @@ impl Corpus {
     }
 
     /// Tokens of the sequences, in their order. Fetches the shards that are missing or damaged.
+    ///
+    /// # Errors
+    /// The server is away or sends another shard, or a file cannot be written or read.
     pub async fn load(
         &self,
         client: &Client,
         sequences: &[u64],
         reporter: &mut Reporter,
-        stop: &Stop,
+        shutdown: &Shutdown,
     ) -> Result<Vec<Vec<u16>>, MinerError> {
+        // Only these: the whole corpus may be larger than the disk.
         let needed = self.manifest.shards_for(self.context, sequences);
         let missing: Vec<&ShardEntry> = needed.iter().filter_map(|i| self.manifest.shards.get(*i)).collect();
         let missing: Vec<_> = missing.into_iter().filter(|shard| !self.path(shard).exists()).collect();
         let bar = reporter.bar("text", missing.len() as u64, false);
         for shard in missing {
-            let fetched = self.fetch(client, shard, stop).await;
+            let fetched = self.fetch(client, shard, shutdown).await;
             if fetched.is_err() {
                 reporter.bar_done();
             }
@@ -70,32 +87,35 @@ impl Corpus {
             bar.inc(1);
         }
         reporter.bar_done();
-        let text = |e: DataError| MinerError::Text(e.to_string());
         let source = loop {
             match TokenSource::open_shards(self.manifest.clone(), &self.dir, self.context, &needed) {
                 Ok(source) => break source,
-                // Each time round at least one damaged shard is replaced by one whose hash was checked.
+                // This ends: each pass replaces a damaged shard by one whose hash was checked.
                 Err(DataError::ShardCorrupted { index, path }) => {
                     tracing::warn!(path = %path.display(), "a cached shard is damaged and is fetched again");
                     let Some(shard) = self.manifest.shards.get(index) else {
-                        return Err(text(DataError::ShardCorrupted { index, path }));
+                        return Err(MinerError::Text(DataError::ShardCorrupted { index, path }));
                     };
-                    self.fetch(client, shard, stop).await?;
+                    self.fetch(client, shard, shutdown).await?;
                 }
-                Err(error) => return Err(text(error)),
+                Err(error) => return Err(MinerError::Text(error)),
             }
         };
-        sequences.iter().map(|s| source.sequence(*s).map_err(text)).collect()
+        sequences
+            .iter()
+            .map(|s| source.sequence(*s).map_err(MinerError::Text))
+            .collect()
     }
 
     fn path(&self, shard: &ShardEntry) -> PathBuf {
         self.dir.join(Hex32(shard.blob).to_string())
     }
 
-    async fn fetch(&self, client: &Client, shard: &ShardEntry, stop: &Stop) -> Result<(), MinerError> {
+    async fn fetch(&self, client: &Client, shard: &ShardEntry, shutdown: &Shutdown) -> Result<(), MinerError> {
         let size = shard.tokens.saturating_mul(TOKEN_BYTES);
         let blob = Hex32(shard.blob);
-        let bytes = stop.or(client.blob(&blob, size)).await?;
+        let bytes = unless_requested(shutdown, client.blob(&blob, size)).await?;
+        // The hash was checked, so this is a manifest that contradicts itself.
         if bytes.len() as u64 != size {
             return Err(MinerError::untrue(
                 "corpus",
@@ -106,7 +126,7 @@ impl Corpus {
     }
 }
 
-/// The manifest, if it is the run's and within what memory allows.
+/// The manifest, if it is the run's and within the limits; the error names the difference.
 fn check(sent: CorpusManifest, spec: &RunSpec) -> Result<Manifest, String> {
     if sent.shards.len() > SHARDS_MAX {
         return Err(format!("{} shards, at most {SHARDS_MAX} are read", sent.shards.len()));
@@ -135,92 +155,65 @@ fn check(sent: CorpusManifest, spec: &RunSpec) -> Result<Manifest, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alice_api::client::Retry;
-    use axum::{Router, extract::State, http::StatusCode, routing};
-    use std::{
-        collections::BTreeMap,
-        sync::{
-            Arc,
-            atomic::{AtomicU32, Ordering},
-        },
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
     };
 
-    struct Blobs {
-        by_hash: BTreeMap<String, Vec<u8>>,
-        served: AtomicU32,
-    }
-
     /// Shards of 5, 1, 10 and 4 tokens that count up from zero, and a server that has them.
-    async fn corpus(dir: &Path) -> (Corpus, Client, Arc<Blobs>) {
-        let mut by_hash = BTreeMap::new();
+    async fn corpus(dir: &Path) -> (Corpus, Client, Arc<AtomicU32>) {
+        let mut blobs = Vec::new();
         let mut next = 0u16;
         let shards = [5u16, 1, 10, 4].map(|tokens| {
             let bytes: Vec<u8> = (next..next + tokens).flat_map(u16::to_le_bytes).collect();
             next += tokens;
             let blob = *blake3::hash(&bytes).as_bytes();
-            by_hash.insert(Hex32(blob).to_string(), bytes);
+            blobs.push(bytes);
             ShardEntry {
                 blob,
                 tokens: tokens.into(),
             }
         });
-        let blobs = Arc::new(Blobs {
-            by_hash,
-            served: AtomicU32::new(0),
-        });
-        let get = |State(blobs): State<Arc<Blobs>>, axum::extract::Path(hash): axum::extract::Path<String>| async move {
-            blobs.served.fetch_add(1, Ordering::SeqCst);
-            blobs.by_hash.get(&hash).cloned().ok_or(StatusCode::NOT_FOUND)
+        let (client, requests) = crate::testing::blob_server(blobs).await;
+        let corpus = Corpus {
+            manifest: Manifest::new(shards.to_vec()),
+            context: 4,
+            dir: dir.to_owned(),
         };
-        let router = Router::new()
-            .route("/v1/blobs/{hash}", routing::get(get))
-            .with_state(blobs.clone());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let retry = Retry {
-            attempts: 1,
-            ..Retry::default()
-        };
-        let client = Client::with_retry(&format!("http://{}", listener.local_addr().unwrap()), retry).unwrap();
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        (
-            Corpus {
-                manifest: Manifest::new(shards.to_vec()),
-                context: 4,
-                dir: dir.to_owned(),
-            },
-            client,
-            blobs,
-        )
+        (corpus, client, requests)
     }
 
     #[tokio::test]
     async fn only_needed_shards_should_be_fetched_once() {
         let dir = tempfile::tempdir().unwrap();
-        let (corpus, client, blobs) = corpus(dir.path()).await;
+        let (corpus, client, requests) = corpus(dir.path()).await;
         assert_eq!(corpus.sequences(), 5);
-        let (_handle, stop) = Stop::new();
+        let (_handle, shutdown) = Shutdown::new();
         let mut reporter = Reporter::new(true);
-        let got = corpus.load(&client, &[3, 2], &mut reporter, &stop).await.unwrap();
+        let got = corpus.load(&client, &[3, 2], &mut reporter, &shutdown).await.unwrap();
         assert_eq!(got, vec![vec![12, 13, 14, 15], vec![8, 9, 10, 11]]);
-        assert_eq!(blobs.served.load(Ordering::SeqCst), 1);
-        // Sequence 1 lies in three shards, one of which is here.
-        let got = corpus.load(&client, &[1, 4], &mut reporter, &stop).await.unwrap();
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+        // Sequence 1 lies in three shards, one of which is cached.
+        let got = corpus.load(&client, &[1, 4], &mut reporter, &shutdown).await.unwrap();
         assert_eq!(got, vec![vec![4, 5, 6, 7], vec![16, 17, 18, 19]]);
-        assert_eq!(blobs.served.load(Ordering::SeqCst), 4);
+        assert_eq!(requests.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test]
     async fn a_damaged_shard_should_be_fetched_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (corpus, client, blobs) = corpus(dir.path()).await;
-        let (_handle, stop) = Stop::new();
+        let (corpus, client, requests) = corpus(dir.path()).await;
+        let (_handle, shutdown) = Shutdown::new();
         let mut reporter = Reporter::new(true);
         let all = [0, 1, 2, 3, 4];
-        let good = corpus.load(&client, &all, &mut reporter, &stop).await.unwrap();
+        let good = corpus.load(&client, &all, &mut reporter, &shutdown).await.unwrap();
         for shard in &corpus.manifest.shards[..2] {
             std::fs::write(corpus.path(shard), "garbage").unwrap();
         }
-        assert_eq!(corpus.load(&client, &all, &mut reporter, &stop).await.unwrap(), good);
-        assert_eq!(blobs.served.load(Ordering::SeqCst), 6);
+        assert_eq!(
+            corpus.load(&client, &all, &mut reporter, &shutdown).await.unwrap(),
+            good
+        );
+        assert_eq!(requests.load(Ordering::SeqCst), 6);
     }
 }

@@ -1,27 +1,41 @@
-//! What the miner was doing, on disk before it is done, so that `kill -9` at any instant loses no finished work and
-//! sends nothing twice under another name.
+//! The task in hand, written to disk before each step is taken, so that `kill -9` at any instant loses no finished work
+//! and sends nothing twice under another name.
 //!
 //! ```text
 //! Idle ──claim──▶ Leased ──train, encode──▶ Ready ──declare, upload, commit──▶ receipt stored
 //!  ▲                                                                                │
-//!  └───────────────────── residual moved into place ◀──────────────────────────────-┘
+//!  └────────────────────── residual renamed into place ◀────────────────────────────┘
 //! ```
 //!
-//! In `Ready` three files exist: the encoded update, the ledger of the residual as it will be once the update is committed,
-//! and this journal (written last). After the receipt is stored, one rename makes the new residual the valid one. Each
-//! restart looks at journal, receipt and residual and takes the one step that is missing ([`next_step`], pure).
+//! **Format.** `journal.json` holds one [`State`] as JSON. `outgoing.update` is the encoded update, `outgoing.ledger` the
+//! [residual's ledger](super::residual) as it will be once the update is committed. Each is replaced in one step.
+//!
+//! **States.** `Idle`: no work. `Leased`: a task was claimed, and nothing of its training is on disk. `Ready`: update and
+//! staged ledger are complete; the journal is written last of the three, so it never names a file that is not there.
+//!
+//! **Recovery.** A start reads the journal and the facts around it ([`Recovered`]: staged ledger, receipt, refusal, the
+//! server's block) and takes the one step that is missing. [`next_step`] is a pure function of the two, and the same
+//! function drives the miner when nothing has crashed: recovery is no special case. A step that fails, for want of disk
+//! space for example, is simply the missing step again.
+//!
+//! **Durable when.** A lease before training begins. Update and ledger before the first byte is sent: the identifier is
+//! made of task, key and bytes, so the same bytes are the same submission however often they are sent. The receipt
+//! before the residual changes, and the residual before the journal forgets the update; a crash between the two finds
+//! no staged ledger and adopts nothing a second time.
+//!
+//! A damaged journal counts as `Idle`: the work in it is lost, and the miner runs on.
 
-use crate::{MinerError, files, task::residual::waiting_file};
+use crate::{MinerError, files, task::residual::staged_file};
 use alice_api::{Hex32, Lease};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// An encoded update on its way.
+/// An encoded update that is to be sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outgoing {
-    /// Submission: follows from task, miner and bytes, so that the same bytes are always the same submission.
+    /// Submission, made of task, miner and bytes: the same bytes are always the same submission.
     pub id: Hex32,
-    /// Task that it answers.
+    /// Lease of its task.
     pub lease: Lease,
     /// BLAKE3 of the update.
     pub blob: Hex32,
@@ -29,37 +43,37 @@ pub struct Outgoing {
     pub bytes: u64,
 }
 
-/// What the miner was doing.
+/// State of the task in hand.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
-    /// Nothing.
+    /// No work in hand.
     #[default]
     Idle,
-    /// Training for this lease; nothing of it is on disk.
+    /// A task is leased; nothing of its training is on disk.
     Leased {
         /// The lease.
         lease: Lease,
     },
-    /// The update is encoded and stored; it may or may not have reached the server.
+    /// The update is encoded and stored; the server may or may not have it.
     Ready {
         /// The update.
         outgoing: Outgoing,
     },
 }
 
-/// What there is besides the journal.
+/// Facts that a start finds besides the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Surroundings {
-    /// The run of the journal's lease is the run that is mined now.
+pub struct Recovered {
+    /// Whether the lease is of the run that is mined now.
     pub same_run: bool,
-    /// The residual of after the commit still waits beside the valid one.
-    pub residual_waits: bool,
-    /// A receipt for the update is stored.
+    /// Whether the residual for after the commit is staged and not yet adopted.
+    pub residual_staged: bool,
+    /// Whether a receipt for the update is stored.
     pub receipt_stored: bool,
-    /// A refusal of the update is stored, or that nothing can come of it any more.
+    /// Whether a refusal of the update is stored, or the miner has given it up.
     pub refusal_stored: bool,
-    /// Block of the server.
+    /// The server's block.
     pub block: u32,
 }
 
@@ -70,13 +84,13 @@ pub enum Step {
     Claim,
     /// Train for this lease.
     Train(Lease),
-    /// Declare, upload and commit the stored bytes, or ask for the answer where they are lost.
+    /// Declare, upload and commit the stored bytes; if they are damaged, ask the server whether it has them.
     Send(Outgoing),
-    /// The receipt is stored: make the residual of after the commit the valid one.
+    /// The receipt is stored: make the staged residual the valid one.
     AdoptResidual(Outgoing),
-    /// The update was refused: make that residual the valid one with what was sent put back.
+    /// The update was refused: make the staged residual the valid one, with the update's values returned to it.
     RestoreResidual(Outgoing),
-    /// Nothing more to be had from it: remove the files and go to `Idle`.
+    /// The task is over, for this reason: go to `Idle` and remove its files.
     Clear(&'static str),
 }
 
@@ -85,41 +99,41 @@ pub fn lasts(lease: &Lease, block: u32) -> bool {
     block < lease.task.deadline_block.min(lease.task.lease_block)
 }
 
-/// Decides from what a crash (or nothing at all) left behind.
-pub fn next_step(state: &State, around: Surroundings) -> Step {
+/// The step that is missing, after a crash or in normal work.
+pub fn next_step(state: &State, facts: Recovered) -> Step {
     match state {
         State::Idle => Step::Claim,
-        State::Leased { .. } if !around.same_run => Step::Clear("the task belongs to another run"),
-        State::Leased { lease } if lasts(lease, around.block) => Step::Train(lease.clone()),
+        State::Leased { .. } if !facts.same_run => Step::Clear("the task belongs to another run"),
+        State::Leased { lease } if lasts(lease, facts.block) => Step::Train(lease.clone()),
         State::Leased { .. } => Step::Clear("the task's time is over"),
-        State::Ready { outgoing } => match around {
-            Surroundings {
+        State::Ready { outgoing } => match facts {
+            Recovered {
                 receipt_stored: true,
-                residual_waits: true,
+                residual_staged: true,
                 ..
             } => Step::AdoptResidual(outgoing.clone()),
-            Surroundings {
+            Recovered {
                 receipt_stored: true, ..
             } => Step::Clear("committed"),
-            Surroundings {
+            Recovered {
                 refusal_stored: true,
-                residual_waits: true,
+                residual_staged: true,
                 ..
             } => Step::RestoreResidual(outgoing.clone()),
-            Surroundings {
+            Recovered {
                 refusal_stored: true, ..
             } => Step::Clear("refused"),
-            // Also where the deadline is over, or the bytes are lost: the server may have them, and gives the same receipt
-            // again.
+            // Even after the deadline, or with damaged bytes: the server may have the update already, and then it answers
+            // with the same receipt.
             _ => Step::Send(outgoing.clone()),
         },
     }
 }
 
-/// Called after every write; an error stops there, as a kill would.
+/// Called after every write; its error ends the sequence there, as a kill would.
 type Hook<'a> = &'a mut dyn FnMut() -> Result<(), MinerError>;
 
-/// Journal and the files that belong to it, in one directory for each run.
+/// The journal of a run's directory, with the files that belong to it.
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
@@ -127,19 +141,21 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Reads the journal of a run's directory. A damaged journal counts as `Idle`: the work under it is lost, the miner is
-    /// not.
+    /// Reads the journal of a run's directory; a damaged one counts as `Idle`.
+    ///
+    /// # Errors
+    /// The disk does not answer: a journal that exists is never taken for a missing one.
     pub fn open(run_dir: &Path) -> Result<Self, MinerError> {
         files::make_dir(run_dir)?;
         let path = run_dir.join("journal.json");
-        // What is too long for a journal is a damaged one.
+        // A file too long to be a journal is a damaged one.
         let bytes = match files::len(&path)? {
             Some(len) if len > files::JSON_BYTES_MAX => Some(Vec::new()),
             _ => files::read_optional(&path, files::JSON_BYTES_MAX)?,
         };
         let state = bytes.map_or(Ok(State::Idle), |bytes| serde_json::from_slice(&bytes));
         let state = state.unwrap_or_else(|error| {
-            tracing::warn!(%error, path = %path.display(), "the journal is left out; the task in it is lost");
+            tracing::warn!(%error, path = %path.display(), "the journal is damaged; the task in it is lost");
             State::Idle
         });
         Ok(Self {
@@ -148,22 +164,28 @@ impl Journal {
         })
     }
 
-    /// What the miner was doing.
+    /// State of the task in hand.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Where the update on its way is.
+    /// File of the encoded update.
     pub fn update_file(&self) -> PathBuf {
         self.dir.join("outgoing.update")
     }
 
-    /// Notes a lease.
+    /// Goes to `Leased`.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`]; the state is unchanged then.
     pub fn leased(&mut self, lease: Lease) -> Result<(), MinerError> {
         self.write(State::Leased { lease })
     }
 
-    /// Stores the update and the ledger of after the commit, then notes that they are complete.
+    /// Stores the update and the staged ledger, then goes to `Ready`.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`]; the state is unchanged then.
     pub fn ready(&mut self, outgoing: Outgoing, update: &[u8], ledger: &[u8]) -> Result<(), MinerError> {
         self.ready_through(outgoing, update, ledger, &mut || Ok(()))
     }
@@ -177,14 +199,16 @@ impl Journal {
     ) -> Result<(), MinerError> {
         files::write_atomic(&self.update_file(), update)?;
         written()?;
-        files::write_atomic(&waiting_file(&self.dir), ledger)?;
+        files::write_atomic(&staged_file(&self.dir), ledger)?;
         written()?;
         self.write(State::Ready { outgoing })?;
         written()
     }
 
-    /// The stored update; none where it is gone or damaged. That it could not be read is an error: it may be committed
-    /// already, and nothing about it may be forgotten.
+    /// The stored update; `None` if it is missing or damaged.
+    ///
+    /// # Errors
+    /// It cannot be read: it may be committed already, so the miner must not take it for lost.
     pub fn update(&self, outgoing: &Outgoing) -> Result<Option<Vec<u8>>, MinerError> {
         let path = self.update_file();
         if files::len(&path)? != Some(outgoing.bytes) {
@@ -194,8 +218,11 @@ impl Journal {
         Ok(bytes.filter(|b| Hex32(*blake3::hash(b).as_bytes()) == outgoing.blob))
     }
 
-    /// Forgets the work in hand. The journal goes first: files without a journal are overwritten by the next task,
-    /// a journal without files would be a damaged update.
+    /// Goes to `Idle` and removes the task's files. The journal first: the next task overwrites files without a journal,
+    /// but a journal without files would be a damaged update.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`].
     pub fn clear(&mut self) -> Result<(), MinerError> {
         self.clear_through(&mut || Ok(()))
     }
@@ -205,7 +232,7 @@ impl Journal {
         written()?;
         files::remove(&self.update_file())?;
         written()?;
-        files::remove(&waiting_file(&self.dir))?;
+        files::remove(&staged_file(&self.dir))?;
         written()
     }
 
@@ -251,9 +278,9 @@ pub(crate) mod tests {
         }
     }
 
-    const CALM: Surroundings = Surroundings {
+    const IN_TIME: Recovered = Recovered {
         same_run: true,
-        residual_waits: true,
+        residual_staged: true,
         receipt_stored: false,
         refusal_stored: false,
         block: 40,
@@ -263,21 +290,21 @@ pub(crate) mod tests {
     fn a_lease_should_be_used_while_it_lasts() {
         let lease = lease(1);
         let state = State::Leased { lease: lease.clone() };
-        assert_eq!(next_step(&state, CALM), Step::Train(lease.clone()));
+        assert_eq!(next_step(&state, IN_TIME), Step::Train(lease.clone()));
         assert_eq!(
-            next_step(&state, Surroundings { block: 47, ..CALM }),
+            next_step(&state, Recovered { block: 47, ..IN_TIME }),
             Step::Train(lease)
         );
         assert!(matches!(
-            next_step(&state, Surroundings { block: 48, ..CALM }),
+            next_step(&state, Recovered { block: 48, ..IN_TIME }),
             Step::Clear(_)
         ));
         assert!(matches!(
             next_step(
                 &state,
-                Surroundings {
+                Recovered {
                     same_run: false,
-                    ..CALM
+                    ..IN_TIME
                 }
             ),
             Step::Clear(_)
@@ -291,37 +318,37 @@ pub(crate) mod tests {
         // Killed before, during or after the upload, even after the deadline: the same step.
         for block in [0, 40, 48, 1000] {
             assert_eq!(
-                next_step(&state, Surroundings { block, ..CALM }),
+                next_step(&state, Recovered { block, ..IN_TIME }),
                 Step::Send(out.clone())
             );
         }
         // Killed between the receipt and the residual.
-        let receipt = Surroundings {
+        let receipt = Recovered {
             receipt_stored: true,
-            ..CALM
+            ..IN_TIME
         };
         assert_eq!(next_step(&state, receipt), Step::AdoptResidual(out.clone()));
         // Killed between the residual and the journal: never adopted twice.
         assert!(matches!(
             next_step(
                 &state,
-                Surroundings {
-                    residual_waits: false,
+                Recovered {
+                    residual_staged: false,
                     ..receipt
                 }
             ),
             Step::Clear(_)
         ));
-        let refusal = Surroundings {
+        let refusal = Recovered {
             refusal_stored: true,
-            ..CALM
+            ..IN_TIME
         };
         assert_eq!(next_step(&state, refusal), Step::RestoreResidual(out));
         assert!(matches!(
             next_step(
                 &state,
-                Surroundings {
-                    residual_waits: false,
+                Recovered {
+                    residual_staged: false,
                     ..refusal
                 }
             ),
@@ -341,10 +368,10 @@ pub(crate) mod tests {
             let (mut receipt, mut sent, mut writes, mut trained) = (false, Vec::new(), 0, 0);
             let mut journal = Journal::open(dir.path()).unwrap();
             loop {
-                let around = Surroundings {
-                    residual_waits: waiting_file(dir.path()).exists(),
+                let facts = Recovered {
+                    residual_staged: staged_file(dir.path()).exists(),
                     receipt_stored: receipt,
-                    ..CALM
+                    ..IN_TIME
                 };
                 let mut written = || {
                     writes += 1;
@@ -355,7 +382,7 @@ pub(crate) mod tests {
                         Ok(())
                     }
                 };
-                let result = match next_step(journal.state(), around) {
+                let result = match next_step(journal.state(), facts) {
                     Step::Claim if receipt => break,
                     Step::Claim => journal.leased(lease(1)).and_then(|()| written()),
                     Step::Train(_) => {
@@ -369,9 +396,7 @@ pub(crate) mod tests {
                         receipt = stored.is_ok();
                         stored
                     }
-                    Step::AdoptResidual(_) => {
-                        files::rename(&waiting_file(dir.path()), &ledger).and_then(|()| written())
-                    }
+                    Step::AdoptResidual(_) => files::rename(&staged_file(dir.path()), &ledger).and_then(|()| written()),
                     Step::RestoreResidual(_) => unreachable!("nothing is refused here"),
                     Step::Clear(_) => journal.clear_through(&mut written),
                 };
@@ -380,7 +405,7 @@ pub(crate) mod tests {
                 }
             }
             assert!(writes >= crash_after.min(9), "{writes}");
-            // Before the journal says so, nothing is ready.
+            // Nothing is ready before the journal is.
             assert_eq!(
                 trained,
                 if [2, 3].contains(&crash_after) { 2 } else { 1 },
@@ -389,9 +414,9 @@ pub(crate) mod tests {
             assert_eq!(sent.len(), if crash_after == 5 { 2 } else { 1 });
             assert!(sent.iter().all(|s| *s == (Hex32([9; 32]), b"update".to_vec())));
             assert_eq!(std::fs::read(&ledger).unwrap(), b"new");
-            // Where the journal was all that could be cleared, the next task writes over it.
+            // A crash right after the journal leaves the files; the next task writes over them.
             assert_eq!(dir.path().join("outgoing.update").exists(), crash_after == 7);
-            assert!(!waiting_file(dir.path()).exists());
+            assert!(!staged_file(dir.path()).exists());
         }
     }
 

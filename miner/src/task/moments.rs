@@ -1,5 +1,5 @@
-//! The optimiser's moments between two tasks of a fragment, one file for each fragment. A convenience: without it, or with
-//! a damaged one, a task starts from nothing and learns a little less.
+//! The optimiser's moments between two tasks of a fragment, one file for each fragment. A convenience: without the file,
+//! or with a damaged one, a task starts from zero moments and learns a little less.
 
 use crate::files;
 use alice_trainer::{Carry, MomentsFrom, TaskResult, TrainError};
@@ -10,21 +10,21 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Bytes between the file and the trainer.
+/// Buffer between the file and the trainer, bytes.
 const BUFFER: usize = 1 << 20;
 
-/// Where a fragment's moments are kept in a run's directory.
+/// File of a fragment's moments, in a run's directory.
 pub fn file(dir: &Path, fragment: u32) -> PathBuf {
     dir.join(format!("moments-{fragment}.bin"))
 }
 
-/// Removes the moments of a fragment; whether there were any.
-pub fn give_way(dir: &Path, fragment: u32) -> bool {
+/// Removes the moments of a fragment, to make room on the disk; returns whether there were any.
+pub fn evict(dir: &Path, fragment: u32) -> bool {
     std::fs::remove_file(file(dir, fragment)).is_ok()
 }
 
-/// Removes what a killed process has left of a file.
-pub fn sweep(dir: &Path) {
+/// Removes the half-written moments that a killed process left.
+pub fn remove_partial(dir: &Path) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -34,17 +34,17 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// The moments that a task has left, beside those of the task before. They take their place with [`keep`](Self::keep), once the task's
-/// update is stored: a task that is done again after a crash must not start from moments that have seen its text. They are removed
-/// if dropped.
+/// The moments after a task, in a file next to those of the task before. [`keep`](Self::keep) puts them in their place
+/// once the task's update is stored: a task that is repeated after a crash must not start from moments that have seen
+/// its text. Dropped, they are removed.
 #[derive(Debug)]
-pub struct Left {
+pub struct SavedMoments {
     part: PathBuf,
     path: PathBuf,
 }
 
-impl Left {
-    /// Makes them the ones for the next task.
+impl SavedMoments {
+    /// Makes them the moments that the next task starts from.
     pub fn keep(self) {
         // Not synced: an update waits to be sent, and the checksum shows a torn file.
         if let Err(error) = files::rename(&self.part, &self.path) {
@@ -53,9 +53,9 @@ impl Left {
     }
 }
 
-impl Drop for Left {
+impl Drop for SavedMoments {
     fn drop(&mut self) {
-        // Half a file, or one that nobody kept; there is none where it was kept.
+        // Half a file, or one that nobody kept; a kept file has another name by now.
         let _ = std::fs::remove_file(&self.part);
     }
 }
@@ -66,28 +66,33 @@ fn warn(path: &Path, what: &str, error: &dyn std::fmt::Display) {
     tracing::warn!(%error, path = %path.display(), "{what}");
 }
 
-/// Runs `train` with the moments of `path` and hands out those that it leaves, unless `stop` is set meanwhile. No failure of a
-/// file keeps it from training.
-pub fn carrying(
+/// Runs `train` from the moments of `path` and returns the new ones with its result; `None` if they could not be written,
+/// or `stop` was set meanwhile. No failure of a file prevents training.
+///
+/// # Errors
+/// Those of `train`.
+pub fn train_with_moments(
     path: &Path,
     stop: &AtomicBool,
     train: impl FnOnce(Carry<'_>) -> Result<TaskResult, TrainError>,
-) -> Result<(TaskResult, Option<Left>), TrainError> {
+) -> Result<(TaskResult, Option<SavedMoments>), TrainError> {
     let warn = |what: &str, error: &dyn std::fmt::Display| warn(path, what, error);
     let mut from = match File::open(path) {
         Ok(file) => Some(BufReader::with_capacity(BUFFER, file)),
         Err(error) => {
+            // A first task has none, which is not worth a warning.
             if error.kind() != io::ErrorKind::NotFound {
-                warn("the optimiser's moments cannot be read and start from nothing", &error);
+                warn("the optimiser's moments cannot be read and start from zero", &error);
             }
             None
         }
     };
-    let left = Left {
+    let saved = SavedMoments {
         part: path.with_extension("part"),
         path: path.to_owned(),
     };
-    let mut to = match File::create(&left.part) {
+    // The file is made before training, so that a disk without room shows early and costs a warning only.
+    let mut to = match File::create(&saved.part) {
         Ok(file) => Some(Stoppable {
             file: BufWriter::with_capacity(BUFFER, file),
             stop,
@@ -103,15 +108,16 @@ pub fn carrying(
     });
     let result = result?;
     if let MomentsFrom::Refused(problem) = &result.moments {
-        warn("the optimiser's moments start from nothing", problem);
+        warn("the optimiser's moments start from zero", problem);
     }
+    // Half a file is as bad as none: `saved` is dropped here, which removes it.
     if let Some(problem) = &result.moments_lost {
         warn(NOT_KEPT, problem);
         return Ok((result, None));
     }
     let written = to.map(|to| to.file.into_inner());
     match written {
-        Some(Ok(_)) => Ok((result, Some(left))),
+        Some(Ok(_)) => Ok((result, Some(saved))),
         Some(Err(error)) => {
             warn(NOT_KEPT, &error);
             Ok((result, None))
@@ -120,7 +126,7 @@ pub fn carrying(
     }
 }
 
-/// A file that is given up when the task must end.
+/// A file that refuses further writes once the task must end: writing gigabytes must not delay the end.
 struct Stoppable<'a> {
     file: BufWriter<File>,
     stop: &'a AtomicBool,
@@ -144,22 +150,22 @@ mod tests {
     use super::*;
     use std::ops::ControlFlow;
 
-    /// A task of two steps from `path`; it ends after `steps`.
+    /// Trains a task of two steps from `path`; cancels it after `steps`.
     fn task(path: &Path, steps: u32) -> Result<TaskResult, TrainError> {
-        let (result, left) = task_until(path, steps, false)?;
-        if let Some(left) = left {
-            left.keep();
+        let (result, saved) = task_until(path, steps, false)?;
+        if let Some(saved) = saved {
+            saved.keep();
         }
         Ok(result)
     }
 
-    /// The same, where `stop` is set before anything is written.
-    fn task_until(path: &Path, steps: u32, stop: bool) -> Result<(TaskResult, Option<Left>), TrainError> {
+    /// The same, with `stop` set before anything is written or not.
+    fn task_until(path: &Path, steps: u32, stop: bool) -> Result<(TaskResult, Option<SavedMoments>), TrainError> {
         let mut spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").unwrap()).unwrap();
         (spec.model.hidden, spec.model.heads, spec.model.kv_heads) = (16, 2, 2);
         (spec.model.layers, spec.model.ffn, spec.model.context) = (1, 32, 16);
         (spec.inner.steps, spec.inner.batch_sequences) = (2, 2);
-        let theta = alice_model::init_theta(&spec, &[1; 32]);
+        let theta = alice_init::init_theta(&spec, &[1; 32]);
         let sequences: Vec<Vec<u16>> = (0..4).map(|s| (0..16).map(|t| s * 16 + t).collect()).collect();
         let task = alice_trainer::Task {
             spec: &spec,
@@ -172,7 +178,7 @@ mod tests {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         };
-        carrying(path, &AtomicBool::new(stop), |carry| {
+        train_with_moments(path, &AtomicBool::new(stop), |carry| {
             alice_trainer::train_carrying(&task, device, Default::default(), carry, &mut go)
         })
     }
@@ -188,28 +194,28 @@ mod tests {
         let path = file(dir.path(), 0);
         assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Nothing);
         assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 2 });
-        // A task that is stopped leaves what was there.
+        // After a cancelled task the old moments stay.
         let before = std::fs::read(&path).unwrap();
         assert!(task(&path, 1).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), before);
         assert_eq!(task(&path, 9).unwrap().moments, MomentsFrom::Carried { steps: 4 });
         assert_eq!(names(dir.path()), ["moments-0.bin"]);
-        // One that must end while it writes has its update all the same, and leaves what was there.
+        // A task that must end while it writes has its update all the same, and the old moments stay.
         let before = std::fs::read(&path).unwrap();
-        let (late, left) = task_until(&path, 9, true).unwrap();
-        assert!(late.moments_lost.is_some() && left.is_none());
+        let (late, saved) = task_until(&path, 9, true).unwrap();
+        assert!(late.moments_lost.is_some() && saved.is_none());
         assert_eq!(std::fs::read(&path).unwrap(), before);
-        // One whose update was not stored leaves what was there, too: it may be done again.
-        let (_, left) = task_until(&path, 9, false).unwrap();
+        // After a task whose update was not stored the old moments stay, too: the task may be repeated.
+        let (_, saved) = task_until(&path, 9, false).unwrap();
         assert_eq!(names(dir.path()).len(), 2);
-        drop(left.unwrap());
+        drop(saved.unwrap());
         assert_eq!(std::fs::read(&path).unwrap(), before);
         assert_eq!(names(dir.path()), ["moments-0.bin"]);
-        // What a killed process has left goes when the run is opened; moments give way once.
+        // Half a file of a killed process goes when the run is opened; moments can be evicted once.
         std::fs::write(dir.path().join("moments-3.part"), b"half").unwrap();
-        sweep(dir.path());
+        remove_partial(dir.path());
         assert_eq!(names(dir.path()), ["moments-0.bin"]);
-        assert!(give_way(dir.path(), 0) && !give_way(dir.path(), 0));
+        assert!(evict(dir.path(), 0) && !evict(dir.path(), 0));
         assert_eq!(names(dir.path()), Vec::<String>::new());
     }
 

@@ -1,49 +1,77 @@
-//! What earlier updates had no room for, on disk, fragment by fragment. It may be larger than memory: it is streamed, once
-//! to encode an update and once to store what the update leaves.
+//! The error-feedback residual: the part of earlier updates that compression left out, kept on disk for each fragment and
+//! added to the fragment's next update. It may be larger than memory, so it is streamed, once to encode an update and
+//! once to store the remainder.
+//!
+//! **Format.**
 //!
 //! ```text
-//! ledger-<p>.bin              the updates that wait for a verdict, and the generation of the residual that counts
-//! residual-<p>-<g>.bin        the residual of generation g, a value for each parameter of fragment p
-//! outgoing.ledger             the ledger as it will be once the update is committed
+//! ledger-<p>.bin          fragment p: updates without a verdict, and the generation g of the valid residual
+//! residual-<p>-<g>.bin    residual of generation g: one value for each parameter of fragment p
+//! outgoing.ledger         the ledger as it will be once the update in hand is committed (staged)
 //! ```
 //!
-//! The new residual is written beside the old one; the rename of the ledger is the instant at which it counts.
+//! The crate `alice-update` defines the bytes ([`PendingUpdates`]); every file ends with a checksum. Both number formats
+//! are read, whichever is written now.
+//!
+//! **States.** Generation g is valid while the ledger names it. [`Residuals::prepare`] writes generation g + 1 under its
+//! own name and returns the ledger that names it; the [journal](super::journal) stages that ledger with the update.
+//! [`Residuals::adopt`] (committed) or [`Residuals::restore`] (refused: the update's values go back) makes it the valid
+//! one. [`Residuals::settle`] then follows the verdicts: values of accepted updates are dropped, values of all others
+//! return to the residual.
+//!
+//! **Recovery.** The rename of the ledger is the instant at which a new generation counts. Before it, the old residual is
+//! untouched; after it, the old one is removed, and a crash in between leaves a file that no ledger names, which the
+//! next start removes. While a ledger is staged, the start keeps generation g + 1 of every fragment, because only the
+//! journal knows to which one it belongs.
+//!
+//! **Damage.** A damaged ledger costs the residual and the pending updates of its fragment; a damaged residual costs the
+//! residual only, and pending updates still return if they are refused. A disk that does not answer is an error instead:
+//! files that may be whole are never replaced.
+//!
+//! **Durable when.** A generation is synced before the ledger that names it is staged.
 
 use crate::{MinerError, files, settlement::receipts::Standing};
 use alice_spec::RunSpec;
-use alice_update::{Encoded, Encoder, FeedbackError, Header, Layout, Ledger, Precision, Update};
+use alice_update::{Encoder, EncoderOutput, FeedbackError, Header, Layout, PendingUpdates, ResidualDtype, Update};
 use std::{
     fs::File,
     io::{BufReader, BufWriter},
     path::{Path, PathBuf},
 };
 
-/// Largest ledger that is read: all entries that may wait, and room for their heads.
+/// Maximum length of a ledger, bytes: all entries that may be pending (12 bytes each), as many again that were just
+/// returned, and room for their headers.
 const LEDGER_BYTES_MAX: u64 = 12 * alice_update::PENDING_ENTRIES_MAX * 2 + (1 << 20);
-/// Buffer of a stream, bytes.
+/// Buffer of a stream, bytes: large, because a residual has gigabytes and is read in order.
 const BUFFER: usize = 1 << 20;
 
 /// The residuals of a run.
 #[derive(Debug)]
 pub struct Residuals {
     dir: PathBuf,
-    precision: Precision,
+    dtype: ResidualDtype,
     layouts: Vec<Layout>,
-    ledgers: Vec<Ledger>,
+    pending: Vec<PendingUpdates>,
 }
 
 impl Residuals {
-    /// Opens what there is in a run's directory. A damaged ledger is left out: that costs a little of the last updates'
-    /// remainder, not the miner. `precision` is for what is written from now on.
-    pub fn open(dir: &Path, spec: &RunSpec, precision: Precision) -> Result<Self, MinerError> {
+    /// Opens the residuals of a run's directory; a damaged ledger starts from zero. `dtype` is the number format of
+    /// residuals that are written from now on.
+    ///
+    /// # Errors
+    /// The disk does not answer, or a file that no ledger names cannot be removed.
+    pub fn open(dir: &Path, spec: &RunSpec, dtype: ResidualDtype) -> Result<Self, MinerError> {
         let whole = Layout::from_spec(spec);
         let layouts: Vec<Layout> = (0..spec.task.fragments)
             .map(|p| whole.fragment(spec.fragment_tensors(p)))
             .collect();
         let mut residuals = Self {
             dir: dir.to_owned(),
-            precision,
-            ledgers: layouts.iter().map(|layout| Ledger::new(layout.covered())).collect(),
+            dtype,
+            pending: layouts
+                .iter()
+                .map(|layout| PendingUpdates::new(layout.covered()))
+                .collect(),
             layouts,
         };
         for fragment in 0..spec.task.fragments {
@@ -52,9 +80,9 @@ impl Residuals {
                 Ok(Some(ledger)) => residuals.replace(fragment, ledger),
                 Ok(None) => {}
                 Err(MinerError::Residual(error)) => {
-                    tracing::warn!(%error, path = %path.display(), "the residual starts from nothing");
+                    tracing::warn!(%error, path = %path.display(), "the residual starts from zero");
                 }
-                // A disk that does not answer is no reason to throw away what lies on it.
+                // The file may be whole, and the next start may be able to read it.
                 Err(error) => return Err(error),
             }
         }
@@ -62,38 +90,50 @@ impl Residuals {
         Ok(residuals)
     }
 
-    /// Where the ledger of after the commit waits.
-    pub fn waiting_file(&self) -> PathBuf {
-        waiting_file(&self.dir)
+    /// File of the staged ledger.
+    pub fn staged_file(&self) -> PathBuf {
+        staged_file(&self.dir)
     }
 
     /// Layout of a fragment's updates.
+    ///
+    /// # Errors
+    /// The run has no such fragment.
     pub fn layout(&self, fragment: u32) -> Result<&Layout, MinerError> {
-        let unknown = || MinerError::Encode(format!("the run has no fragment {fragment}"));
-        self.layouts.get(fragment as usize).ok_or_else(unknown)
+        let layout = self.layouts.get(fragment as usize);
+        layout.ok_or(MinerError::NoFragment(fragment))
     }
 
-    fn ledger(&self, fragment: u32) -> Result<&Ledger, MinerError> {
-        let unknown = || MinerError::Encode(format!("the run has no fragment {fragment}"));
-        self.ledgers.get(fragment as usize).ok_or_else(unknown)
+    fn pending(&self, fragment: u32) -> Result<&PendingUpdates, MinerError> {
+        let pending = self.pending.get(fragment as usize);
+        pending.ok_or(MinerError::NoFragment(fragment))
     }
 
-    fn replace(&mut self, fragment: u32, ledger: Ledger) {
-        if let Some(slot) = self.ledgers.get_mut(fragment as usize) {
-            *slot = ledger;
+    fn replace(&mut self, fragment: u32, pending: PendingUpdates) {
+        if let Some(slot) = self.pending.get_mut(fragment as usize) {
+            *slot = pending;
         }
     }
 
     /// Encodes d + residual. `d` has a value for each parameter of the fragment. A residual that turns out to be damaged
-    /// is left out from here on.
-    pub fn encode(&mut self, fragment: u32, spec: &RunSpec, header: &Header, d: &[f32]) -> Result<Encoded, MinerError> {
+    /// is zero from here on.
+    ///
+    /// # Errors
+    /// `d` cannot be encoded, or the disk does not answer.
+    pub fn encode(
+        &mut self,
+        fragment: u32,
+        spec: &RunSpec,
+        header: &Header,
+        d: &[f32],
+    ) -> Result<EncoderOutput, MinerError> {
         match self.try_encode(fragment, spec, header, d) {
             Err(Streaming::Feedback(
                 error @ (FeedbackError::Damaged(_) | FeedbackError::Missing { .. } | FeedbackError::Length { .. }),
             )) => {
-                tracing::warn!(%error, fragment, "the residual starts from nothing");
-                // What waits for its verdict is whole, and returns if it is refused.
-                let kept = self.ledger(fragment)?.without_residual();
+                tracing::warn!(%error, fragment, "the residual starts from zero");
+                // The pending updates are whole, and still return if they are refused.
+                let kept = self.pending(fragment)?.without_residual();
                 files::write_atomic(&self.ledger_file(fragment), &kept.to_bytes())?;
                 self.replace(fragment, kept);
                 Ok(self.try_encode(fragment, spec, header, d)?)
@@ -102,19 +142,26 @@ impl Residuals {
         }
     }
 
-    fn try_encode(&self, fragment: u32, spec: &RunSpec, header: &Header, d: &[f32]) -> Result<Encoded, Streaming> {
-        let (layout, ledger) = (self.layout(fragment)?, self.ledger(fragment)?);
-        let mut encoder = Encoder::new(layout, &spec.update).map_err(|e| MinerError::Encode(e.to_string()))?;
-        ledger.combine(self.stored(fragment)?, from_slice(ledger, d), |_, sums| {
-            encoder
-                .push(sums)
-                .map_err(|e| Streaming::Miner(MinerError::Encode(e.to_string())))
+    fn try_encode(
+        &self,
+        fragment: u32,
+        spec: &RunSpec,
+        header: &Header,
+        d: &[f32],
+    ) -> Result<EncoderOutput, Streaming> {
+        let (layout, pending) = (self.layout(fragment)?, self.pending(fragment)?);
+        let mut encoder = Encoder::new(layout, &spec.update).map_err(MinerError::Encode)?;
+        pending.combine(self.stored(fragment)?, from_slice(pending, d), |_, sums| {
+            encoder.push(sums).map_err(|e| Streaming::Miner(MinerError::Encode(e)))
         })?;
-        Ok(encoder.finish(header).map_err(|e| MinerError::Encode(e.to_string()))?)
+        Ok(encoder.finish(header).map_err(MinerError::Encode)?)
     }
 
-    /// Stores the residual that is left once `sent` is committed under `id`, beside the valid one; returns the ledger
-    /// that makes it count. On an error, a full disk for one, the valid residual is as it was.
+    /// Stores the residual for the time after `sent` is committed under `id`, as the next generation; returns the ledger
+    /// that names it, to be staged.
+    ///
+    /// # Errors
+    /// The disk is full or does not answer; the valid residual is unchanged then.
     pub fn prepare(
         &self,
         fragment: u32,
@@ -122,100 +169,114 @@ impl Residuals {
         d: &[f32],
         (sent, decay): (&Update, f32),
     ) -> Result<Vec<u8>, MinerError> {
-        let ledger = self.ledger(fragment)?;
-        let next = ledger.committed(id, sent, decay);
+        let pending = self.pending(fragment)?;
+        let next = pending.committed(id, sent, decay);
         let path = self.residual_file(fragment, next.generation());
+        // Under another name until it is whole: a start that finds generation g + 1 may rely on it.
         let part = path.with_extension("part");
         let written = || -> Result<(), Streaming> {
-            let create = || File::create(&part).map_err(|e| MinerError::file("create", &part, &e));
-            let target = ledger.store(
+            let create = || File::create(&part).map_err(|e| MinerError::write("create", &part, e));
+            let target = pending.store(
                 &next,
                 self.stored(fragment)?,
-                from_slice(ledger, d),
+                from_slice(pending, d),
                 (sent, decay),
-                self.precision,
+                self.dtype,
                 BufWriter::with_capacity(BUFFER, create()?),
             )?;
             let file = target
                 .into_inner()
-                .map_err(|e| MinerError::file("write", &part, e.error()))?;
-            file.sync_all().map_err(|e| MinerError::file("write", &part, &e))?;
+                .map_err(|e| MinerError::write("write", &part, e.into_error()))?;
+            file.sync_all().map_err(|e| MinerError::write("sync", &part, e))?;
             files::rename(&part, &path)?;
             Ok(())
         };
         if let Err(error) = written() {
-            // On a full disk its room is needed; what is left of it is removed at the next start in any case.
+            // A full disk needs the room at once; the next start would remove the file in any case.
             let _ = std::fs::remove_file(&part);
             return Err(error.into());
         }
         Ok(next.to_bytes())
     }
 
-    /// The update is committed: the ledger that waited is the valid one.
+    /// Makes the staged ledger the valid one: the update is committed.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`], or the disk does not answer; the ledger is still staged then.
     pub fn adopt(&mut self, fragment: u32) -> Result<(), MinerError> {
         self.take_over(fragment, None)
     }
 
-    /// The update was refused: what it would have sent goes back into the residual.
+    /// Makes the staged ledger the valid one, with the values of the refused update returned to the residual.
+    ///
+    /// # Errors
+    /// As for [`adopt`](Self::adopt).
     pub fn restore(&mut self, fragment: u32, id: [u8; 32]) -> Result<(), MinerError> {
         self.take_over(fragment, Some(id))
     }
 
     fn take_over(&mut self, fragment: u32, refused: Option<[u8; 32]>) -> Result<(), MinerError> {
-        let waiting = self.waiting_file();
-        match self.read_ledger(&waiting, fragment) {
-            Ok(Some(mut ledger)) => {
+        let staged = self.staged_file();
+        match self.read_ledger(&staged, fragment) {
+            Ok(Some(mut pending)) => {
                 if let Some(id) = refused {
-                    ledger.refused(id);
+                    pending.refused(id);
                 }
-                files::write_atomic(&self.ledger_file(fragment), &ledger.to_bytes())?;
-                self.replace(fragment, ledger);
+                files::write_atomic(&self.ledger_file(fragment), &pending.to_bytes())?;
+                self.replace(fragment, pending);
             }
             Ok(None) => {}
             Err(MinerError::Residual(error)) => {
-                tracing::warn!(%error, path = %waiting.display(), "the residual stays as it was before the update");
+                tracing::warn!(%error, path = %staged.display(), "the residual stays as it was before the update");
             }
             Err(error) => return Err(error),
         }
-        files::remove(&waiting)?;
+        // Last: until it is gone, a crash repeats the adoption, which has the same result.
+        files::remove(&staged)?;
         self.sweep()
     }
 
-    /// Gives back, or lets go of, what was set aside for submissions that are decided by now.
+    /// Drops the values of accepted submissions, and returns those of all other decided ones to the residual.
+    ///
+    /// # Errors
+    /// [`MinerError::Write`].
     pub fn settle(&mut self, standing: impl Fn([u8; 32]) -> Option<Standing>) -> Result<(), MinerError> {
-        let files: Vec<PathBuf> = (0..).map(|p| self.ledger_file(p)).take(self.ledgers.len()).collect();
-        for (path, ledger) in files.iter().zip(&mut self.ledgers) {
+        let files: Vec<PathBuf> = (0..).map(|p| self.ledger_file(p)).take(self.pending.len()).collect();
+        for (path, pending) in files.iter().zip(&mut self.pending) {
             let mut changed = false;
-            for id in ledger.pending() {
+            for id in pending.pending() {
                 match standing(id) {
                     Some(Standing::Pending) => continue,
-                    Some(Standing::Accepted) => ledger.accepted(id),
-                    // Also where the record is gone: then nobody will ever say that it was accepted.
-                    Some(Standing::Refused | Standing::Late | Standing::Voided) | None => ledger.refused(id),
+                    Some(Standing::Accepted) => pending.accepted(id),
+                    // A record that is gone counts as refused: no verdict will ever accept it.
+                    Some(Standing::Refused | Standing::Late | Standing::Voided) | None => pending.refused(id),
                 }
                 changed = true;
             }
             if changed {
-                files::write_atomic(path, &ledger.to_bytes())?;
+                // If this fails, memory is ahead of the disk: the next commit writes it, or the next start settles again.
+                files::write_atomic(path, &pending.to_bytes())?;
             }
         }
         Ok(())
     }
 
-    /// Submissions of a fragment that wait for a verdict, and what is left of its updates, refused ones included: a
-    /// value for each of its parameters.
-    pub fn left(&self, fragment: u32) -> Result<(Vec<[u8; 32]>, Vec<f32>), MinerError> {
-        let ledger = self.ledger(fragment)?;
-        let mut left = Vec::with_capacity(self.layout(fragment)?.covered().len());
-        ledger.combine::<_, Streaming>(
+    /// Pending submissions of a fragment, and its residual with returned values included: one value for each parameter.
+    ///
+    /// # Errors
+    /// The residual is damaged, or the disk does not answer.
+    pub fn remainder(&self, fragment: u32) -> Result<(Vec<[u8; 32]>, Vec<f32>), MinerError> {
+        let pending = self.pending(fragment)?;
+        let mut remainder = Vec::with_capacity(self.layout(fragment)?.covered().len());
+        pending.combine::<_, Streaming>(
             self.stored(fragment)?,
             |_, _| Ok(()),
             |_, residual| {
-                left.extend_from_slice(residual);
+                remainder.extend_from_slice(residual);
                 Ok(())
             },
         )?;
-        Ok((ledger.pending(), left))
+        Ok((pending.pending(), remainder))
     }
 
     fn ledger_file(&self, fragment: u32) -> PathBuf {
@@ -226,44 +287,48 @@ impl Residuals {
         self.dir.join(format!("residual-{fragment}-{generation}.bin"))
     }
 
-    /// The valid residual of a fragment as a stream; none before its first update.
+    /// The valid residual of a fragment as a stream; `None` before its first update.
     fn stored(&self, fragment: u32) -> Result<Option<BufReader<File>>, MinerError> {
-        let generation = self.ledger(fragment)?.generation();
+        let generation = self.pending(fragment)?.generation();
         let path = self.residual_file(fragment, generation);
         match File::open(&path) {
             Ok(file) => Ok(Some(BufReader::with_capacity(BUFFER, file))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(MinerError::file("open", &path, &error)),
+            Err(error) => Err(MinerError::read("open", &path, error)),
         }
     }
 
-    /// A ledger; [`MinerError::Residual`] where it is not one, other errors where it could not be read.
-    fn read_ledger(&self, path: &Path, fragment: u32) -> Result<Option<Ledger>, MinerError> {
+    /// A ledger; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`MinerError::Residual`] if it is damaged, others if the disk does not answer.
+    fn read_ledger(&self, path: &Path, fragment: u32) -> Result<Option<PendingUpdates>, MinerError> {
         if files::len(path)?.is_some_and(|len| len > LEDGER_BYTES_MAX) {
             return Err(MinerError::Residual(FeedbackError::Damaged("too long")));
         }
         let Some(bytes) = files::read_optional(path, LEDGER_BYTES_MAX)? else {
             return Ok(None);
         };
-        let ledger = Ledger::from_bytes(&bytes, self.layout(fragment)?.covered());
-        ledger.map(Some).map_err(MinerError::Residual)
+        let pending = PendingUpdates::from_bytes(&bytes, self.layout(fragment)?.covered());
+        pending.map(Some).map_err(MinerError::Residual)
     }
 
-    /// Removes residuals that no ledger names: a crash or a damaged ledger leaves them.
+    /// Removes residuals that no ledger names, left by a crash or a damaged ledger.
     fn sweep(&self) -> Result<(), MinerError> {
+        // The valid generation of each fragment, whether the file exists or not.
         let mut needed: Vec<PathBuf> = (0..)
-            .zip(&self.ledgers)
-            .map(|(p, ledger)| self.residual_file(p, ledger.generation()))
+            .zip(&self.pending)
+            .map(|(p, pending)| self.residual_file(p, pending.generation()))
             .collect();
-        if files::len(&self.waiting_file())?.is_some() {
-            // Whose it is stands in the journal; the generation after the valid one is kept for every fragment.
+        if files::len(&self.staged_file())?.is_some() {
+            // The journal says which fragment it belongs to; the next generation is kept for all of them.
             needed.extend(
                 (0..)
-                    .zip(&self.ledgers)
-                    .map(|(p, ledger)| self.residual_file(p, ledger.generation().saturating_add(1))),
+                    .zip(&self.pending)
+                    .map(|(p, pending)| self.residual_file(p, pending.generation().saturating_add(1))),
             );
         }
-        let entries = std::fs::read_dir(&self.dir).map_err(|e| MinerError::file("read", &self.dir, &e))?;
+        let entries = std::fs::read_dir(&self.dir).map_err(|e| MinerError::read("read", &self.dir, e))?;
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             if name.starts_with("residual-") && !needed.contains(&path) {
@@ -274,23 +339,23 @@ impl Residuals {
     }
 }
 
-/// Where the ledger of after the commit waits, in a run's directory.
-pub fn waiting_file(dir: &Path) -> PathBuf {
+/// File of the staged ledger, in a run's directory.
+pub fn staged_file(dir: &Path) -> PathBuf {
     dir.join("outgoing.ledger")
 }
 
-/// Fills a block from `d`, which begins at the ledger's first coordinate. What `d` lacks is zero.
-fn from_slice(ledger: &Ledger, d: &[f32]) -> impl FnMut(u64, &mut [f32]) -> Result<(), Streaming> {
-    let first = ledger.covered().start;
+/// Fills blocks from `d`, which begins at the fragment's first coordinate. Missing values stay zero.
+fn from_slice(pending: &PendingUpdates, d: &[f32]) -> impl FnMut(u64, &mut [f32]) -> Result<(), Streaming> {
+    let first = pending.covered().start;
     move |start, block| {
-        let at = start.saturating_sub(first) as usize;
-        let values = d.get(at..).unwrap_or_default();
+        let offset = start.saturating_sub(first) as usize;
+        let values = d.get(offset..).unwrap_or_default();
         block.iter_mut().zip(values).for_each(|(slot, value)| *slot = *value);
         Ok(())
     }
 }
 
-/// What ends a stream.
+/// Error of a stream: of the residual's format, or of the miner.
 enum Streaming {
     Feedback(FeedbackError),
     Miner(MinerError),
@@ -324,7 +389,7 @@ mod tests {
     const DECAY: f32 = 0.5;
 
     fn spec() -> RunSpec {
-        let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+        let mut spec = alice_testkit::fixtures::dev();
         spec.model.hidden = 16;
         spec.model.heads = 2;
         spec.model.kv_heads = 2;
@@ -347,18 +412,18 @@ mod tests {
         let ledger = residuals
             .prepare(fragment, [id; 32], &d, (&encoded.sent, DECAY))
             .unwrap();
-        files::write_atomic(&residuals.waiting_file(), &ledger).unwrap();
+        files::write_atomic(&residuals.staged_file(), &ledger).unwrap();
         encoded.sent
     }
 
     #[test]
-    fn what_is_left_should_be_what_was_not_sent_and_what_was_refused() {
+    fn the_remainder_should_be_the_unsent_and_the_refused_values() {
         let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
         let sent = update(&mut residuals, &spec, 1, 1);
         // Not committed yet: the valid residual is the old one, also after a restart.
-        assert!(residuals.left(1).unwrap().1.iter().all(|v| *v == 0.0));
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        assert!(residuals.remainder(1).unwrap().1.iter().all(|v| *v == 0.0));
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
         residuals.adopt(1).unwrap();
         let start = residuals.layout(1).unwrap().covered().start;
         let mut expected = d(&residuals, 1);
@@ -366,25 +431,25 @@ mod tests {
             expected[*index as usize - start] -= value;
         }
         expected.iter_mut().for_each(|v| *v *= DECAY);
-        assert_eq!(residuals.left(1).unwrap(), (vec![[1; 32]], expected.clone()));
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-        assert_eq!(residuals.left(1).unwrap().1, expected);
+        assert_eq!(residuals.remainder(1).unwrap(), (vec![[1; 32]], expected.clone()));
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
+        assert_eq!(residuals.remainder(1).unwrap().1, expected);
         // The other fragment has its own.
-        assert!(residuals.left(0).unwrap().1.iter().all(|v| *v == 0.0));
+        assert!(residuals.remainder(0).unwrap().1.iter().all(|v| *v == 0.0));
         residuals.settle(|_| Some(Standing::Pending)).unwrap();
-        assert_eq!(residuals.left(1).unwrap().0.len(), 1);
+        assert_eq!(residuals.remainder(1).unwrap().0.len(), 1);
         residuals.settle(|_| Some(Standing::Refused)).unwrap();
         for (index, value) in sent.indices.iter().zip(&sent.values) {
             expected[*index as usize - start] += DECAY * value;
         }
-        let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-        assert_eq!(residuals.left(1).unwrap(), (vec![], expected));
+        let residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
+        assert_eq!(residuals.remainder(1).unwrap(), (vec![], expected));
     }
 
     #[test]
     fn old_generations_should_not_stay() {
         let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::Bf16).unwrap();
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::Bf16).unwrap();
         for id in 1..4 {
             update(&mut residuals, &spec, 0, id);
             residuals.adopt(0).unwrap();
@@ -402,17 +467,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_should_be_read_whichever_way_is_asked_for_next() {
+    fn a_stored_residual_should_be_read_in_either_number_format() {
         let spec = spec();
-        for (first, second) in [(Precision::F32, Precision::Bf16), (Precision::Bf16, Precision::F32)] {
+        for (first, second) in [
+            (ResidualDtype::F32, ResidualDtype::Bf16),
+            (ResidualDtype::Bf16, ResidualDtype::F32),
+        ] {
             let dir = tempfile::tempdir().unwrap();
             let mut residuals = Residuals::open(dir.path(), &spec, first).unwrap();
             update(&mut residuals, &spec, 0, 1);
             residuals.adopt(0).unwrap();
-            let before = residuals.left(0).unwrap();
+            let before = residuals.remainder(0).unwrap();
             let mut residuals = Residuals::open(dir.path(), &spec, second).unwrap();
-            assert_eq!(residuals.left(0).unwrap(), before);
-            // The next one is stored as asked.
+            assert_eq!(residuals.remainder(0).unwrap(), before);
+            // The next residual has the new format.
             update(&mut residuals, &spec, 0, 2);
             residuals.adopt(0).unwrap();
             let bytes = |path: PathBuf| std::fs::metadata(path).unwrap().len();
@@ -423,13 +491,13 @@ mod tests {
 
     #[test]
     fn damage_should_cost_the_residual_and_nothing_else() {
-        // A ledger takes along what waits in it, a residual does not.
-        for (name, waiting) in [
+        // A damaged ledger costs its pending updates, a damaged residual does not.
+        for (name, pending) in [
             ("ledger-0.bin", vec![[2; 32]]),
             ("residual-0-1.bin", vec![[1; 32], [2; 32]]),
         ] {
             let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
-            let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+            let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
             let first = update(&mut residuals, &spec, 0, 1);
             residuals.adopt(0).unwrap();
             let path = dir.path().join(name);
@@ -437,13 +505,13 @@ mod tests {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
             std::fs::write(&path, bytes).unwrap();
-            let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+            let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
             assert_eq!(update(&mut residuals, &spec, 0, 2), first, "{name}");
             residuals.adopt(0).unwrap();
-            let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-            let (ids, before) = residuals.left(0).unwrap();
-            assert_eq!(ids, waiting, "{name}");
-            // What waited through the damage comes back whole: it has decayed twice, as if nothing had happened.
+            let residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
+            let (ids, before) = residuals.remainder(0).unwrap();
+            assert_eq!(ids, pending, "{name}");
+            // An update that was pending through the damage returns whole: decayed twice, as if nothing had happened.
             let mut residuals = residuals;
             let first_only = |id: [u8; 32]| {
                 Some(if id == [1; 32] {
@@ -453,10 +521,10 @@ mod tests {
                 })
             };
             residuals.settle(first_only).unwrap();
-            let returned = if waiting.len() == 2 { DECAY * DECAY } else { 0.0 };
+            let returned = if pending.len() == 2 { DECAY * DECAY } else { 0.0 };
             let (start, after) = (
                 residuals.layout(0).unwrap().covered().start,
-                residuals.left(0).unwrap().1,
+                residuals.remainder(0).unwrap().1,
             );
             let mut expected = before;
             for (index, value) in first.indices.iter().zip(&first.values) {
@@ -469,12 +537,12 @@ mod tests {
     #[test]
     fn a_disk_that_does_not_answer_should_cost_nothing() {
         let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
         update(&mut residuals, &spec, 0, 1);
         residuals.adopt(0).unwrap();
         update(&mut residuals, &spec, 0, 2);
-        let before = residuals.left(0).unwrap();
-        // A folder in a file's place opens, and cannot be read.
+        let before = residuals.remainder(0).unwrap();
+        // A folder in a file's place can be opened, and not read.
         let hide = |path: &Path| {
             std::fs::rename(path, dir.path().join("aside")).unwrap();
             std::fs::create_dir(path).unwrap();
@@ -483,28 +551,28 @@ mod tests {
             std::fs::remove_dir(path).unwrap();
             std::fs::rename(dir.path().join("aside"), path).unwrap();
         };
-        let (ledger, waiting) = (residuals.ledger_file(0), residuals.waiting_file());
+        let (ledger, staged) = (residuals.ledger_file(0), residuals.staged_file());
         hide(&ledger);
-        assert!(Residuals::open(dir.path(), &spec, Precision::F32).is_err());
+        assert!(Residuals::open(dir.path(), &spec, ResidualDtype::F32).is_err());
         show(&ledger);
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-        assert_eq!(residuals.left(0).unwrap(), before);
-        hide(&waiting);
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
+        assert_eq!(residuals.remainder(0).unwrap(), before);
+        hide(&staged);
         assert!(residuals.adopt(0).is_err());
-        show(&waiting);
+        show(&staged);
         residuals.adopt(0).unwrap();
-        assert_eq!(residuals.left(0).unwrap().0, [[1; 32], [2; 32]]);
+        assert_eq!(residuals.remainder(0).unwrap().0, [[1; 32], [2; 32]]);
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_should_leave_the_valid_residual_as_it_is() {
         let (dir, spec) = (tempfile::tempdir().unwrap(), spec());
-        let mut residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
+        let mut residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
         update(&mut residuals, &spec, 0, 1);
         residuals.adopt(0).unwrap();
-        let before = residuals.left(0).unwrap();
-        // Every write to this device says that no space is left.
+        let before = residuals.remainder(0).unwrap();
+        // Every write to this device fails with "no space left".
         std::os::unix::fs::symlink("/dev/full", dir.path().join("residual-0-2.part")).unwrap();
         let d = d(&residuals, 0);
         let encoded = residuals.encode(0, &spec, &Header::default(), &d).unwrap();
@@ -516,7 +584,7 @@ mod tests {
         assert!(!dir.path().join("residual-0-2.bin").exists());
         let part = dir.path().join("residual-0-2.part");
         assert!(part.symlink_metadata().is_err(), "its room is free again");
-        let residuals = Residuals::open(dir.path(), &spec, Precision::F32).unwrap();
-        assert_eq!(residuals.left(0).unwrap(), before);
+        let residuals = Residuals::open(dir.path(), &spec, ResidualDtype::F32).unwrap();
+        assert_eq!(residuals.remainder(0).unwrap(), before);
     }
 }

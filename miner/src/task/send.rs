@@ -1,16 +1,16 @@
-//! Sends a stored update and brings back the server's answer: a receipt, or the reason why there is none.
+//! Sends a stored update and returns the server's answer: a receipt, or the reason why there is none.
 
 use crate::{
     MinerError,
     report::Reporter,
     settlement::receipts::{Record, Refusal},
-    shutdown::Stop,
+    shutdown::{Shutdown, unless_requested},
     task::journal::Outgoing,
 };
 use alice_api::{Client, ClientError, CommitRequest, DeclareRequest, ErrorCode, Hex32, Key, Receipt};
 use bytes::Bytes;
 
-/// Who sends, where.
+/// A connection to the server that signs receipts.
 pub struct Sender<'a> {
     /// The server.
     pub client: &'a Client,
@@ -18,20 +18,22 @@ pub struct Sender<'a> {
     pub key: &'a Key,
     /// Genesis hash of the network.
     pub genesis: Hex32,
-    /// Key by which the server signs.
+    /// Key of the server's signatures.
     pub ps_key: Hex32,
-    /// The user's wish to stop.
-    pub stop: &'a Stop,
+    /// Shutdown request.
+    pub shutdown: &'a Shutdown,
 }
 
 impl Sender<'_> {
-    /// Declares, uploads and commits. A refusal that will not change is a record, too; what may change is an error,
-    /// and the same bytes are sent again later.
+    /// Declares, uploads and commits. A final refusal is a record, too.
+    ///
+    /// # Errors
+    /// Everything that may change: the same bytes are to be sent again later.
     pub async fn send(&self, out: &Outgoing, update: Vec<u8>, reporter: &mut Reporter) -> Result<Record, MinerError> {
         let mut record = self.record(out);
         let bar = reporter.bar("upload", out.bytes, true);
         let mut progress = |sent| bar.set_position(sent);
-        let result = self.stop.or(self.exchange(out, update.into(), &mut progress)).await;
+        let result = unless_requested(self.shutdown, self.exchange(out, update.into(), &mut progress)).await;
         reporter.bar_done();
         match result {
             Ok(receipt) => {
@@ -50,9 +52,12 @@ impl Sender<'_> {
         }
     }
 
-    /// Asks for the receipt of an update whose bytes are lost; none where it never was committed.
+    /// Asks for the receipt of an update whose bytes are lost; `None` if it never was committed.
+    ///
+    /// # Errors
+    /// The server is away, or its receipt is about another update.
     pub async fn ask(&self, out: &Outgoing) -> Result<Option<Record>, MinerError> {
-        match self.stop.or(self.client.submission(&out.id)).await {
+        match unless_requested(self.shutdown, self.client.submission(&out.id)).await {
             Ok(status) => {
                 self.check(&status.receipt, out)?;
                 Ok(Some(Record {
@@ -65,7 +70,7 @@ impl Sender<'_> {
         }
     }
 
-    /// The record of an update that never got a receipt worth its name.
+    /// The record of an update without a valid receipt.
     pub fn given_up(&self, out: &Outgoing, why: String) -> Record {
         Record {
             closed: Some(why),
@@ -97,12 +102,13 @@ impl Sender<'_> {
     ) -> Result<Receipt, ClientError> {
         let declare = DeclareRequest::new(self.key, &self.genesis.0, out.lease.task.task_id, out.blob, out.bytes);
         let commit = CommitRequest::new(self.key, &self.genesis.0, out.id);
+        // The server answers a repeated declaration with the bytes it has, so an upload continues where it stopped.
         match self.client.upload(&declare, &update, progress).await {
             Ok(_) => self.client.commit(&commit).await,
             // The deadline may have passed between our commit and its answer: then there is a receipt all the same.
             Err(error) if error.code().is_some_and(is_final) => match self.client.submission(&out.id).await {
                 Ok(status) => Ok(status.receipt),
-                // Only the server's word that there is no such submission makes the refusal final.
+                // The refusal is final only if the server confirms that it has no such submission.
                 Err(lookup) if lookup.code() == Some(ErrorCode::NotFound) => Err(error),
                 Err(lookup) => Err(lookup),
             },
@@ -110,9 +116,10 @@ impl Sender<'_> {
         }
     }
 
-    /// A receipt is worth something only if it says what was sent and its signature holds.
+    /// Accepts a receipt of exactly the update that was sent, with a valid signature.
     fn check(&self, receipt: &Receipt, out: &Outgoing) -> Result<(), MinerError> {
         let (body, task) = (&receipt.body, &out.lease.task);
+        // Every field, because a receipt about a smaller claim would later prove less than was done.
         let same = body.id == out.id
             && body.task_id == task.task_id
             && body.epoch == task.epoch
@@ -123,7 +130,7 @@ impl Sender<'_> {
         if !same {
             return Err(MinerError::untrue(
                 "receipt",
-                "it is about something else than what was sent",
+                "it is about another update than the one that was sent",
             ));
         }
         if receipt.ps_key != self.ps_key || !receipt.verify(&self.genesis.0) {
@@ -133,11 +140,11 @@ impl Sender<'_> {
     }
 }
 
-/// Whether sending the same bytes again would get the same refusal.
+/// Whether sending the same bytes again would bring the same refusal.
 fn is_final(code: ErrorCode) -> bool {
     match code {
         ErrorCode::Unavailable | ErrorCode::Internal | ErrorCode::NoTask => false,
-        // The bytes are checked before they are sent, so these are faults on the way.
+        // The bytes are checked before they are sent, so these are faults of the transfer.
         ErrorCode::WrongOffset | ErrorCode::Incomplete | ErrorCode::HashMismatch => false,
         ErrorCode::BadRequest
         | ErrorCode::TooLarge
@@ -156,9 +163,8 @@ fn is_final(code: ErrorCode) -> bool {
 mod tests {
     use super::*;
     use crate::{settlement::receipts::Standing, task::journal::tests::lease};
-    use alice_api::{ApiError, ReceiptBody, SubmissionStatus, UploadState, client::Retry};
+    use alice_api::{ApiError, ReceiptBody, SubmissionStatus, UploadState};
     use axum::{Json, Router, http::StatusCode, response::IntoResponse, routing};
-    use std::time::Duration;
 
     const GENESIS: [u8; 32] = [0; 32];
     const UPDATE: &[u8] = b"encoded update";
@@ -204,24 +210,17 @@ mod tests {
         (StatusCode::from_u16(error.http_status()).unwrap(), Json(body)).into_response()
     }
 
-    /// Does something with a sender to a server.
+    /// Runs a closure with a sender to a server.
     async fn with_sender<T>(router: Router, then: impl AsyncFnOnce(Sender<'_>, &Key) -> T) -> T {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let retry = Retry {
-            attempts: 2,
-            first: Duration::from_millis(1),
-            max: Duration::from_millis(1),
-        };
-        let client = Client::with_retry(&format!("http://{}", listener.local_addr().unwrap()), retry).unwrap();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = crate::testing::client_of(router, 2).await;
         let (miner, ps) = keys();
-        let (_handle, stop) = Stop::new();
+        let (_handle, shutdown) = Shutdown::new();
         let sender = Sender {
             client: &client,
             key: &miner,
             genesis: Hex32(GENESIS),
             ps_key: ps.public(),
-            stop: &stop,
+            shutdown: &shutdown,
         };
         then(sender, &miner).await
     }
@@ -235,17 +234,17 @@ mod tests {
         .await
     }
 
-    /// Asks a server that answers a look at the submission as told.
+    /// Asks a server that answers a request for the submission as given.
     async fn ask(
         answer: impl Fn() -> axum::response::Response + Clone + Send + Sync + 'static,
     ) -> Result<Option<Record>, MinerError> {
-        let look = routing::get(move || async move { answer() });
-        let router = Router::new().route("/v1/submissions/{id}", look);
+        let submission = routing::get(move || async move { answer() });
+        let router = Router::new().route("/v1/submissions/{id}", submission);
         with_sender(router, async |sender, miner| sender.ask(&outgoing(miner)).await).await
     }
 
     #[tokio::test]
-    async fn a_lost_update_should_be_given_up_on_the_servers_word_only() {
+    async fn a_lost_update_should_be_given_up_only_if_the_server_confirms_it() {
         let (miner, ps) = keys();
         let status = |ps: &Key| SubmissionStatus {
             receipt: receipt(&outgoing(&miner), &miner, ps, GENESIS),
@@ -264,7 +263,7 @@ mod tests {
         assert!(matches!(error, MinerError::Untrue { what: "receipt", .. }), "{error}");
     }
 
-    /// A server that takes everything and answers the commit as told.
+    /// A server that accepts every upload and answers the commit as given.
     fn server(commit: impl Fn() -> axum::response::Response + Clone + Send + Sync + 'static) -> Router {
         let (miner, _) = keys();
         let id = outgoing(&miner).id;

@@ -1,7 +1,18 @@
-//! The model's weights: kept on disk and mapped, brought up to a task's base by the published deltas, checked by the model
-//! root at every step. Nothing that does not have the right root is ever trained on.
+//! The model's weights: mapped from `theta.bin`, synchronised to a task's base by the published deltas, and checked by the
+//! model root after every step. Weights without the right root are never trained on.
+//!
+//! **Synchronisation.** [`plan`] picks the shortest path from the weights on disk to the task's model: deltas if they are
+//! on the published path, else the snapshot and the deltas after it. A delta that is no longer served leads to the
+//! snapshot.
+//!
+//! **Durable when.** [`Master`] makes each step crash-safe by its undo journal. A download of a snapshot continues where it
+//! stopped ([`Join`]). After a failed change the file is opened, and checked, again.
 
-use crate::{MinerError, report::Reporter, shutdown::Stop};
+use crate::{
+    MinerError,
+    report::Reporter,
+    shutdown::{Shutdown, unless_requested},
+};
 use alice_api::{Client, ClientError, Delta, Earlier, ErrorCode, Hex32, ModelManifest, Snapshot};
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::{Join, Master, Opened, StoreError, theta::write_values};
@@ -11,14 +22,14 @@ use std::{
     sync::Arc,
 };
 
-/// Most deltas that a server may name.
+/// Maximum number of deltas that a server may name: far more than any run publishes between two snapshots.
 const DELTAS_MAX: usize = 10_000;
 
-/// How to get from the weights that are here to those of a task.
+/// Path from the weights on disk to those of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// They are here.
-    Here,
+pub enum SyncPlan {
+    /// They are the same.
+    UpToDate,
     /// Apply `steps(manifest)[from..to]`.
     Deltas {
         /// First delta.
@@ -26,30 +37,30 @@ pub enum Plan {
         /// One past the last delta.
         to: usize,
     },
-    /// Take the snapshot, then apply `deltas[..to]`.
+    /// Fetch the snapshot, then apply `deltas[..to]`.
     Snapshot {
         /// One past the last delta.
         to: usize,
     },
 }
 
-/// The steps that led to the snapshot; none where they would not.
+/// The steps before the snapshot; `None` if there are none, or they do not lead to it.
 fn earlier(manifest: &ModelManifest) -> Option<&Earlier> {
     let leads =
         |earlier: &&Earlier| earlier.deltas.last().map(|last| last.model_root) == Some(manifest.snapshot.model_root);
     manifest.earlier.as_ref().filter(leads)
 }
 
-/// All published steps: those that led to the snapshot, and those after it.
+/// All published steps: those before the snapshot, and those after it.
 fn steps(manifest: &ModelManifest) -> impl Iterator<Item = &Delta> {
     let earlier = earlier(manifest).into_iter().flat_map(|earlier| &earlier.deltas);
     earlier.chain(&manifest.deltas)
 }
 
-/// Decides how to reach `target`; none where the manifest does not lead there.
-pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> Option<Plan> {
+/// The shortest path from `here` (`None`: no weights) to `target`; `None` if the manifest does not lead there.
+pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> Option<SyncPlan> {
     if here == Some(target) {
-        return Some(Plan::Here);
+        return Some(SyncPlan::UpToDate);
     }
     // Position i is the model before step i.
     let earlier = earlier(manifest);
@@ -57,12 +68,13 @@ pub fn plan(manifest: &ModelManifest, here: Option<&Hex32>, target: &Hex32) -> O
     let roots: Vec<&Hex32> = std::iter::once(first)
         .chain(steps(manifest).map(|delta| &delta.model_root))
         .collect();
+    // From the end: a model that was reached twice is left by its later occurrence.
     let to = roots.iter().rposition(|r| *r == target)?;
     match here.and_then(|here| roots.iter().take(to).rposition(|r| *r == here)) {
-        Some(from) => Some(Plan::Deltas { from, to }),
+        Some(from) => Some(SyncPlan::Deltas { from, to }),
         None => {
             let snapshot = earlier.map_or(0, |earlier| earlier.deltas.len());
-            Some(Plan::Snapshot {
+            Some(SyncPlan::Snapshot {
                 to: to.checked_sub(snapshot)?,
             })
         }
@@ -75,7 +87,7 @@ pub struct Weights {
     layout: Layout,
     delta_bytes_max: u64,
     path: PathBuf,
-    /// None where there are none, or an attempt to change them failed: then the file is opened again.
+    /// `None` if there are none, or an attempt to change them failed: then the file is opened again.
     master: Option<Arc<Master>>,
 }
 
@@ -85,11 +97,12 @@ impl Weights {
         let layout = Layout::from_spec(spec);
         let mut weights = Self {
             tensors: spec.tensors(),
-            delta_bytes_max: aggregate::published_bytes_max(&layout, spec.update.publish_bits),
+            delta_bytes_max: aggregate::aggregate_bytes_max(&layout, spec.update.publish_bits),
             layout,
             path: run_dir.join("theta.bin"),
             master: None,
         };
+        // Opened here, before the first claim: rehashing after a crash takes minutes, which a lease would not wait for.
         weights.open_file();
         weights
     }
@@ -107,7 +120,7 @@ impl Weights {
                 }
                 self.master = Some(Arc::new(master));
             }
-            Err(error) => tracing::warn!(%error, "the stored weights are left out and fetched again"),
+            Err(error) => tracing::warn!(%error, "the stored weights cannot be used and are fetched again"),
         }
     }
 
@@ -115,8 +128,12 @@ impl Weights {
         self.master.as_ref().map(|m| Hex32(m.root()))
     }
 
-    /// Brings the weights to `target` and hands them out, to be shared with the trainer until the next call.
-    pub async fn bring_to(
+    /// Synchronises the weights to `target` and returns them, to be shared with the trainer until the next call.
+    ///
+    /// # Errors
+    /// The server is away, publishes no path to `target`, or sends data that do not have the promised root; or a file
+    /// cannot be written. Whatever was applied before is kept.
+    pub async fn sync_to(
         &mut self,
         target: &Hex32,
         source: &Source<'_>,
@@ -128,7 +145,7 @@ impl Weights {
         if let Some(master) = self.at(target) {
             return Ok(master);
         }
-        let manifest = source.stop.or(source.client.model()).await?;
+        let manifest = unless_requested(source.shutdown, source.client.model()).await?;
         let published = steps(&manifest).count();
         if published > DELTAS_MAX {
             return Err(MinerError::untrue(
@@ -136,14 +153,18 @@ impl Weights {
                 format!("{published} deltas, at most {DELTAS_MAX}"),
             ));
         }
+        // Taken before anything changes: after a failed step `self.root()` may be another.
         let here = self.root();
-        match self.walk(&manifest, here.as_ref(), target, source, reporter).await {
-            // A step before the snapshot may be gone; the snapshot is not.
+        match self
+            .apply_plan(&manifest, here.as_ref(), target, source, reporter)
+            .await
+        {
+            // Servers keep old steps for a while only; the snapshot is always there.
             Err(MinerError::Client(error)) if here.is_some() && not_found(&error) => {
-                tracing::debug!(%error, "the snapshot is taken instead");
-                self.walk(&manifest, None, target, source, reporter).await?;
+                tracing::debug!(%error, "a step is gone; the snapshot is fetched instead");
+                self.apply_plan(&manifest, None, target, source, reporter).await?;
             }
-            walked => walked?,
+            applied => applied?,
         }
         self.at(target).ok_or_else(|| {
             let found = self.root().unwrap_or_default();
@@ -151,8 +172,8 @@ impl Weights {
         })
     }
 
-    /// Goes from the weights that are `here` (none: from nothing) to the target.
-    async fn walk(
+    /// Changes the weights from `here` (`None`: no weights) to `target`.
+    async fn apply_plan(
         &mut self,
         manifest: &ModelManifest,
         here: Option<&Hex32>,
@@ -160,13 +181,13 @@ impl Weights {
         source: &Source<'_>,
         reporter: &mut Reporter,
     ) -> Result<(), MinerError> {
-        let way = plan(manifest, here, target)
+        let path = plan(manifest, here, target)
             .ok_or_else(|| MinerError::untrue("task", format!("its model {target} is not the published one")))?;
-        let deltas: Vec<&Delta> = match way {
-            Plan::Here => Vec::new(),
-            Plan::Deltas { from, to } => steps(manifest).take(to).skip(from).collect(),
-            Plan::Snapshot { to } => {
-                let joined = self.snapshot(&manifest.snapshot, source, reporter).await;
+        let deltas: Vec<&Delta> = match path {
+            SyncPlan::UpToDate => Vec::new(),
+            SyncPlan::Deltas { from, to } => steps(manifest).take(to).skip(from).collect(),
+            SyncPlan::Snapshot { to } => {
+                let joined = self.fetch_snapshot(&manifest.snapshot, source, reporter).await;
                 reporter.bar_done();
                 self.master = Some(Arc::new(joined?));
                 manifest.deltas.iter().take(to).collect()
@@ -189,13 +210,13 @@ impl Weights {
         self.master.clone().filter(|m| m.root() == target.0)
     }
 
-    async fn snapshot(
+    async fn fetch_snapshot(
         &mut self,
         snapshot: &Snapshot,
         source: &Source<'_>,
         reporter: &mut Reporter,
     ) -> Result<Master, MinerError> {
-        // Lets go of the old weights: the new ones take their place.
+        // The old weights are unmapped first: the new ones are written over their file.
         self.master = None;
         let start = source.spec.start_root().map(Hex32);
         if let Some(start) = start.filter(|root| snapshot.step == 0 && *root != snapshot.model_root) {
@@ -208,9 +229,9 @@ impl Weights {
             ));
         }
         if snapshot.step == 0 && start.is_none() {
-            // The first model follows from the genesis hash: nobody needs to send it.
+            // The first model is computed from the genesis hash: nobody needs to send it.
             let write = |out: &mut dyn std::io::Write| {
-                alice_model::init_tensors(source.spec, &source.genesis.0, |values| write_values(out, values))
+                alice_init::init_tensors(source.spec, &source.genesis.0, |values| write_values(out, values))
             };
             let master = Master::create(&self.path, &self.tensors, write, &mut |_, _| ()).map_err(self.failed())?;
             if Hex32(master.root()) == snapshot.model_root {
@@ -232,7 +253,7 @@ impl Weights {
         bar.set_position(join.bytes());
         while let Some(hash) = join.next_chunk() {
             let bytes_max = u64::from(snapshot.chunk_bytes);
-            let piece = source.stop.or(source.client.blob(&Hex32(hash), bytes_max)).await?;
+            let piece = unless_requested(source.shutdown, source.client.blob(&Hex32(hash), bytes_max)).await?;
             join.push(&piece).map_err(self.failed())?;
             bar.set_position(join.bytes());
         }
@@ -240,20 +261,21 @@ impl Weights {
     }
 
     async fn apply(&mut self, delta: &Delta, source: &Source<'_>) -> Result<(), MinerError> {
+        // Bounded before the download, by what this run's largest aggregate can have.
         if delta.bytes > self.delta_bytes_max {
             return Err(MinerError::untrue(
                 "delta",
                 format!("{} bytes for {} parameters", delta.bytes, self.layout.total()),
             ));
         }
-        let bytes = source.stop.or(source.client.blob(&delta.blob, delta.bytes)).await?;
-        let d = aggregate::Published::check(&self.layout, bytes)
+        let bytes = unless_requested(source.shutdown, source.client.blob(&delta.blob, delta.bytes)).await?;
+        let d = aggregate::EncodedAggregate::check(&self.layout, bytes)
             .map_err(|e| MinerError::untrue("delta", format!("of epoch {}: {e}", delta.epoch)))?;
         let master = self
             .master
             .take()
             .and_then(Arc::into_inner)
-            .ok_or_else(|| MinerError::file("change", &self.path, &"a trainer still reads the weights"))?;
+            .ok_or_else(|| MinerError::read("change", &self.path, "a trainer still reads the weights"))?;
         let master = master
             .step(&d, f32::from_bits(delta.alpha_bits))
             .map_err(self.failed())?;
@@ -262,8 +284,8 @@ impl Weights {
             self.master = Some(Arc::new(master));
             return Ok(());
         }
-        // Whether the server lies or the disk does shows in the way back: what does not lead to the root that was here is
-        // hashed from end to end when it is opened again.
+        // Undoing the step shows whether server or disk is at fault: weights that do not return to their old root are
+        // hashed from end to end when the file is opened again.
         self.master = master.revert().ok().map(Arc::new);
         Err(MinerError::untrue(
             "delta",
@@ -271,14 +293,14 @@ impl Weights {
         ))
     }
 
-    /// An error of the store, as the server's or the machine's affair.
+    /// An error of the store, as the server's or the machine's fault.
     fn failed(&self) -> impl FnOnce(StoreError) -> MinerError {
         let path = self.path.clone();
         move |error| match error {
             StoreError::Snapshot(_) | StoreError::Chunk { .. } | StoreError::Root { .. } => {
                 MinerError::untrue("snapshot", error.to_string())
             }
-            error => MinerError::file("write", &path, &error),
+            error => MinerError::store(&path, error),
         }
     }
 }
@@ -287,7 +309,7 @@ fn not_found(error: &ClientError) -> bool {
     error.code() == Some(ErrorCode::NotFound)
 }
 
-/// Where weights come from.
+/// The server and run that weights are fetched for.
 pub struct Source<'a> {
     /// The server.
     pub client: &'a Client,
@@ -295,8 +317,8 @@ pub struct Source<'a> {
     pub spec: &'a RunSpec,
     /// Genesis hash of the chain.
     pub genesis: Hex32,
-    /// The user's wish to stop.
-    pub stop: &'a Stop,
+    /// Shutdown request.
+    pub shutdown: &'a Shutdown,
 }
 
 #[cfg(test)]
@@ -331,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_from_before_the_snapshot_should_go_over_deltas() {
+    fn weights_older_than_the_snapshot_should_be_synchronised_by_deltas() {
         let mut m = manifest(3, &[4, 5]);
         let earlier = manifest(1, &[2, 3]);
         m.earlier = Some(Earlier {
@@ -340,54 +362,57 @@ mod tests {
         });
         assert_eq!(
             plan(&m, Some(&root(2)), &root(3)),
-            Some(Plan::Deltas { from: 1, to: 2 })
+            Some(SyncPlan::Deltas { from: 1, to: 2 })
         );
         assert_eq!(
             plan(&m, Some(&root(1)), &root(5)),
-            Some(Plan::Deltas { from: 0, to: 4 })
+            Some(SyncPlan::Deltas { from: 0, to: 4 })
         );
         assert_eq!(
             plan(&m, Some(&root(3)), &root(4)),
-            Some(Plan::Deltas { from: 2, to: 3 })
+            Some(SyncPlan::Deltas { from: 2, to: 3 })
         );
         let roots: Vec<_> = steps(&m).map(|delta| delta.model_root).collect();
         assert_eq!(roots, [root(2), root(3), root(4), root(5)]);
-        // The snapshot is still the way for all others, and does not lead back.
-        assert_eq!(plan(&m, Some(&root(99)), &root(4)), Some(Plan::Snapshot { to: 1 }));
-        assert_eq!(plan(&m, None, &root(3)), Some(Plan::Snapshot { to: 0 }));
+        // All other weights need the snapshot, which leads to no older model.
+        assert_eq!(plan(&m, Some(&root(99)), &root(4)), Some(SyncPlan::Snapshot { to: 1 }));
+        assert_eq!(plan(&m, None, &root(3)), Some(SyncPlan::Snapshot { to: 0 }));
         assert_eq!(plan(&m, None, &root(2)), None);
-        // Steps that do not lead to the snapshot are as good as none.
+        // Steps that do not lead to the snapshot are ignored.
         for deltas in [manifest(1, &[2]).deltas, vec![]] {
             m.earlier = Some(Earlier {
                 model_root: root(1),
                 deltas,
             });
-            assert_eq!(plan(&m, Some(&root(1)), &root(4)), Some(Plan::Snapshot { to: 1 }));
+            assert_eq!(plan(&m, Some(&root(1)), &root(4)), Some(SyncPlan::Snapshot { to: 1 }));
             assert_eq!(
                 plan(&m, Some(&root(3)), &root(4)),
-                Some(Plan::Deltas { from: 0, to: 1 })
+                Some(SyncPlan::Deltas { from: 0, to: 1 })
             );
         }
     }
 
     #[test]
-    fn the_shortest_way_should_be_taken() {
+    fn the_shortest_path_should_be_taken() {
         let m = manifest(1, &[2, 3, 4]);
-        assert_eq!(plan(&m, Some(&root(4)), &root(4)), Some(Plan::Here));
+        assert_eq!(plan(&m, Some(&root(4)), &root(4)), Some(SyncPlan::UpToDate));
         assert_eq!(
             plan(&m, Some(&root(2)), &root(4)),
-            Some(Plan::Deltas { from: 1, to: 3 })
+            Some(SyncPlan::Deltas { from: 1, to: 3 })
         );
         assert_eq!(
             plan(&m, Some(&root(1)), &root(2)),
-            Some(Plan::Deltas { from: 0, to: 1 })
+            Some(SyncPlan::Deltas { from: 0, to: 1 })
         );
-        assert_eq!(plan(&m, None, &root(4)), Some(Plan::Snapshot { to: 3 }));
-        assert_eq!(plan(&m, Some(&root(99)), &root(1)), Some(Plan::Snapshot { to: 0 }));
-        // Ahead of the task: the way back is over the snapshot.
-        assert_eq!(plan(&m, Some(&root(4)), &root(3)), Some(Plan::Snapshot { to: 2 }));
+        assert_eq!(plan(&m, None, &root(4)), Some(SyncPlan::Snapshot { to: 3 }));
+        assert_eq!(plan(&m, Some(&root(99)), &root(1)), Some(SyncPlan::Snapshot { to: 0 }));
+        // Weights ahead of the task go back through the snapshot.
+        assert_eq!(plan(&m, Some(&root(4)), &root(3)), Some(SyncPlan::Snapshot { to: 2 }));
         assert_eq!(plan(&m, Some(&root(2)), &root(77)), None);
-        // A target that is here already needs no manifest at all.
-        assert_eq!(plan(&manifest(1, &[]), Some(&root(77)), &root(77)), Some(Plan::Here));
+        // A target that is on disk needs no manifest at all.
+        assert_eq!(
+            plan(&manifest(1, &[]), Some(&root(77)), &root(77)),
+            Some(SyncPlan::UpToDate)
+        );
     }
 }

@@ -1,19 +1,19 @@
-//! One task: train, combine with the residual, encode, store. Sending comes after, from what is stored.
+//! Training a task and storing its encoded update. [Sending](super::send) comes after, from the stored bytes.
 
 use crate::{
     MinerError,
     report::Reporter,
-    settlement::payout::PayDesk,
-    shutdown::Stop,
+    settlement::payout::SettlementWatcher,
+    shutdown::Shutdown,
     task::journal::{Journal, Outgoing},
-    task::moments::{self, Left},
+    task::moments::{self, SavedMoments},
     task::residual::Residuals,
 };
 use alice_api::{Hex32, Lease, sign::submission_id};
 use alice_model::Device;
 use alice_spec::RunSpec;
 use alice_store::Master;
-use alice_trainer::{Carry, Options, Progress, Task, TaskResult};
+use alice_trainer::{Carry, Options, Progress, Task, TaskResult, TrainError};
 use alice_update::{Entries, Header};
 use serde_json::json;
 use std::{
@@ -27,77 +27,90 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// How often the server is asked for its block while a task runs.
+/// Interval at which the server is asked for its block while a task runs.
 const DEADLINE_POLL: Duration = Duration::from_secs(15);
-/// How long it may take to answer.
+/// Maximum time for the server's reply: shutdown and progress wait for it.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a task was stopped by.
+/// End of a training.
 pub enum Trained {
-    /// It is done; with the moments that it has left.
-    Done(Box<TaskResult>, Option<Left>),
+    /// The task is done; with the moments for the next one, if they could be written.
+    Done(Box<TaskResult>, Option<SavedMoments>),
     /// The deadline passed before it was done.
     TooLate,
 }
 
-/// What the trainer needs.
+/// Inputs of the trainer.
 pub struct Job {
     /// Run.
     pub spec: Arc<RunSpec>,
+    /// Fragment whose parameters learn.
+    pub fragment: u32,
     /// Device.
     pub device: Device,
     /// Weights to start from.
     pub theta: Arc<Master>,
-    /// How to fit the device.
+    /// Options that fit the device.
     pub options: Options,
     /// The task's text.
     pub sequences: Vec<Vec<u16>>,
-    /// File of the fragment's moments; none: each task starts from nothing.
+    /// File of the fragment's moments; `None` if each task starts from zero moments.
     pub moments: Option<PathBuf>,
 }
 
-/// Trains for a lease on a thread of its own, and follows earlier work's pay meanwhile. Ends early when the user wants to
-/// stop or the deadline has passed.
+impl Job {
+    /// Trains, on the caller's thread, until it is done or `must_end` is set.
+    fn run(
+        &self,
+        must_end: &AtomicBool,
+        progress: &watch::Sender<Option<Progress>>,
+    ) -> Result<(TaskResult, Option<SavedMoments>), TrainError> {
+        let mut on_progress = |p: Progress| {
+            let _ = progress.send(Some(p));
+            match must_end.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        };
+        let task = Task {
+            spec: &self.spec,
+            fragment: self.fragment,
+            theta: self.theta.theta(),
+            sequences: &self.sequences,
+        };
+        let mut train =
+            |carry: Carry<'_>| alice_trainer::train_carrying(&task, self.device, self.options, carry, &mut on_progress);
+        match &self.moments {
+            Some(path) => moments::train_with_moments(path, must_end, train),
+            None => train(Carry::default()).map(|result| (result, None)),
+        }
+    }
+}
+
+/// Trains for a lease on a thread of its own, and watches the pay of earlier work meanwhile. Ends early if the shutdown
+/// is requested or the deadline has passed.
+///
+/// # Errors
+/// [`MinerError::Stopped`] for the shutdown; others if training fails.
 pub async fn train(
     job: Job,
     lease: &Lease,
-    desk: &mut PayDesk<'_>,
+    watcher: &mut SettlementWatcher<'_>,
     reporter: &mut Reporter,
-    stop: &Stop,
+    shutdown: &Shutdown,
 ) -> Result<Trained, MinerError> {
-    let end = Arc::new(AtomicBool::new(false));
+    let must_end = Arc::new(AtomicBool::new(false));
+    // A watch channel keeps the newest step only, so a slow terminal never delays training.
     let (sender, mut progress) = watch::channel(None::<Progress>);
-    let fragment = lease.task.fragment;
     let task = tokio::task::spawn_blocking({
-        let end = end.clone();
-        move || {
-            let mut on_progress = |p: Progress| {
-                let _ = sender.send(Some(p));
-                if end.load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            };
-            let task = Task {
-                spec: &job.spec,
-                fragment,
-                theta: job.theta.theta(),
-                sequences: &job.sequences,
-            };
-            let mut train = |carry: Carry<'_>| {
-                alice_trainer::train_carrying(&task, job.device, job.options, carry, &mut on_progress)
-            };
-            match &job.moments {
-                Some(path) => moments::carrying(path, &end, train),
-                None => train(Carry::default()).map(|result| (result, None)),
-            }
-        }
+        let must_end = must_end.clone();
+        move || job.run(&must_end, &sender)
     });
     tokio::pin!(task);
     let bar = reporter.bar("training", u64::from(lease.task.steps), false);
     let mut poll = tokio::time::interval(DEADLINE_POLL);
-    let (mut too_late, mut stop_seen) = (false, false);
+    let (mut too_late, mut shutdown_seen) = (false, false);
+    // The thread checks `must_end` between two steps, and is always waited for, so that the device is free at the end.
     let result = loop {
         tokio::select! {
             result = &mut task => break result,
@@ -107,36 +120,45 @@ pub async fn train(
                     bar.set_message(format!("loss {:.3}", p.loss));
                 }
             }
-            // The thread looks at `end` between two steps; it is always waited for, so that the device is let go.
-            () = stop.wanted(), if !stop_seen => {
-                stop_seen = true;
-                end.store(true, Ordering::Relaxed);
+            // Once seen it would be ready for ever and starve the other branches.
+            () = shutdown.wait(), if !shutdown_seen => {
+                shutdown_seen = true;
+                must_end.store(true, Ordering::Relaxed);
             }
             _ = poll.tick(), if !too_late => {
-                let ask = tokio::time::timeout(STATUS_TIMEOUT, desk.client.status()).await;
-                if let Ok(Ok(status)) = ask {
-                    desk.epoch = status.epoch;
-                    if status.block >= lease.task.deadline_block {
-                        too_late = true;
-                        end.store(true, Ordering::Relaxed);
-                    }
+                too_late = has_deadline_passed(lease, watcher).await;
+                if too_late {
+                    must_end.store(true, Ordering::Relaxed);
                 }
-                desk.look_and_say(reporter, stop).await;
+                watcher.poll_and_report(reporter, shutdown).await;
             }
         }
     };
     reporter.bar_done();
     match result {
-        Ok(Ok((result, left))) => Ok(Trained::Done(Box::new(result), left)),
-        Ok(Err(_)) if stop.requested() => Err(MinerError::Stopped),
+        Ok(Ok((result, saved))) => Ok(Trained::Done(Box::new(result), saved)),
+        // The trainer reports both as cancelled; the flags tell which it was.
+        Ok(Err(_)) if shutdown.requested() => Err(MinerError::Stopped),
         Ok(Err(_)) if too_late => Ok(Trained::TooLate),
-        Ok(Err(error)) => Err(MinerError::Train(error.to_string())),
-        Err(join) => Err(MinerError::Train(format!("the training thread died: {join}"))),
+        Ok(Err(error)) => Err(MinerError::Train(error)),
+        Err(panic) => Err(MinerError::TrainThread(panic)),
     }
 }
 
-/// Encodes what a task brought together with its fragment's residual and stores everything that sending needs. `d` has a
-/// value for each parameter of the fragment.
+/// Whether the server reports a block at or after the lease's deadline. A server that is away reports nothing: the
+/// update may still arrive in time.
+async fn has_deadline_passed(lease: &Lease, watcher: &mut SettlementWatcher<'_>) -> bool {
+    let status = tokio::time::timeout(STATUS_TIMEOUT, watcher.client.status()).await;
+    let Ok(Ok(status)) = status else { return false };
+    watcher.epoch = status.epoch;
+    status.block >= lease.task.deadline_block
+}
+
+/// Encodes a task's result with its fragment's residual and stores everything that sending needs. `d` has one value for
+/// each parameter of the fragment.
+///
+/// # Errors
+/// The update cannot be encoded or stored; journal and valid residual are unchanged then, and the call can be repeated.
 pub fn store(
     spec: &RunSpec,
     miner: &Hex32,
@@ -154,6 +176,7 @@ pub fn store(
     };
     let encoded = residuals.encode(task.fragment, spec, &header, d)?;
     let blob = Hex32(*blake3::hash(&encoded.bytes).as_bytes());
+    // Made of the bytes: an update that is encoded again after a crash has the same name.
     let id = submission_id(&task.task_id, miner, &blob);
     let decay = spec.update.feedback_decay as f32;
     let ledger = residuals.prepare(task.fragment, id.0, d, (&encoded.sent, decay))?;
@@ -163,6 +186,7 @@ pub fn store(
         blob,
         bytes: encoded.bytes.len() as u64,
     };
+    // Last, after the residual is synced: the journal must not name files that a power failure could lose.
     journal.ready(outgoing, &encoded.bytes, &ledger)?;
     reporter.event(
         "encoded",

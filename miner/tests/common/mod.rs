@@ -23,35 +23,35 @@ use std::{
 };
 
 pub const GENESIS: [u8; 32] = [42; 32];
-/// What makes another model of the first state.
+/// Factor that makes another model of the first state.
 pub const LATER: f32 = 1.01;
 const EPOCH_BLOCKS: u32 = 30;
 
-/// What the test tells the server, and what the server saw.
+/// Instructions of the test to the server, and records of the server's work.
 #[derive(Default)]
 pub struct Seen {
     pub epoch: u32,
-    /// Commits that are stored but answered 503: as if the miner died before the answer.
+    /// Number of commits that are stored but answered 503: as if the miner died before the answer.
     pub lose_commits: u32,
     /// Commits are refused with this code.
     pub refuse_commits: Option<ErrorCode>,
-    /// A blob that is sent with a wrong byte.
+    /// Blob that is sent with a wrong byte.
     pub damaged: Option<Hex32>,
-    /// How often it was sent.
+    /// Number of times that it was sent.
     pub damaged_sent: u32,
-    /// A blob that the server no longer has.
+    /// Blob that the server no longer has.
     pub gone: Option<Hex32>,
-    /// How often each blob was sent as it is.
+    /// Number of times that each blob was sent undamaged.
     pub sent: BTreeMap<Hex32, u32>,
     /// The first delta is announced with a root that it does not lead to.
     pub false_step: bool,
-    /// How often the model was asked for.
+    /// Requests for the model.
     pub model_looks: u32,
-    /// Looks at the status.
+    /// Requests for the status.
     pub looks: u32,
-    /// Done once, before the first lease is given.
+    /// Runs once, before the first lease is given.
     pub on_claim: Option<Box<dyn FnOnce() + Send>>,
-    /// What verdicts say; accepted where the test sets nothing.
+    /// Outcome of verdicts; accepted by default.
     pub outcome: Option<Outcome>,
     pub claims: u32,
     pub commits: u32,
@@ -97,7 +97,7 @@ impl FakePs {
         .await
     }
 
-    /// Starts a server whose model has gone on: a snapshot of step 4 in several chunks, a delta that led to it from the first
+    /// Starts a server of a later model: a snapshot of step 4 in several chunks, a delta that led to it from the first
     /// state times [`LATER`], and two deltas after it.
     pub async fn start_later() -> (Arc<Self>, String) {
         Self::serve(|theta, spec, blobs| {
@@ -114,8 +114,8 @@ impl FakePs {
                     indices: (0..100).map(|i| i * 7 + u64::from(epoch)).collect(),
                     values: vec![0.001 * epoch as f32; 100],
                 };
-                let bytes = aggregate::publish(&layout, 8, &mean, [epoch as u8; 32]);
-                let d = aggregate::decode_published(&layout, &bytes).unwrap();
+                let bytes = aggregate::encode_aggregate(&layout, 8, &mean, [epoch as u8; 32]);
+                let d = aggregate::decode_aggregate(&layout, &bytes).unwrap();
                 aggregate::apply(theta, &d, 0.5);
                 Delta {
                     epoch,
@@ -159,7 +159,7 @@ impl FakePs {
         Self::start_scaled(1.02, other).await
     }
 
-    /// The same with a first state of weights so many times as large.
+    /// The same with a first state whose weights are multiplied by `factor`.
     pub async fn start_scaled(factor: f32, other: Option<Hex32>) -> (Arc<Self>, String) {
         Self::serve(|theta, spec, blobs| {
             theta.iter_mut().for_each(|v| *v *= factor);
@@ -204,7 +204,7 @@ impl FakePs {
         }
         let manifest = Manifest::new(entries);
         let mut spec = tiny_spec(&Hex32(manifest.root), text.len() as u64);
-        let mut theta = alice_model::init_theta(&spec, &GENESIS);
+        let mut theta = alice_init::init_theta(&spec, &GENESIS);
         let model = make(&mut theta, &mut spec, &mut blobs);
         let root = model.model_root;
         let listed = manifest
@@ -301,7 +301,7 @@ impl FakePs {
 }
 
 fn tiny_spec(corpus_root: &Hex32, corpus_tokens: u64) -> RunSpec {
-    let mut spec = RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap();
+    let mut spec = alice_testkit::fixtures::dev();
     spec.name = "tiny".into();
     let m = &mut spec.model;
     (m.hidden, m.layers, m.heads, m.kv_heads, m.ffn, m.context) = (16, 1, 2, 2, 32, 16);
@@ -487,7 +487,7 @@ async fn epoch(Path(epoch): Path<u32>) -> Json<EpochSummary> {
         update_bytes_max: 1,
         update_bytes_mean: 1,
         alpha_used: 1.0,
-        settlement: "final".into(),
+        settlement: alice_primitives::SettlementStatus::Final,
         settled_block: None,
     })
 }
