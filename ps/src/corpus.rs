@@ -11,30 +11,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Under which name the database keeps [`described`], for an export without the server.
+/// Key in the database of the texts' description ([`describe_texts`](alice_audit::commands::export::describe_texts)),
+/// for an export without the server.
 pub const META: &str = "text";
-/// Longest line of [`described`], bytes, less its end.
-const DESCRIBED_BYTES_MAX: usize = 4000;
 
 /// The text of a run.
 #[derive(Debug)]
 pub struct Corpus {
-    /// What is served of it.
+    /// Its public part, as the API announces it.
     pub manifest: CorpusManifest,
-    /// The public yardstick, where the corpus has one.
+    /// The public evaluation set (*yardstick*); `None` if the corpus has none.
     pub yardstick: Option<CorpusManifest>,
-    /// Names of the shards of both: the only files of the folder that may be served.
+    /// Hashes of the shards of both: the only files of the folder that may be served.
     pub shards: HashSet<Hash>,
-    /// Slices of the training text in one epoch, at most.
+    /// Maximum slices of the training text in one epoch.
     pub slices_max: u32,
-    /// The reserve.
+    /// The validation reserve; private.
     pub reserve: Manifest,
     /// Sequences in the reserve.
     pub reserve_sequences: u64,
 }
 
 impl Corpus {
-    /// Reads both manifests and holds them against the roots of the specification.
+    /// Reads both manifests and compares them with the roots of the specification.
+    ///
+    /// # Errors
+    /// A manifest cannot be read, is of another run, or would publish private text.
     pub fn open(spec: &RunSpec, dir: &Path) -> Result<Self, PsError> {
         let corpus = Manifest::read(&dir.join(CORPUS_FILE))?;
         let reserve = read_reserve(spec, dir)?;
@@ -69,7 +71,10 @@ impl Corpus {
         })
     }
 
-    /// Whether the specification's counts of tokens are those of the manifests.
+    /// Checks the specification's counts of tokens against the manifests.
+    ///
+    /// # Errors
+    /// A count differs.
     pub fn check_counts(&self, spec: &RunSpec) -> Result<(), PsError> {
         let corpus = self.manifest.shards.iter().map(|shard| shard.tokens).sum();
         for (what, found, expected) in [
@@ -93,12 +98,15 @@ impl Corpus {
     }
 
     /// Opens the reserve for reading; every shard's hash is checked.
+    ///
+    /// # Errors
+    /// A shard is missing or damaged.
     pub fn reserve_source(&self, spec: &RunSpec, dir: &Path) -> Result<TokenSource, PsError> {
         Ok(TokenSource::open(self.reserve.clone(), dir, spec.model.context)?)
     }
 }
 
-/// The manifests of the reserve's generations that are there, in their order.
+/// Manifests of the reserve's generations that exist, in their order.
 fn reserves(dir: &Path) -> Result<Vec<PathBuf>, PsError> {
     let mut found = Vec::new();
     for generation in 0..alice_corpus::GENERATIONS_MAX {
@@ -110,12 +118,14 @@ fn reserves(dir: &Path) -> Result<Vec<PathBuf>, PsError> {
     Ok(found)
 }
 
-/// An error is no answer: what is not seen could not be kept private.
+/// Whether a file exists. If that cannot be found out it is an error: text that is overlooked would not be kept
+/// private.
 fn is_there(path: &Path) -> Result<bool, PsError> {
     path.try_exists().map_err(|e| PsError::file("look at", path, &e))
 }
 
-/// The yardstick, if there is one. A shard of any generation of the reserve in it would be served to everybody.
+/// The public evaluation set; `None` if the corpus has none. Refused if it names a shard of any generation of the
+/// reserve, which would be served to everybody.
 fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsError> {
     let path = dir.join(YARDSTICK_FILE);
     if !is_there(&path)? {
@@ -140,31 +150,11 @@ fn read_yardstick(spec: &RunSpec, dir: &Path) -> Result<Option<Manifest>, PsErro
             return public(format!("its shard {} is in {}", Hex32(shard.blob), reserve.display()));
         }
     }
-    // No document may have fallen to it.
+    // A small corpus may have no document for it.
     Ok(Some(yardstick).filter(|yardstick| !yardstick.shards.is_empty()))
 }
 
-/// One line for a model card: names and licences of the texts, as who built the corpus gave them. Empty where nothing is said.
-pub fn described(sources: &[TextSource]) -> String {
-    let plain = |text: &str| text.replace(char::is_control, " ");
-    let mut line = String::new();
-    for source in sources.iter().filter(|source| source.documents > 0) {
-        let url = source.url.as_deref().map_or(String::new(), |url| format!(", {url}"));
-        let next = plain(&format!("{} ({}{url})", source.name, source.license));
-        // As much as a card takes.
-        if line.len() + next.len() > DESCRIBED_BYTES_MAX {
-            line += ", and others";
-            break;
-        }
-        if !line.is_empty() {
-            line += ", ";
-        }
-        line += &next;
-    }
-    line
-}
-
-/// What the API says of a manifest.
+/// A manifest as the API announces it.
 fn served(manifest: &Manifest) -> CorpusManifest {
     let sources = manifest.about.iter().flat_map(|about| &about.sources);
     CorpusManifest {
@@ -203,34 +193,5 @@ fn read_reserve(spec: &RunSpec, dir: &Path) -> Result<Manifest, PsError> {
         Some(manifest) => Ok(manifest),
         // Says which file is missing.
         None => Ok(Manifest::read(&dir.join(RESERVE_FILE))?),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn source(name: &str, url: Option<&str>, documents: u64) -> TextSource {
-        TextSource {
-            name: name.into(),
-            license: "CC0-1.0".into(),
-            url: url.map(Into::into),
-            documents,
-            bytes: 1,
-        }
-    }
-
-    #[test]
-    fn a_cards_line_should_name_texts_and_licences_and_end() {
-        assert_eq!(described(&[]), "");
-        let two = [
-            source("a", Some("https://example.org"), 1),
-            source("none of it", None, 0),
-            source("b\nc", None, 2),
-        ];
-        assert_eq!(described(&two), "a (CC0-1.0, https://example.org), b c (CC0-1.0)");
-        let many: Vec<_> = (0..1000).map(|n| source(&format!("source {n}"), None, 1)).collect();
-        let line = described(&many);
-        assert!(line.len() <= 4096 && line.ends_with(", and others"), "{}", line.len());
     }
 }

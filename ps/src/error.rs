@@ -29,7 +29,7 @@ pub enum PsError {
     SettingValue {
         /// Key in the settings file.
         key: &'static str,
-        /// What is wrong with the value.
+        /// Reason.
         problem: String,
     },
     /// A setting that names a file which is not there.
@@ -49,7 +49,7 @@ pub enum PsError {
     /// A file or folder.
     #[error("cannot {what} {}: {problem}", .path.display())]
     File {
-        /// What was tried.
+        /// Attempted action.
         what: &'static str,
         /// Which file.
         path: PathBuf,
@@ -70,7 +70,7 @@ pub enum PsError {
     Spec {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// First mistake in it.
         source: alice_spec::SpecError,
     },
     /// Corpus.
@@ -94,7 +94,7 @@ pub enum PsError {
     NotPublic {
         /// Manifest of the evaluation set.
         path: PathBuf,
-        /// What is wrong.
+        /// Reason.
         problem: String,
     },
     /// Building a corpus.
@@ -103,13 +103,13 @@ pub enum PsError {
     /// Things that do not belong together.
     #[error("{what} is {found}, expected {expected}; {hint}")]
     Mismatch {
-        /// What does not fit.
+        /// Name of the value.
         what: &'static str,
-        /// What was found.
+        /// Value found.
         found: String,
-        /// What was expected.
+        /// Value expected.
         expected: String,
-        /// What to do.
+        /// Remedy.
         hint: &'static str,
     },
     /// `run` before `init`.
@@ -128,7 +128,7 @@ pub enum PsError {
     NotStored {
         /// The epoch.
         epoch: u32,
-        /// What is missing.
+        /// Name of the missing data.
         what: String,
     },
     /// A file that is there already, of a vocabulary.
@@ -143,7 +143,7 @@ pub enum PsError {
         run: String,
         /// First tensor that differs.
         found: String,
-        /// What the run has there.
+        /// Tensor of the run in the same place.
         expected: String,
     },
     /// Chain.

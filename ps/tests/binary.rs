@@ -70,6 +70,61 @@ fn commands_should_say_what_they_did() {
     assert!(text(&run(&["--help"]).stdout).contains("exit codes"));
     assert_eq!(run(&["dance"]).status.code(), Some(2));
     assert_eq!(run(&["run"]).status.code(), Some(2), "no settings");
+    assert_eq!(
+        text(&run(&["--version"]).stdout),
+        format!("alice-ps {}\n", alice_program::VERSION)
+    );
+    assert!(text(&run(&["completions", "zsh"]).stdout).contains("upcycle"));
+    let man = dir.path().join("man");
+    assert_eq!(run(&["man", "--out", man.to_str().unwrap()]).status.code(), Some(0));
+    assert!(man.join("alice-ps-corpus-build.1").is_file());
+}
+
+#[test]
+fn a_closed_pipe_should_end_a_command_quietly() {
+    let spec = concat!(env!("CARGO_MANIFEST_DIR"), "/../chain-spec/runs/dev.toml");
+    let mut child = program()
+        .args(["spec", "check", spec])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut error = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+    assert_eq!((child.wait().unwrap().code(), error.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn mistakes_in_settings_should_be_named_as_the_user_wrote_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let file = path("ps.toml");
+    let full = "data_dir = 'd'\nchain_url = 'ws://h:1'\nrun_spec = 'r.toml'\ncorpus_dir = 'c'\nkey_file = 'k'\n";
+    for (settings, words) in [
+        (format!("{full}threads = -1\n"), "ps.toml, line 6: threads: "),
+        (format!("{full}thread = 1\n"), "ps.toml, line 6: unknown field `thread`"),
+        (full.to_owned(), "run_spec: there is no file r.toml"),
+    ] {
+        std::fs::write(&file, settings).unwrap();
+        // Compose files write empty variables for what the user left out.
+        let done = program()
+            .args(["run", "--config", &file])
+            .env("ALICE_PS_THREADS", "")
+            .env("ALICE_PS_LISTEN", "")
+            .output()
+            .unwrap();
+        let error = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{error}");
+        assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+    }
+    let missing = run(&["run", "--config", &path("nowhere.toml")]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(
+        text(&missing.stderr).contains("there is no settings file"),
+        "{}",
+        text(&missing.stderr)
+    );
 }
 
 fn config(fixture: &Fixture, listen: SocketAddr, data_dir: &Path) -> String {
@@ -270,7 +325,7 @@ async fn a_stopped_audit_should_leave_nothing_behind() {
     }
 }
 
-async fn run_beside(arguments: &[&str]) -> Output {
+async fn run_async(arguments: &[&str]) -> Output {
     let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
     let program = move || program().args(arguments).output().unwrap();
     tokio::task::spawn_blocking(program).await.unwrap()
@@ -293,7 +348,7 @@ async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
     let root = ps.get("/v1/status").await.parse::<Status>().model_root.to_string();
 
     let done = json(
-        &run_beside(&[
+        &run_async(&[
             "export", "--ps", &url, "--epoch", "first", "--type", "f32", "--out", &model, "--json",
         ])
         .await,
@@ -302,21 +357,26 @@ async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
         (done["epoch"].as_u64(), done["model_root"].as_str()),
         (Some(0), Some(&*root))
     );
+    let card = std::fs::read_to_string(dir.join("hf/README.md")).unwrap();
+    assert!(card.contains("# Alice, run tiny, first state\n"), "{card}");
+    assert!(!card.contains("epoch 0"), "{card}");
     // The server's own weights give the same folder.
-    let same = json(&run_beside(&["export", "--data", &data, "--type", "f32", "--out", &by_data, "--json"]).await);
+    let same = json(&run_async(&["export", "--data", &data, "--type", "f32", "--out", &by_data, "--json"]).await);
     assert_eq!(same["blake3"], done["blake3"]);
     let file = json(
-        &run_beside(&[
+        &run_async(&[
             "export", "--ps", &url, "--format", "gguf", "--type", "q8_0", "--out", &gguf, "--json",
         ])
         .await,
     );
     let bytes = std::fs::read(&gguf).unwrap();
     assert!(bytes.starts_with(b"GGUF"));
+    let name = b"alice tiny first state";
+    assert!(bytes.windows(name.len()).any(|window| window == name));
     assert_eq!(file["blake3"].as_str(), Some(&*blake3::hash(&bytes).to_hex()));
 
     let checked = json(
-        &run_beside(&[
+        &run_async(&[
             "verify", "--model", &model, "--run", &run_file, "--root", &root, "--json",
         ])
         .await,
@@ -325,16 +385,16 @@ async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
         (checked["numbers"].as_str(), checked["root_from"].as_str()),
         (Some("root"), Some("root"))
     );
-    let checked = json(&run_beside(&["verify", "--model", &model, "--ps", &url, "--json"]).await);
+    let checked = json(&run_async(&["verify", "--model", &model, "--ps", &url, "--json"]).await);
     assert_eq!(checked["root_from"], "first state");
     assert_eq!(checked["files_of_run"], true);
-    let alone = run_beside(&["verify", "--model", &model]).await;
+    let alone = run_async(&["verify", "--model", &model]).await;
     assert!(
         text(&alone.stdout).contains("nothing outside the folder"),
         "{}",
         text(&alone.stderr)
     );
-    let other = run_beside(&["verify", "--model", &model, "--root", &"0".repeat(64)]).await;
+    let other = run_async(&["verify", "--model", &model, "--root", &"0".repeat(64)]).await;
     assert_eq!(other.status.code(), Some(1));
     assert!(text(&other.stderr).contains(&root), "{}", text(&other.stderr));
 
@@ -346,7 +406,7 @@ async fn an_exported_first_state_should_verify_until_a_byte_is_flipped() {
     let mut bytes = std::fs::read(&shard).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&shard, bytes).unwrap();
-    let flipped = run_beside(&["verify", "--model", &model]).await;
+    let flipped = run_async(&["verify", "--model", &model]).await;
     assert_eq!(flipped.status.code(), Some(1));
     assert!(
         text(&flipped.stderr).contains("download it again"),
@@ -363,7 +423,10 @@ async fn export_and_verify_should_say_what_to_do_when_flags_are_wrong() {
     let out = format!("{dir}/out");
     let data = format!("{dir}/data");
     let empty = format!("{dir}/corpus");
-    let cases: [(&[&str], i32, &str); 10] = [
+    let unreachable = "ws://127.0.0.1:1";
+    let query = format!("{url}/?key=1");
+    let nowhere = format!("{dir}/nowhere");
+    let cases: [(&[&str], i32, &str); 14] = [
         (&["export", "--out", &out], 2, "--ps"),
         (
             &["export", "--ps", &url, "--epoch", "last", "--out", &out],
@@ -398,9 +461,26 @@ async fn export_and_verify_should_say_what_to_do_when_flags_are_wrong() {
         (&["export", "--data", &empty, "--out", &out], 3, "alice-ps init"),
         (&["export", "--ps", &url, "--out", &data], 2, "exists"),
         (&["verify", "--model", &data], 1, "ALICE.json is not there"),
+        // The folder is looked at before a node is asked.
+        (
+            &["verify", "--model", &nowhere, "--chain", unreachable],
+            1,
+            "nowhere: there is no such file",
+        ),
+        (
+            &["export", "--ps", &url, "--chain", unreachable, "--out", &out],
+            4,
+            unreachable,
+        ),
+        (
+            &["export", "--data", &data, "--chain", unreachable, "--out", &out],
+            4,
+            unreachable,
+        ),
+        (&["audit", "--ps", &query], 2, "query"),
     ];
     for (arguments, code, words) in cases {
-        let got = run_beside(arguments).await;
+        let got = run_async(arguments).await;
         assert_eq!(got.status.code(), Some(code), "{arguments:?}: {}", text(&got.stderr));
         assert!(
             text(&got.stderr).contains(words),
@@ -409,7 +489,7 @@ async fn export_and_verify_should_say_what_to_do_when_flags_are_wrong() {
         );
     }
     assert!(!Path::new(&out).exists());
-    let two = run_beside(&["verify", "--model", &data, "--ps", &url, "--chain", "ws://127.0.0.1:1"]).await;
+    let two = run_async(&["verify", "--model", &data, "--ps", &url, "--chain", "ws://127.0.0.1:1"]).await;
     assert_eq!(two.status.code(), Some(2), "{}", text(&two.stderr));
 }
 

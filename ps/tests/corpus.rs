@@ -183,8 +183,15 @@ fn a_build_that_cannot_be_should_end_with_its_exit_code() {
         (2, "cannot be used with", format!("--source {d}/texts --text {d}/texts")),
         (
             2,
-            "no text, JSON lines or Parquet file at",
+            "the path does not exist",
             format!("--source {d}/nowhere --license CC0-1.0"),
+        ),
+        // Before the licence, which is not what is missing.
+        (2, "the path does not exist", format!("--source {d}/nowhere")),
+        (
+            2,
+            "no text, JSON lines or Parquet file at",
+            format!("--source {d}/*.md --license CC0-1.0"),
         ),
         (
             1,
@@ -269,7 +276,7 @@ async fn a_run_with_a_learned_tokenizer_should_be_served_trained_and_exported() 
     let model = client.blob(&Hex32(hash), 1 << 20).await.unwrap();
     assert_eq!(model, std::fs::read(text.path("tokenizer/tokenizer.model")).unwrap());
 
-    // What a miner does: the manifest, its shards, the sequences of a task.
+    // As a miner does: the manifest, its shards, the sequences of a task.
     let served = client.corpus().await.unwrap();
     let cache = text.path("cache");
     std::fs::create_dir(&cache).unwrap();

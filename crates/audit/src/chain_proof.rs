@@ -75,8 +75,8 @@ impl Claim {
     }
 }
 
-/// Proves an epoch's commitment, which must agree with the claim. `None`, with the reason on standard error, if the chain
-/// has no final one or its node cannot prove it now: the folder is worth having without.
+/// Proves an epoch's commitment, which must agree with the claim. `None`, with the reason on standard error, if the
+/// chain has no final one or its node cannot prove it now: the folder is worth having without.
 ///
 /// # Errors
 /// The proof does not hold, or the quorum signed another model.
@@ -166,8 +166,8 @@ pub fn check(alice: &AliceFile, genesis: &Genesis) -> Result<Proven, AuditError>
     Ok(proof.check(alice.epoch, genesis)?)
 }
 
-/// Checks a folder's proof by asking a node whether its block is one of the chain's, also for an epoch that the chain has
-/// forgotten since. `None` if the folder has no proof.
+/// Checks a folder's proof by asking a node whether its block is one of the chain's, also for an epoch that the chain
+/// has forgotten since. `None` if the folder has no proof.
 ///
 /// # Errors
 /// The proof does not hold, or its block is not a final one of this chain.

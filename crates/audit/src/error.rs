@@ -19,7 +19,7 @@ pub enum AuditError {
     /// A file or folder.
     #[error("cannot {action} {}: {}", .path.display(), system::reason(source))]
     File {
-        /// What was tried.
+        /// Attempted action.
         action: &'static str,
         /// On which file.
         path: PathBuf,
@@ -31,7 +31,7 @@ pub enum AuditError {
     Spec {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// First mistake in it.
         source: SpecError,
     },
     /// A file of the first state with another size than the run's.
@@ -90,7 +90,7 @@ pub enum AuditError {
         what: &'static str,
         /// Where it is.
         place: PathBuf,
-        /// What does not fit, and what to do.
+        /// Difference, and what to do.
         problem: String,
     },
     /// An epoch without a published model.
@@ -385,8 +385,8 @@ impl AuditError {
     }
 }
 
-/// Exit code for an error of the chain: only an address that is none is the user's mistake, and only a node that does not
-/// answer may do so at the next start.
+/// Exit code for an error of the chain: only an address that is none is the user's mistake, and only a node that does
+/// not answer may do so at the next start.
 pub fn chain_exit_code(error: &ChainError) -> u8 {
     match error {
         ChainError::BadUrl { .. } => exit::USAGE,

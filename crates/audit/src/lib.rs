@@ -1,8 +1,8 @@
-//! What an auditor needs, as a library and as the program `alice`: a run recomputed from nothing but what is published
-//! ([`replay`]), downloaded weights checked ([`commands::verify`]) or made ([`commands::export`]), addresses and balances.
+//! Auditing as a library and as the program `alice`: a run recomputed from nothing but what is published ([`replay`]),
+//! downloaded weights checked ([`commands::verify`]) or made ([`commands::export`]), addresses and balances.
 //!
-//! **Architecture invariant:** nothing here reaches libtorch. The model's first state and its steps are plain Rust, so an
-//! auditor needs a compiler and nothing else. Losses come from libtorch on the server's machine and are not measured
+//! **Architecture invariant:** nothing here reaches libtorch. The model's first state and its steps are plain Rust, so
+//! an auditor needs a compiler and nothing else. Losses come from libtorch on the server's machine and are not measured
 //! again; everything that follows from them is.
 //!
 //! The parameter server's commands `audit`, `verify` and `export` call the same functions.

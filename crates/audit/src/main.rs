@@ -1,7 +1,7 @@
 //! The auditor's program: wires flags, logging and the runtime, and nothing else.
 
 use alice_audit::cli::Cli;
-use alice_program::{arguments, exit};
+use alice_program::{arguments, exit, system};
 use std::{io::IsTerminal, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -18,10 +18,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!(
-                "error: the async runtime does not start: {}",
-                alice_program::system::reason(&error)
-            );
+            eprintln!("error: the async runtime does not start: {}", system::reason(&error));
             return ExitCode::from(exit::FAILURE);
         }
     };
@@ -31,7 +28,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", system::without_numbers(&error.to_string()));
             ExitCode::from(error.exit_code())
         }
     }

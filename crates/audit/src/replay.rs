@@ -2,8 +2,8 @@
 //!
 //! Starts at the first state that follows from block 0 and makes every published step again: updates, factors and α
 //! come from the manifests, everything else is computed here. The model roots, the aggregates' bytes, the factors and
-//! the payout tree must agree bit by bit. With a chain, the manifests must be those that the quorum signed, and what was
-//! paid must be the shares of the schedule. Losses come from libtorch and are not measured again.
+//! the payout tree must agree bit by bit. With a chain, the manifests must be those that the quorum signed, and what
+//! was paid must be the shares of the schedule. Losses come from libtorch and are not measured again.
 
 use crate::{AuditError, Finding, RunContext, first_state::FirstState};
 use alice_api::{Client, EpochManifest, EpochSummary, Hex32, Outcome, SubmissionRecord, sign::task_id};
@@ -133,7 +133,8 @@ pub async fn first_state(source: Source<'_>) -> Result<Replayed, AuditError> {
 /// Audits every scored epoch up to `until`, oldest first; `report` is called after each.
 ///
 /// # Errors
-/// The first difference ends the audit with [`AuditError::Finding`]; everything else keeps the run from being recomputed.
+/// The first difference ends the audit with [`AuditError::Finding`]; everything else keeps the run from being
+/// recomputed.
 pub async fn audit(
     source: Source<'_>,
     until: u32,

@@ -23,12 +23,16 @@ pub fn init_theta(spec: &RunSpec, genesis: &Hash) -> Vec<f32> {
     }
 }
 
-/// The same, tensor by tensor in canonical order, with no more than one in memory; `each` may end it with an error.
+/// The weights of [`init_theta`] tensor by tensor in canonical order, with at most one in memory.
+///
+/// # Errors
+/// The first error of `each`.
 pub fn init_tensors<E>(spec: &RunSpec, genesis: &Hash, mut each: impl FnMut(&[f32]) -> Result<(), E>) -> Result<(), E> {
     let seed = tagged_hash(tags::INIT, &[genesis, &spec.run_hash()]);
     let std = f64::from(spec.model.init_std_millionths) / 1e6;
     // `sqrt` and division are exact by IEEE 754, so this is the same everywhere.
     let residual_std = std / f64::from(2 * spec.model.layers).sqrt();
+    // A stream for each tensor, so that a tensor can be drawn again without those before it.
     let mut values = Vec::new();
     for (stream, tensor) in spec.tensors().iter().enumerate() {
         let len = tensor.len() as usize;

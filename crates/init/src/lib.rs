@@ -1,5 +1,5 @@
-//! The first state of a run: drawn from block 0 ([`init_theta`], docs/spec/protocol.md#first-state), or made of a trained
-//! dense model ([`upcycle`]).
+//! The first state of a run: drawn from block 0 ([`init_theta`], docs/spec/protocol.md#first-state), or made of a
+//! trained dense model ([`upcycle`]).
 //!
 //! Both are plain Rust over IEEE floats in a fixed order and give the same bits on every machine, so an auditor draws
 //! the state again instead of trusting a download. That is why this crate does not know libtorch: the programs that

@@ -3,16 +3,18 @@
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 
-/// Appends `len` normal draws. Two uniform u64 make two normals; the second of the last pair is dropped where `len` is
-/// odd.
+/// Appends `len` normal draws of mean 0 by the transform of Box and Muller (1958) in f64. Two uniform u64 make two
+/// normals; the second of the last pair is dropped if `len` is odd.
 pub(crate) fn normal(rng: &mut ChaCha20Rng, len: usize, std: f64, out: &mut Vec<f32>) {
     /// 2⁻⁵³: f64 has 53 significant bits.
     const STEP: f64 = 1.0 / (1u64 << 53) as f64;
     let end = out.len() + len;
     while out.len() < end {
-        // In (0, 1], so that the logarithm is finite, and in [0, 1).
+        // The radius is in (0, 1], so that the logarithm is finite; the angle is in [0, 1).
         let radius_uniform = ((rng.next_u64() >> 11) + 1) as f64 * STEP;
         let angle_uniform = (rng.next_u64() >> 11) as f64 * STEP;
+        // `libm` and not the standard library, whose functions call the C library of the machine: their last bit
+        // differs between systems.
         let radius = (-2.0 * libm::log(radius_uniform)).sqrt() * std;
         let angle = core::f64::consts::TAU * angle_uniform;
         out.push((radius * libm::cos(angle)) as f32);

@@ -26,19 +26,31 @@ pub enum UpcycleError {
     /// Shapes that differ.
     #[error("{field} is {dense} in the dense model and {run} in the run; {hint}")]
     Shape {
-        /// Which number.
+        /// Name of the number.
         field: &'static str,
         /// In the dense model.
         dense: u32,
         /// In the run.
         run: u32,
-        /// What is possible.
+        /// Remedy.
         hint: &'static str,
     },
 }
 
 /// Whether a dense model can become the first state of a run: all sizes but the number of experts must be the same, and
 /// the experts may be wider.
+///
+/// # Errors
+/// The first size or tokenizer that does not fit.
+///
+/// ```
+/// use alice_init::upcycle::{UpcycleError, check};
+/// # let text = include_str!("../../../chain-spec/runs/dev.toml");
+/// let dense = alice_spec::RunSpec::parse(text)?;
+/// let error = check(&dense, &dense).unwrap_err();
+/// assert_eq!(error, UpcycleError::NoExperts("dev".into()));
+/// # Ok::<(), alice_spec::SpecError>(())
+/// ```
 pub fn check(dense: &RunSpec, run: &RunSpec) -> Result<(), UpcycleError> {
     let (d, r) = (&dense.model, &run.model);
     if r.moe.is_none() {
@@ -81,19 +93,23 @@ pub fn check(dense: &RunSpec, run: &RunSpec) -> Result<(), UpcycleError> {
     }
 }
 
-/// Makes the first state of `run` from a dense model, tensor by tensor in the run's canonical order, with one or two in
-/// memory. `read` gives the values of the dense model's tensor with this number in *its* canonical order; `each` takes the
-/// result.
+/// Makes the first state of `run` from a dense model, tensor by tensor in the run's canonical order, with at most two
+/// in memory. `read` returns the values of a tensor of the dense model, by its number in the *dense* model's canonical
+/// order; `each` takes the result.
 ///
-/// Every expert is a copy of the dense feed-forward layer. Where experts are wider, the additional rows of the gate and up
-/// projections are drawn, and the additional columns of the down projection are zero. The router is drawn. Everything else
-/// is copied. The router's weights of the chosen experts add up to one, so the model computes what the dense one does.
+/// Every expert is a copy of the dense feed-forward layer. If experts are wider, the additional rows of the gate and
+/// up projections are drawn, and the additional columns of the down projection are zero. The router is drawn.
+/// Everything else is copied. The router's weights of the chosen experts add up to one, so the model computes what the
+/// dense one does.
 ///
 /// Experts come to differ because the random router sends them different tokens, so that their first gradients differ;
 /// wider ones also because the additional rows are drawn for each expert.
 ///
-/// Draws are normal with the run's `init_std`, by ChaCha20 seeded with `H(UPCYCLE, root of the dense model, sizes)`, one
-/// stream for each tensor: whoever has the dense model can make the same state again.
+/// Draws are normal with the run's `init_std`, by ChaCha20 seeded with `H(UPCYCLE, root of the dense model, sizes)`,
+/// one stream for each tensor: whoever has the dense model can make the same state again.
+///
+/// # Errors
+/// The models do not fit ([`check`]), or an error of `read` or `each`.
 pub fn upcycle<E: From<UpcycleError>>(
     dense: &RunSpec,
     dense_root: &Hash,
@@ -109,12 +125,14 @@ pub fn upcycle<E: From<UpcycleError>>(
         rng.set_stream(stream as u64);
         let (name, part) = source_of(&tensor.name);
         let values = match (0..).zip(&sources).find(|(_, source)| source.name == name) {
-            // Only the router has no source.
+            // Only the router has no source. Zeros would send every token to the same experts for ever: ties do not
+            // break.
             None => drawn(&mut rng, tensor.len() as usize, std),
             Some((number, source)) => {
                 let mut values = read(number, source)?;
                 let missing = (tensor.len() as usize).saturating_sub(values.len());
                 match part {
+                    // Zero columns of the down projection, so that the drawn rows before them change nothing at first.
                     Part::Columns => values = widen(values, source, tensor),
                     Part::Whole => values.extend(drawn(&mut rng, missing, std)),
                 }
@@ -126,6 +144,7 @@ pub fn upcycle<E: From<UpcycleError>>(
     Ok(())
 }
 
+/// The sizes are in the seed, and not the run's hash: that hash contains the root of the state that is drawn here.
 fn seed(dense_root: &Hash, run: &RunSpec) -> Hash {
     let m = &run.model;
     let (experts, top_k) = m.moe.as_ref().map_or((0, 0), |moe| (moe.experts, moe.top_k));
@@ -138,7 +157,7 @@ fn seed(dense_root: &Hash, run: &RunSpec) -> Hash {
     tagged_hash(tags::UPCYCLE, &[dense_root, &numbers])
 }
 
-/// How a tensor grows with the width of an expert.
+/// Growth of a tensor with the width of an expert.
 enum Part {
     /// By rows, or not at all.
     Whole,
@@ -166,7 +185,7 @@ fn drawn(rng: &mut ChaCha20Rng, len: usize, std: f64) -> Vec<f32> {
     values
 }
 
-/// Rows with zeros behind them.
+/// Appends zeros to every row of a matrix, from the columns of `from` to those of `to`.
 fn widen(values: Vec<f32>, from: &TensorShape, to: &TensorShape) -> Vec<f32> {
     let columns = |t: &TensorShape| t.shape.last().map_or(1, |n| *n as usize).max(1);
     let (old, new) = (columns(from), columns(to));

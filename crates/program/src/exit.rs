@@ -8,7 +8,7 @@ pub const USAGE: u8 = 2;
 pub const MISMATCH: u8 = 3;
 /// The chain cannot be reached.
 pub const CHAIN: u8 = 4;
-/// What is published does not agree with what was recomputed from it.
+/// Published data differ from what was recomputed from them.
 pub const AUDIT: u8 = 5;
 /// The user pressed Ctrl-C twice: 128 + SIGINT, as shells expect.
 pub const INTERRUPTED: u8 = 130;

@@ -69,9 +69,9 @@ impl Shutdown {
 
 /// Runs a command until it is done, or until SIGINT or SIGTERM; `None` if it was stopped.
 ///
-/// A command that waits is dropped, and removes its temporary files in doing so. One in the middle of a long computation
-/// cannot be dropped before its next wait, so after three seconds the process ends with `code` whatever the command does;
-/// then files with temporary names may stay.
+/// A command that waits is dropped, and removes its temporary files in doing so. One in the middle of a long
+/// computation cannot be dropped before its next wait, so after three seconds the process ends with `code` whatever the
+/// command does; then files with temporary names may stay.
 ///
 /// # Errors
 /// The system refuses to install a handler for signals.

@@ -26,10 +26,36 @@ pub fn reason(error: &io::Error) -> String {
         return known.to_owned();
     }
     let text = error.to_string();
-    match text.rfind(" (os error ") {
-        Some(end) => text.get(..end).unwrap_or(&text).to_lowercase(),
-        None => text,
+    let shown = without_numbers(&text);
+    // The system's own sentences begin with a capital; the text of a message does not.
+    match shown == text {
+        true => shown,
+        false => shown.to_lowercase(),
     }
+}
+
+/// A message without the numbers of system errors in it, for errors of libraries that format an [`io::Error`] as it is.
+///
+/// ```
+/// let text = "cannot read a.toml: Permission denied (os error 13); check its owner";
+/// let shown = alice_program::system::without_numbers(text);
+/// assert_eq!(shown, "cannot read a.toml: Permission denied; check its owner");
+/// ```
+pub fn without_numbers(message: &str) -> String {
+    const START: &str = " (os error ";
+    let mut parts = message.split(START);
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => shown += rest,
+            // Something else that only looks alike.
+            _ => {
+                shown += START;
+                shown += part;
+            }
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -43,6 +69,7 @@ mod tests {
             let shown = reason(&io::Error::from_raw_os_error(number));
             assert_eq!(shown, expected);
         }
+        assert_eq!(without_numbers("a (os error b) c"), "a (os error b) c");
         let own = io::Error::new(ErrorKind::NotFound, "no such blob");
         assert_eq!(reason(&own), "no such blob");
     }

@@ -48,7 +48,8 @@ pub struct BuildArgs {
     /// Text between two checkpoints, MiB: what is done again after a crash, at most
     #[arg(long, value_name = "MIB", default_value_t = (alice_corpus::CHECKPOINT_BYTES >> 20) as u32)]
     pub checkpoint_mib: u32,
-    /// Maximum malformed JSON lines of a source, of a thousand: they are left out and counted; with more the build stops
+    /// Maximum malformed JSON lines of a source, of a thousand: they are left out and counted; with more the build
+    /// stops
     #[arg(long, value_name = "N", default_value_t = alice_corpus::MALFORMED_PERMILLE_MAX)]
     pub malformed_permille: u32,
     /// Threads that encode [default: all cores]
@@ -110,7 +111,7 @@ impl Built {
         }
     }
 
-    /// What goes into `[data]`.
+    /// Lines for `[data]` of the run specification.
     fn lines(&self) -> String {
         format!(
             "corpus_root = \"{}\"\nreserve_root = \"{}\"\ncorpus_tokens = {}\nreserve_tokens = {}\n",

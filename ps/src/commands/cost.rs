@@ -1,11 +1,11 @@
-//! `alice-ps spec check`: what a run costs.
+//! `alice-ps spec check`: the costs of a run.
 
 use crate::{PsError, cli::to_json, run_context::read_spec};
 use alice_api::Hex32;
 use serde::Serialize;
 use std::path::Path;
 
-/// Answer for programs.
+/// Result for programs.
 #[derive(Serialize)]
 struct Checked {
     name: String,
@@ -13,13 +13,16 @@ struct Checked {
     epoch_blocks: u32,
     corpus_root: Hex32,
     reserve_root: Hex32,
-    /// Root of the first state, where the run names it.
+    /// Root of the first state; `None` if the run draws it from block 0.
     start_root: Option<Hex32>,
     #[serde(flatten)]
     cost: alice_spec::Cost,
 }
 
-/// Reads and validates a specification, and says what the run costs.
+/// Validates a run specification and returns the costs of the run.
+///
+/// # Errors
+/// The file cannot be read, or is not a valid specification.
 pub fn check(file: &Path, json: bool) -> Result<String, PsError> {
     let (_, spec) = read_spec(file)?;
     let checked = Checked {
@@ -38,30 +41,31 @@ pub fn check(file: &Path, json: bool) -> Result<String, PsError> {
 }
 
 fn describe(checked: &Checked) -> String {
+    let mut text = format!("run {} is valid\n", checked.name);
+    for (name, value) in rows(checked) {
+        text += &format!("  {name:<16}{value}\n");
+    }
+    text + &memory_table(&checked.cost)
+}
+
+/// The costs that do not depend on a device: name and value.
+fn rows(checked: &Checked) -> Vec<(&'static str, String)> {
     let cost = &checked.cost;
-    let size = |bytes: u64| match bytes {
-        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
-        _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
-    };
-    let reserve = match cost.reserve_epochs {
-        Some(epochs) => format!("{epochs} epochs"),
-        None => "no limit, sequences are drawn again".into(),
-    };
     let active = match cost.active_parameters {
         all if all == cost.parameters => "all".into(),
         active => active.to_string(),
     };
+    let (snapshot, bf16) = (size(cost.snapshot_bytes), size(cost.bf16_bytes));
+    let (update, bits) = (size(cost.update_bytes_max), cost.update_bits_per_parameter);
+    let (activations, checkpointed) = (size(cost.device.activation_bytes), size(cost.device.checkpointed_bytes));
+    let reserve = match cost.reserve_epochs {
+        Some(epochs) => format!("{epochs} epochs"),
+        None => "no limit, sequences are drawn again".into(),
+    };
     let mut rows = vec![
         ("run hash", checked.run_hash.to_string()),
         ("parameters", format!("{} ({active} for each token)", cost.parameters)),
-        (
-            "weights",
-            format!(
-                "{} in f32 (snapshot), {} in bf16",
-                size(cost.snapshot_bytes),
-                size(cost.bf16_bytes)
-            ),
-        ),
+        ("weights", format!("{snapshot} in f32 (snapshot), {bf16} in bf16")),
         (
             "fragments",
             format!(
@@ -71,11 +75,7 @@ fn describe(checked: &Checked) -> String {
         ),
         (
             "update at most",
-            format!(
-                "{} ({:.2} bits a parameter of the largest fragment)",
-                size(cost.update_bytes_max),
-                cost.update_bits_per_parameter
-            ),
+            format!("{update} ({bits:.2} bits a parameter of the largest fragment)"),
         ),
         (
             "task",
@@ -95,33 +95,38 @@ fn describe(checked: &Checked) -> String {
         ("reserve", reserve),
         (
             "activations",
-            format!(
-                "{} for one sequence, {} with checkpointing",
-                size(cost.device.activation_bytes),
-                size(cost.device.checkpointed_bytes)
-            ),
+            format!("{activations} for one sequence, {checkpointed} with checkpointing"),
         ),
     ];
     if let Some(root) = checked.start_root {
         rows.push(("first state", format!("the model with root {root}")));
     }
-    let mut out = format!("run {} is valid\n", checked.name);
-    for (name, value) in rows {
-        out += &format!("  {name:<16}{value}\n");
-    }
-    out += &format!(
+    rows
+}
+
+/// Memory of a task for each way to train, and the device classes in which it fits.
+fn memory_table(cost: &alice_spec::Cost) -> String {
+    let mut text = format!(
         "\n  {:<60}{:>12}  fits, with checkpointed activations\n",
         "memory of a task", "bytes"
     );
-    for way in &cost.memory {
-        let fits = match way.fits.is_empty() {
+    for option in &cost.memory {
+        let fits = match option.fits.is_empty() {
             true => "none of the classes".into(),
-            false => way.fits.join(", "),
+            false => option.fits.join(", "),
         };
-        out += &format!("  {:<60}{:>12}  {fits}\n", way.way, size(way.state_bytes));
+        text += &format!("  {:<60}{:>12}  {fits}\n", option.way, size(option.state_bytes));
     }
     let classes = alice_spec::DEVICE_CLASSES.map(|c| format!("{} ({} % usable)", c.name, c.usable_percent));
-    out + &format!("  classes: {}\n", classes.join(", "))
+    text + &format!("  classes: {}\n", classes.join(", "))
+}
+
+/// MiB below one GiB, GiB above.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64),
+        _ => format!("{:.1} GiB", bytes as f64 / (1 << 30) as f64),
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_checked_spec_should_be_priced() {
+    fn a_checked_spec_should_show_its_costs() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../chain-spec/runs/dev.toml");
         let json: serde_json::Value = serde_json::from_str(&check(&file, true).unwrap()).unwrap();
         assert_eq!(json["epoch_blocks"], 30);

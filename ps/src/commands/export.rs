@@ -1,7 +1,7 @@
 //! `alice-ps export`: a run's weights for other programs, see [`alice_audit::commands::export`].
 //!
-//! From a parameter server the run is recomputed. From a data directory the weights of its newest epoch are written, and
-//! they must have the root that the epoch's manifest names.
+//! From a parameter server the run is recomputed. From a data directory the weights of its newest epoch are written,
+//! and they must have the root that the epoch's manifest names.
 
 use crate::{PsError, commands::init, corpus, db::Db, error::FlagsError, files::Files, run_tokenizer};
 use alice_api::{EpochManifest, Hex32, Outcome};
@@ -25,7 +25,7 @@ pub struct ExportArgs {
     /// File of the first state, for a run that names its root
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub start: Option<PathBuf>,
-    /// What is written, and of which epoch
+    /// Model, format and target
     #[command(flatten)]
     pub output: OutputArgs,
 }

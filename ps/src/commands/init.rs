@@ -18,16 +18,19 @@ use alice_spec::RunSpec;
 use alice_store::BlobStore;
 use std::path::Path;
 
-/// What `init` did.
+/// Result of `init`.
 #[derive(Debug)]
 pub struct Initialised {
     /// Root of θ(0).
     pub model_root: Hash,
-    /// Whether it was made now.
+    /// Whether the state was made now; otherwise it was there.
     pub created: bool,
 }
 
-/// Makes the first state, or finds that it is there. `start` is its file, for a run that names a root.
+/// Makes the first state unless it is there. `start` is its file, for a run that names a root.
+///
+/// # Errors
+/// Run, corpus, chain and data directory do not belong together, or the state cannot be written.
 pub async fn init(config: &Config, start: Option<&Path>) -> Result<Initialised, PsError> {
     let (text, spec) = read_spec(&config.run_spec)?;
     Corpus::open(&spec, &config.corpus_dir)?;
@@ -61,7 +64,6 @@ pub async fn create_state_from(
             false
         }
         None => {
-            // One tensor in memory at a time.
             let path = files.theta();
             let start = FirstState::new(&net, start)?;
             let theta = start.create(&path, &mut |_, _| ())?;
@@ -83,6 +85,9 @@ pub async fn create_state_from(
 }
 
 /// Opens a state that `init` made, for the run of `spec`.
+///
+/// # Errors
+/// There is no state, or it belongs to another run.
 pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<(RunContext, Files, Db), PsError> {
     let files = Files::create(data_dir)?;
     let db = Db::open(&files.database()).await?;
@@ -92,13 +97,13 @@ pub async fn open_state(data_dir: &Path, text: String, spec: RunSpec) -> Result<
     let net = RunContext::new(genesis, text, spec);
     same(&net, (genesis, run_hash))?;
     let theta = files.theta();
-    // Said now, and not when a round's work waits to be scored.
+    // Missing weights are reported at the start, and not when a round's submissions wait to be scored.
     std::fs::metadata(&theta).map_err(|e| PsError::io("open the weights", &theta, &e))?;
     Ok((net, files, db))
 }
 
-/// Ties a data directory to the key of its first start: what was signed with it is sent again after a crash, and would
-/// be nobody's under another.
+/// Ties a data directory to the key of its first start. Attestations and receipts are sent again after a crash, and
+/// their signatures would not verify under another key.
 pub async fn bind_key(db: &Db, key: Hex32) -> Result<(), PsError> {
     let bound = db.bind("ps_key", &key.0).await?;
     if bound == key.0 {
@@ -184,7 +189,11 @@ pub fn check_network(spec: &RunSpec, ours: &Hash, chains: &Hash, parameters: &Ch
     Ok(())
 }
 
-/// Keeps a second process out of a data directory, until it is dropped.
+/// Keeps a second process out of a data directory until the returned file is dropped. The operating system releases the
+/// lock when the process ends, however it ends.
+///
+/// # Errors
+/// Another process has the lock, or the file cannot be made.
 pub fn lock(data_dir: &Path) -> Result<std::fs::File, PsError> {
     std::fs::create_dir_all(data_dir).map_err(|e| PsError::io("make", data_dir, &e))?;
     let path = data_dir.join("lock");

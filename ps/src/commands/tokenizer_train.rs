@@ -23,7 +23,7 @@ pub struct TrainArgs {
     /// Number of ids, the 259 special ones and bytes included
     #[arg(long, value_name = "N")]
     pub vocab: u32,
-    /// What a corpus is to be built from, as for `corpus build --source`: its training text only, each document once
+    /// Sources of a corpus, as for `corpus build --source`: its training text only, each document once
     #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present = "input", conflicts_with = "input")]
     pub source: Vec<PathBuf>,
     /// Key (JSON lines) or column (Parquet) that holds the text of --source
@@ -38,7 +38,8 @@ pub struct TrainArgs {
     /// Maximum malformed JSON lines of a source, of a thousand, as for `corpus build`
     #[arg(long, value_name = "N", default_value_t = alice_corpus::MALFORMED_PERMILLE_MAX)]
     pub malformed_permille: u32,
-    /// Documents of a thousand that `corpus build` keeps for the validation reserve [default: 20, or what the list says]
+    /// Documents of a thousand that `corpus build` keeps for the validation reserve [default: 20, or what the list
+    /// says]
     #[arg(long, value_name = "N", requires = "source")]
     pub reserve_permille: Option<u32>,
     /// Documents of a thousand that it keeps for the yardstick [default: 5, or what the list says]

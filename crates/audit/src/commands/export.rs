@@ -36,7 +36,7 @@ pub struct ExportArgs {
     /// File of the first state, for a run that names its root
     #[arg(long, value_name = "FILE")]
     pub start: Option<PathBuf>,
-    /// What is written, and of which epoch
+    /// Model, format and target
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -51,7 +51,7 @@ pub struct OutputArgs {
     /// scored]
     #[arg(long, value_name = "EPOCH")]
     pub epoch: Option<ModelOf>,
-    /// What to write
+    /// Format to write
     #[arg(long, value_enum, default_value = "hf")]
     pub format: Format,
     /// Numbers of the matrices; q8_0 only in GGUF
@@ -152,8 +152,8 @@ pub async fn run(args: &ExportArgs) -> Result<String, AuditError> {
     finish(&args.output, chain.as_ref(), model).await
 }
 
-/// Checks the flags and connects to the chain if one is named. Everything that can be refused is refused here, before the
-/// hours in which a run is recomputed.
+/// Checks the flags and connects to the chain if one is named. Everything that can be refused is refused here, before
+/// the hours in which a run is recomputed.
 ///
 /// # Errors
 /// The flags do not fit, the target exists, or the chain cannot be reached.
@@ -286,7 +286,8 @@ pub fn add_epoch(
     });
 }
 
-/// One line for a model card: names and licences of the texts, as given by whoever built the corpus. Empty without texts.
+/// One line for a model card: names and licences of the texts, as given by whoever built the corpus. Empty without
+/// texts.
 pub fn describe_texts(sources: &[TextSource]) -> String {
     // A card is Markdown with a table: a control character of a stranger could end its line.
     let plain = |text: &str| text.replace(char::is_control, " ");

@@ -33,14 +33,15 @@ pub struct VerifyArgs {
     /// A node's WebSocket: the model root must be the one that the quorum signed for the epoch
     #[arg(long, value_name = "WS_URL", group = "outside")]
     pub chain: Option<String>,
-    /// The chain's raw specification: the proof in ALICE.json must show, without any node, that the chain of its block 0 has
-    /// finalised the model root
+    /// The chain's raw specification: the proof in ALICE.json must show, without any node, that the chain of its block
+    /// 0 has finalised the model root
     #[arg(long, value_name = "FILE", group = "outside")]
     pub chain_spec: Option<PathBuf>,
     /// Model root that it must have, 64 hexadecimal digits
     #[arg(long, value_name = "HEX", group = "outside")]
     pub root: Option<Hex32>,
-    /// Recompute the run up to the folder's epoch first, as audit does: shows that bf16 shards are the rounding of its weights
+    /// Recompute the run up to the folder's epoch first, as audit does: shows that bf16 shards are the rounding of its
+    /// weights
     #[arg(long, requires = "ps")]
     pub recompute: bool,
     /// With --recompute: file of the first state, for a run that names its root
@@ -79,7 +80,8 @@ struct Verified {
     model_root: Hex32,
     /// `root`, `rounding` or `listed`, see `docs/spec/weights.md`.
     numbers: &'static str,
-    /// Source that the model root was compared with: `first state`, `ps`, `chain`, `proof` or `root`; `None` if with none.
+    /// Source that the model root was compared with: `first state`, `ps`, `chain`, `proof` or `root`; `None` if with
+    /// none.
     root_from: Option<&'static str>,
     /// Whether configuration and tokenizer files are those of the run.
     files_of_run: bool,
