@@ -1,4 +1,4 @@
-//! The connection: one WebSocket that reconnects by itself, a time limit on every question, and the chain's heads.
+//! Connection to a node: one WebSocket that reconnects by itself, a time limit for every request, and the chain's heads.
 
 use crate::{Block, ChainError, SeedSource, digest};
 use alice_primitives::Hash;
@@ -18,14 +18,14 @@ use subxt::{
     },
 };
 
-/// Longest wait for an answer, connecting included.
+/// Maximum wait for an answer, connecting included.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
-/// First and longest pause between attempts to reconnect.
+/// First and longest pause between attempts to reconnect: a restarted node is found at once, a dead one costs little.
 const RECONNECT_MS_MIN: u64 = 100;
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
-/// Largest answer that is read. Metadata is the largest that is asked for, below 1 MiB.
+/// Maximum size of an answer, bytes. The largest, the runtime's metadata, has less than 1 MiB.
 const RESPONSE_BYTES_MAX: u32 = 16 * 1024 * 1024;
-/// Largest transaction that is sent; a full payout page has about 11 kB.
+/// Maximum size of a request, bytes. The largest, a full payout page, has about 11 kB.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 
 /// A connection to a node of an Alice chain. Clones share it.
@@ -92,7 +92,7 @@ impl Chain {
         }
     }
 
-    /// Hash of block 0, by which the network is known.
+    /// Hash of block 0, which identifies the network.
     pub fn genesis_hash(&self) -> Hash {
         self.genesis
     }
@@ -102,15 +102,15 @@ impl Chain {
         &self.url
     }
 
-    /// The best block: the newest, which may still be replaced by another.
+    /// The best block: the newest, which a fork may still replace.
     pub async fn best(&self) -> Result<Block, ChainError> {
-        // The hash first and then its header: two questions about "the best" could be about different blocks.
+        // First the hash, then its header: two requests for "the best" could be answered with different blocks.
         let what = "best block";
         let (hash, genesis) = tokio::try_join!(
             self.ask(what, || self.rpc.chain_get_block_hash(None)),
             self.ask(what, || self.rpc.chain_get_block_hash(Some(0u32.into()))),
         )?;
-        // The connection restores itself, possibly to a node that was started anew with another chain.
+        // The connection restores itself, possibly to a node that was restarted with another chain.
         if let Some(found) = genesis.filter(|found| found.0 != self.genesis) {
             let (expected, found) = (hex::encode(self.genesis), hex::encode(found));
             return Err(ChainError::OtherChain {
@@ -130,7 +130,7 @@ impl Chain {
         self.block(what, hash).await
     }
 
-    /// Hash of block `number` of the best chain; none where the chain is not that long.
+    /// Hash of block `number` of the best chain; `None` if the chain is shorter.
     pub async fn block_hash(&self, number: u32) -> Result<Option<Hash>, ChainError> {
         let hash = self
             .ask("block hash", || self.rpc.chain_get_block_hash(Some(number.into())))
@@ -138,7 +138,10 @@ impl Chain {
         Ok(hash.map(|h| h.0))
     }
 
-    /// VRF output of block `number`. Refused until the block is finalised: before, its author could be replaced.
+    /// VRF output of block `number`.
+    ///
+    /// # Errors
+    /// The block is not finalised: until then a fork could replace it, and with it the randomness.
     pub async fn vrf_output(&self, number: u32) -> Result<SeedSource, ChainError> {
         let finalized = self.finalized().await?.number;
         if number > finalized {
@@ -160,7 +163,7 @@ impl Chain {
         Ok(Block { number, hash: hash.0 })
     }
 
-    /// A header that has the hash it was asked by.
+    /// The header with this hash, checked against it: a node's answer is not trusted.
     pub(crate) async fn header(&self, what: &'static str, hash: H256) -> Result<SubstrateHeader<H256>, ChainError> {
         let header = self.ask(what, || self.rpc.chain_get_header(Some(hash))).await?;
         let header = header.ok_or_else(|| self.refused(what, "no such header"))?;
@@ -202,7 +205,7 @@ impl Chain {
         .await
     }
 
-    /// Asks the node, once more after each loss of the connection, until the time limit.
+    /// Sends a request, again after each loss of the connection, until the time limit.
     pub(crate) async fn ask<T, F, Fut>(&self, what: &'static str, question: F) -> Result<T, ChainError>
     where
         F: Fn() -> Fut,
@@ -211,7 +214,7 @@ impl Chain {
         let asking = async {
             loop {
                 match question().await {
-                    // The client holds new questions back until it has reconnected, so this does not spin.
+                    // The client holds new requests back until it has reconnected, so this does not spin.
                     Err(RpcError::DisconnectedWillReconnect(_)) => continue,
                     Err(RpcError::User(e)) => return Err(self.refused(what, &e.to_string())),
                     Err(e @ (RpcError::Deserialization(_) | RpcError::Decode(_))) => {
@@ -228,7 +231,7 @@ impl Chain {
         self.within(what, asking).await
     }
 
-    /// Puts the time limit on a question.
+    /// Puts the time limit on a request.
     pub(crate) async fn within<T>(
         &self,
         what: &'static str,
@@ -256,7 +259,7 @@ impl Chain {
     }
 }
 
-/// An error with its causes: many of subxt's say what failed only in their source.
+/// An error with its causes: many of subxt's name the failure only in their source.
 pub(crate) fn chained(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -271,7 +274,11 @@ pub(crate) fn chained(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn check_url(url: &str) -> Result<(), ChainError> {
+/// Checks the form of a node's address, without connecting to it.
+///
+/// # Errors
+/// [`ChainError::BadUrl`] if the address does not begin with `ws://` or `wss://` or names no host.
+pub fn check_url(url: &str) -> Result<(), ChainError> {
     let bad = |problem| ChainError::BadUrl {
         url: url.chars().take(200).collect(),
         problem,

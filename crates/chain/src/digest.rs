@@ -1,4 +1,4 @@
-//! The VRF output of a block, from the slot claim that BABE leaves in its header.
+//! VRF output of a block, from the slot claim that BABE puts into its header.
 
 use codec::{Decode, Input};
 use subxt::config::substrate::{Digest, DigestItem};

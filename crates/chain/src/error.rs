@@ -1,6 +1,8 @@
-//! What can go wrong between a program and the chain.
+//! Errors of requests to the chain.
 
-/// Why a question to the chain has no answer, or a transaction was refused.
+use alice_primitives::history::HISTORY_EPOCHS;
+
+/// Error of a request to the chain or of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
     /// Not an address of a node.
@@ -8,9 +10,9 @@ pub enum ChainError {
         "'{url}' is not the address of a chain node: {problem}; it looks like ws://127.0.0.1:9944 or wss://host:443"
     )]
     BadUrl {
-        /// What was given.
+        /// The text, shortened.
         url: String,
-        /// What is wrong with it.
+        /// The mistake in it.
         problem: &'static str,
     },
     /// No answer in time, or the connection was lost.
@@ -20,9 +22,9 @@ pub enum ChainError {
     Unreachable {
         /// Address of the node.
         url: String,
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// What was heard instead.
+        /// Cause, from the connection.
         detail: String,
     },
     /// The node answered that it cannot or will not.
@@ -30,22 +32,22 @@ pub enum ChainError {
         "the chain node refused to answer ({what}: {detail}); it may be starting or have pruned that state, try again"
     )]
     Refused {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// The node's words.
+        /// The node's message.
         detail: String,
     },
-    /// The answer has another shape than this program knows.
+    /// The answer does not have the shape that this program expects.
     #[error(
         "the chain's answer is not understood ({what}: {detail}); this program and the chain's runtime are of different versions, update it"
     )]
     Decode {
-        /// What was asked.
+        /// The request.
         what: &'static str,
-        /// What did not fit.
+        /// The first difference.
         detail: String,
     },
-    /// The chain is another one than at the start.
+    /// The node serves another chain than at the start.
     #[error(
         "the node at {url} now serves another chain (genesis 0x{found}, expected 0x{expected}); restart with the right node"
     )]
@@ -76,12 +78,12 @@ pub enum ChainError {
     NoVrf {
         /// Its number.
         number: u32,
-        /// What was found instead.
+        /// The state of its digest.
         problem: &'static str,
     },
     /// An epoch that the chain keeps nothing about any more.
     #[error(
-        "the chain has forgotten epoch {epoch}: it keeps the last 720; the epoch's manifest tells what became of it"
+        "the chain has forgotten epoch {epoch}: it keeps the last {HISTORY_EPOCHS}; the epoch's manifest shows its outcome"
     )]
     Forgotten {
         /// The epoch.

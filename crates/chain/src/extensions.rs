@@ -10,8 +10,8 @@ use subxt::ext::frame_decode::extrinsics::{
 use subxt::ext::scale_encode::EncodeAsFields;
 use subxt::ext::scale_type_resolver::TypeResolver;
 
-/// What an unsigned general transaction says for the extensions that know more than a name. Those without any bytes
-/// (`AuthorizeCall`, `CheckWeight` …) need no entry, whatever they are called.
+/// Values of the transaction extensions for a transaction that nobody signs. Extensions without bytes (`AuthorizeCall`,
+/// `CheckWeight` …) need no entry, whatever their names.
 pub(crate) struct Unsigned;
 
 impl Unsigned {
@@ -19,7 +19,7 @@ impl Unsigned {
     fn neutral(name: &str) -> Option<&'static [u8]> {
         match name {
             "CheckMortality" => Some(&[0]),           // Era::Immortal; the call is valid once anyway
-            "CheckNonce" => Some(&[0]),               // Compact(0); not looked at without a signer
+            "CheckNonce" => Some(&[0]),               // Compact(0); ignored without a signer
             "ChargeTransactionPayment" => Some(&[0]), // Compact(0) tip; not charged without a signer
             "CheckMetadataHash" => Some(&[0]),        // Mode::Disabled
             // Only an implicit part, which is signed over and never sent.

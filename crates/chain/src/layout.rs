@@ -1,5 +1,5 @@
-//! Shapes of the runtime's types, as far as this crate uses them. Fields are found by their names in the runtime's
-//! metadata; others are skipped, so that a runtime that adds fields is understood.
+//! The runtime's types, as far as this crate uses them. Fields are found by their names in the runtime's metadata and
+//! others are skipped, so that a runtime that adds fields is understood.
 
 use alice_primitives::{Commitment, Hash, pages::Entry};
 use subxt::ext::{
@@ -145,6 +145,7 @@ impl From<&Entry> for EntryFields {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alice_primitives::fixtures::commitment;
     use codec::Encode;
     use proptest::prelude::*;
     use scale_info::{MetaType, PortableRegistry, Registry, TypeInfo};
@@ -158,21 +159,6 @@ mod tests {
     fn read<T: TypeInfo + 'static, V: DecodeAsType>(bytes: &[u8]) -> Result<V, scale_decode::Error> {
         let (types, id) = registry::<T>();
         V::decode_as_type(&mut &*bytes, id, &types)
-    }
-
-    fn commitment() -> Commitment {
-        Commitment {
-            epoch: 7,
-            set_id: 1,
-            run_hash: [1; 32],
-            contributions_root: [2; 32],
-            pages: 1,
-            entries: 3,
-            total_score: 3_000_000_000,
-            manifest_hash: [3; 32],
-            model_root: [4; 32],
-            parent: [5; 32],
-        }
     }
 
     /// As the chain has it, with a field that this program does not know.

@@ -2,8 +2,8 @@
 //!
 //! Three links, each checked by another library's code: a GRANDPA justification of the block by the authorities of block 0
 //! (`finality-grandpa`), the block's header with its state root, and the nodes of the state's trie from that root to the
-//! commitment (`sp-trie`), and to the hash of block 0, since votes do not name the network. What stands at the beginning,
-//! block 0, is computed from a chain's raw specification ([`Genesis`]).
+//! commitment (`sp-trie`), and to the hash of block 0, since votes do not name the network. The anchor, block 0, is computed
+//! from a chain's raw specification ([`Genesis`]).
 
 use crate::{Block, Chain, ChainError};
 use alice_primitives::{Commitment, Hash};
@@ -15,21 +15,21 @@ use sp_trie::{LayoutV1, StorageProof, TrieConfiguration, empty_trie_root, read_t
 use std::{collections::BTreeMap, time::Duration};
 use subxt::{config::substrate::SubstrateHeader, rpcs::rpc_params};
 
-/// Largest part of a proof that is looked at, bytes: a header, a node of the trie, a justification.
+/// Maximum size of one part of a proof (a header, a node of the trie, a justification), bytes.
 pub const PART_BYTES_MAX: usize = 1 << 20;
-/// Most nodes of the trie that are looked at.
+/// Maximum number of trie nodes in a proof: three paths of a few dozen nodes each fit many times over.
 pub const NODES_MAX: usize = 256;
-/// Largest specification of a chain that is read, bytes. A runtime's wasm, in hexadecimal, is nearly all of it.
+/// Maximum size of a chain specification, bytes. Nearly all of it is the runtime's wasm in hexadecimal.
 pub const SPEC_BYTES_MAX: u64 = 64 << 20;
 /// Longest wait for the next finalised block.
 const JUSTIFICATION_TIMEOUT: Duration = Duration::from_secs(120);
-/// GRANDPA's set of authorities from block 0 on.
+/// Number of the GRANDPA authority set that block 0 names.
 const SET_ID: u64 = 0;
 
 type Layout = LayoutV1<Blake2Hasher>;
 type Header = SubstrateHeader<H256>;
 
-/// Why a proof does not hold.
+/// Reason why a proof does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProofError {
     /// It cannot be read.
@@ -40,25 +40,25 @@ pub enum ProofError {
     Absent {
         /// Epoch.
         epoch: u32,
-        /// What is missing.
+        /// What the state lacks.
         problem: String,
     },
     /// It is of another network.
     #[error("the chain proof is of the network with genesis 0x{}, not 0x{}; do not use these weights", hex::encode(.found), hex::encode(.expected))]
     OtherChain {
-        /// Block 0 that its state remembers.
+        /// Hash of block 0 in the proof's state.
         found: Hash,
-        /// The one that was asked for.
+        /// Hash of block 0 that was expected.
         expected: Hash,
     },
     /// The votes do not finalise the block.
     #[error(
-        "block {number} of the chain proof is not shown to be final: {problem}; do not use these weights unless a node says the same (--chain)"
+        "block {number} of the chain proof is not shown to be final: {problem}; do not use these weights unless a node confirms it (--chain)"
     )]
     NotFinal {
         /// Block.
         number: u64,
-        /// What is wrong with the votes.
+        /// The mistake in the votes.
         problem: String,
     },
     /// Not a raw specification of a chain.
@@ -68,7 +68,7 @@ pub enum ProofError {
     Spec(String),
 }
 
-/// That the chain has finalised a commitment. Everything is as the node encodes it (SCALE).
+/// Proof that the chain has finalised a commitment. All parts are as the node encodes them (SCALE).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitmentProof {
     /// Header of the block.
@@ -79,18 +79,18 @@ pub struct CommitmentProof {
     pub justification: Vec<u8>,
 }
 
-/// What a proof shows.
+/// Facts that a proof shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proven {
     /// The block whose state it is.
     pub block: Block,
-    /// Hash of block 0 of the chain that this state is of, as the state remembers it.
+    /// Hash of block 0, as the block's state records it.
     pub genesis: Hash,
-    /// What that state holds for the epoch.
+    /// Commitment of the epoch in that state.
     pub commitment: Commitment,
 }
 
-/// What block 0 says: by which hash the network is known, and who finalises its blocks.
+/// Facts of block 0: the hash that identifies the network, and the authorities that finalise its blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Genesis {
     /// Hash of block 0.
@@ -128,9 +128,12 @@ struct Justification {
 }
 
 impl CommitmentProof {
-    /// The commitment of `epoch` in the state of the proof's block, in which no veto can take it back any more. That the
-    /// block is final, or of a chain at all, is not shown by this: call [`CommitmentProof::check`], or compare block and
-    /// genesis with a node's.
+    /// The commitment of `epoch` in the state of the proof's block, after its dispute window. This does not show that the
+    /// block is final, or part of a chain at all: call [`CommitmentProof::check`], or compare block and genesis with a
+    /// node's.
+    ///
+    /// # Errors
+    /// The proof is damaged, or its state holds no such commitment.
     pub fn open(&self, epoch: u32) -> Result<Proven, ProofError> {
         let header = self.header()?;
         if self.storage.len() > NODES_MAX || self.storage.iter().any(|node| node.len() > PART_BYTES_MAX) {
@@ -163,8 +166,11 @@ impl CommitmentProof {
         })
     }
 
-    /// The commitment of `epoch`, which the chain of this block 0 has finalised. A chain whose authorities have changed since
-    /// block 0 is not followed; its nodes have to be asked.
+    /// The commitment of `epoch`, finalised by the chain with this block 0. Changes of the authorities since block 0 are not
+    /// followed; after one, a node has to be asked.
+    ///
+    /// # Errors
+    /// As [`CommitmentProof::open`]; or the votes do not finalise the block, or the state is of another network.
     pub fn check(&self, epoch: u32, genesis: &Genesis) -> Result<Proven, ProofError> {
         self.check_final(genesis)?;
         let proven = self.open(epoch)?;
@@ -224,7 +230,7 @@ impl CommitmentProof {
     }
 }
 
-/// The part of a state that a proof holds.
+/// The part of a state that a proof contains.
 struct State<'a> {
     db: &'a sp_trie::MemoryDB<Blake2Hasher>,
     root: H256,
@@ -248,7 +254,7 @@ impl State<'_> {
     }
 }
 
-/// Headers between the block and those that votes were for, by hash.
+/// Parents of the headers between the block and the blocks voted for, by hash.
 struct Ancestry(BTreeMap<H256, H256>);
 
 impl Ancestry {
@@ -264,16 +270,16 @@ impl Ancestry {
 
 impl finality_grandpa::Chain<H256, u32> for Ancestry {
     fn ancestry(&self, base: H256, block: H256) -> Result<Vec<H256>, finality_grandpa::Error> {
-        let (mut route, mut at) = (Vec::new(), block);
-        while at != base {
-            at = *self.0.get(&at).ok_or(finality_grandpa::Error::NotDescendent)?;
-            route.push(at);
-            // Hashes form no cycles, but nothing here may depend on that.
+        let (mut route, mut current) = (Vec::new(), block);
+        while current != base {
+            current = *self.0.get(&current).ok_or(finality_grandpa::Error::NotDescendent)?;
+            route.push(current);
+            // Hashes form no cycles, but this loop must end even if they did.
             if route.len() > self.0.len() {
                 return Err(finality_grandpa::Error::NotDescendent);
             }
         }
-        // Without the base.
+        // The interface wants the route without the base.
         route.pop();
         Ok(route)
     }
@@ -301,7 +307,7 @@ impl Genesis {
         let spec: Spec = serde_json::from_slice(json).map_err(|e| ProofError::Spec(e.to_string()))?;
         let raw = spec.genesis.raw.ok_or_else(|| bad("it is not raw"))?;
         if !raw.children_default.is_empty() {
-            return Err(bad("its block 0 has child tries, which Alice has none of"));
+            return Err(bad("its block 0 has child tries, and Alice has none"));
         }
         let bytes = |text: &str| hex::decode(text.strip_prefix("0x").unwrap_or(text));
         let top: BTreeMap<Vec<u8>, Vec<u8>> = raw
@@ -309,7 +315,7 @@ impl Genesis {
             .iter()
             .map(|(key, value)| Ok((bytes(key)?, bytes(value)?)))
             .collect::<Result<_, hex::FromHexError>>()
-            .map_err(|e| ProofError::Spec(format!("its state holds what is no hexadecimal number ({e})")))?;
+            .map_err(|e| ProofError::Spec(format!("its state is not all hexadecimal ({e})")))?;
         let authorities = top
             .get(&item_key("Grandpa", "Authorities"))
             .ok_or_else(|| bad("its block 0 has no GRANDPA authorities"))?;
@@ -330,7 +336,7 @@ impl Genesis {
 }
 
 impl Chain {
-    /// Proves the accepted commitment of an epoch, with the next block that the node's voters finalise; none where that
+    /// Proof of the accepted commitment of an epoch, in the next block that the node's voters finalise; `None` if that
     /// block's state has none.
     pub async fn prove_commitment(&self, epoch: u32) -> Result<Option<CommitmentProof>, ChainError> {
         let what = "proof of a commitment";
@@ -360,13 +366,13 @@ impl Chain {
         }
     }
 
-    /// Number of GRANDPA's set of authorities now: how often it has changed since block 0. Proofs under any set but that of
-    /// block 0 convince only who can ask a node.
+    /// Number of the current GRANDPA authority set: the changes since block 0. Proofs under any other set than that of block
+    /// 0 convince only those who can ask a node.
     pub async fn authority_set(&self) -> Result<u64, ChainError> {
         let what = "number of the set of authorities";
         let key = item_key("Grandpa", "CurrentSetId");
         let stored = self.ask(what, || self.rpc.state_get_storage(&key, None)).await?;
-        // What is not stored has its default.
+        // Absent storage has the default value.
         let Some(bytes) = stored else { return Ok(SET_ID) };
         u64::decode_all(&mut &bytes[..]).map_err(|e| ChainError::Decode {
             what,
@@ -374,7 +380,7 @@ impl Chain {
         })
     }
 
-    /// The next GRANDPA justification. Nodes keep few of the old ones, but tell each as it comes.
+    /// The next GRANDPA justification. Nodes store few of them, but publish each to subscribers.
     async fn next_justification(&self, what: &'static str) -> Result<Vec<u8>, ChainError> {
         let next = async {
             let (subscribe, unsubscribe) = ("grandpa_subscribeJustifications", "grandpa_unsubscribeJustifications");
@@ -403,13 +409,13 @@ fn item_key(pallet: &str, item: &str) -> Vec<u8> {
     [twox_128(pallet.as_bytes()), twox_128(item.as_bytes())].concat()
 }
 
-/// Where something that is stored by a number is in the state (`Twox64Concat`).
+/// Storage key of a map with numbers as keys (`Twox64Concat`).
 fn numbered_key(pallet: &str, item: &str, number: u32) -> Vec<u8> {
     let number = number.to_le_bytes();
     [&item_key(pallet, item)[..], &twox_64(&number), &number].concat()
 }
 
-/// What a proof has to hold: the accepted commitment, the network's parameters, the hash of block 0.
+/// Storage keys of a proof: the accepted commitment, the network's parameters, the hash of block 0.
 fn keys(epoch: u32) -> [Vec<u8>; 3] {
     [
         numbered_key("Epoch", "Commitments", epoch),

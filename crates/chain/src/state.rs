@@ -1,4 +1,4 @@
-//! Questions to the chain's state, by the names in its metadata.
+//! Reads of the chain's state, by the names in its metadata.
 
 use crate::{
     AttestationTerms, Block, Chain, ChainError, ChainParameters, EpochStatus, Ledger, ParameterServers,
@@ -19,7 +19,7 @@ use subxt::{
 pub(crate) type State = OnlineClientAtBlock<SubstrateConfig>;
 
 impl Chain {
-    /// What is fixed for this network, and the run it pays for.
+    /// Parameters of the network, and the run that it pays for.
     pub async fn parameters(&self) -> Result<ChainParameters, ChainError> {
         let what = "network parameters";
         let state = self.at_best(what).await?;
@@ -51,11 +51,11 @@ impl Chain {
         })
     }
 
-    /// Number of the current set and the key's place in it; none where it is not one of the parameter servers.
+    /// Number of the current set and the key's position in it; `None` if it is not one of the parameter servers.
     pub async fn ps_index(&self, key: Hash) -> Result<Option<(u32, u32)>, ChainError> {
         let servers = self.parameter_servers().await?;
-        let place = servers.keys.iter().position(|k| *k == key);
-        Ok(place.and_then(|at| Some((servers.set_id, u32::try_from(at).ok()?))))
+        let position = servers.keys.iter().position(|k| *k == key);
+        Ok(position.and_then(|index| Some((servers.set_id, u32::try_from(index).ok()?))))
     }
 
     /// Epoch and hash of the last accepted commitment: what the next one names as its parent.
@@ -83,28 +83,29 @@ impl Chain {
             .map(|accepted| accepted.commitment.into()))
     }
 
-    /// How far an epoch has come, by the best block.
+    /// Settlement of an epoch in the best block.
     pub async fn epoch_status(&self, epoch: u32) -> Result<EpochStatus, ChainError> {
         self.epoch_status_at(epoch, self.best().await?).await
     }
 
-    /// How far an epoch has come by the last finalised block: nothing that this says can be taken back by a fork.
+    /// Settlement of an epoch in the last finalised block, which no fork can take back.
     pub async fn finalized_epoch_status(&self, epoch: u32) -> Result<EpochStatus, ChainError> {
         self.epoch_status_at(epoch, self.finalized().await?).await
     }
 
-    /// What a parameter server signs an epoch's commitment by, all of it from the last finalised block.
+    /// Values that an attestation of an epoch is bound to. All are of the last finalised block: a signature that is bound
+    /// to an abandoned fork is worthless, and the server signs only once in a round.
     pub async fn attestation_terms(&self, epoch: u32, key: Hash) -> Result<AttestationTerms, ChainError> {
         let what = "terms of an attestation";
         let block = self.finalized().await?;
         let state = self.at(what, block).await?;
         let set_id: Option<u32> = self.fetch(&state, what, ("Epoch", "SetId"), ()).await?;
         let servers: Option<Vec<ParameterServer>> = self.fetch(&state, what, ("Epoch", "ParameterServers"), ()).await?;
-        let place = servers.unwrap_or_default().iter().position(|server| server.key == key);
+        let position = servers.unwrap_or_default().iter().position(|server| server.key == key);
         let reopened: Option<Reopened> = self.fetch(&state, what, ("Epoch", "ReopenedEpochs"), (epoch,)).await?;
         Ok(AttestationTerms {
             set_id: set_id.unwrap_or_default(),
-            ps_index: place.and_then(|at| u32::try_from(at).ok()),
+            ps_index: position.and_then(|index| u32::try_from(index).ok()),
             round: reopened.map_or(0, |reopened| reopened.round),
             latest: self.fetch(&state, what, ("Epoch", "Latest"), ()).await?,
         })
@@ -132,7 +133,7 @@ impl Chain {
         })
     }
 
-    /// What has been paid for an epoch; none before its first page.
+    /// Payout of an epoch so far; `None` before its first page.
     pub async fn ledger(&self, epoch: u32) -> Result<Option<Ledger>, ChainError> {
         let what = "ledger of an epoch";
         let state = self.at_best(what).await?;
@@ -146,7 +147,7 @@ impl Chain {
         }))
     }
 
-    /// Free balance of an account, planck; zero where there is no such account.
+    /// Free balance of an account, planck; zero if there is no such account.
     pub async fn balance(&self, account: Hash) -> Result<u128, ChainError> {
         let what = "balance";
         let state = self.at_best(what).await?;
@@ -164,7 +165,7 @@ impl Chain {
             .unwrap_or_default())
     }
 
-    /// An epoch without an accepted commitment, told as the runtime tells it (`Epoch::status`).
+    /// Status of an epoch without an accepted commitment, classified as by the runtime (`Epoch::status`).
     async fn unaccepted(
         &self,
         state: &State,
@@ -189,8 +190,9 @@ impl Chain {
         })
     }
 
-    /// Block in which a settled epoch's last page was paid: the first whose state says so. Where the node has pruned
-    /// the states that would tell, the oldest block that still says so.
+    /// Block in which a settled epoch's last page was paid: the first in whose state the epoch is settled, found by
+    /// bisection because the state does not record it. If the node has pruned the states around it, the oldest block
+    /// whose state still shows it.
     async fn settled_in(&self, what: &'static str, epoch: u32, from: u32, best: Block) -> Result<u32, ChainError> {
         // Invariant: not settled before `low`; settled in `high`.
         let (mut low, mut high) = (from.min(best.number), best.number);
@@ -199,7 +201,7 @@ impl Chain {
             match self.settled_at(what, epoch, middle).await {
                 Ok(true) => high = middle,
                 Ok(false) => low = middle + 1,
-                // A state that was pruned.
+                // Pruned. Nodes prune from the oldest state on, so everything below is gone too.
                 Err(ChainError::Refused { .. }) => low = middle + 1,
                 Err(other) => return Err(other),
             }
@@ -255,7 +257,7 @@ impl Chain {
         self.fetch(state, what, ("Reward", "Ledgers"), (epoch,)).await
     }
 
-    /// A storage value; none where nothing is stored.
+    /// A storage value; `None` if nothing is stored.
     async fn fetch<K, V>(
         &self,
         state: &State,

@@ -1,5 +1,5 @@
-//! Feeless transactions of settlement. Each is valid once; sending one again is harmless and answered with success
-//! when the chain has what it says.
+//! Feeless transactions of settlement. Each is valid once. Sending one again is harmless, and succeeds if the chain
+//! already holds its content.
 
 use crate::{
     Chain, ChainError,
@@ -21,11 +21,11 @@ use subxt::{
 const ATTEST: &str = "the attestation";
 const PAYOUT: &str = "the payout page";
 
-/// The runtime's opinion of a transaction on top of the best block.
+/// Validity of a transaction on top of the best block, by the runtime.
 #[derive(Debug, PartialEq, Eq)]
-enum Opinion {
+enum Validity {
     Valid,
-    /// The runtime has it, or has passed it by: the state tells.
+    /// The chain holds its content already, or can no longer take it; the state shows which.
     Stale,
     Invalid(Refusal),
 }
@@ -53,7 +53,7 @@ impl Chain {
         let Err(refusal) = self.send(ATTEST, ("Epoch", "attest"), &arguments, &state).await? else {
             return Ok(());
         };
-        // The server counts once in a round, so what it has sent before may be in the way of this.
+        // A server counts once in a round: an earlier attestation of its own may be the reason for the refusal.
         let (epoch, hash) = (commitment.epoch, commitment.hash());
         if let Some(accepted) = self.accepted(&state, ATTEST, epoch).await? {
             let of_chain = Commitment::from(accepted.commitment).hash();
@@ -129,8 +129,8 @@ impl Chain {
         }
     }
 
-    /// Sends a call if the runtime finds it valid on `state`. The inner error is what the runtime or the pool has
-    /// against it; the caller knows how to see whether the chain already has what it says.
+    /// Sends a call if the runtime finds it valid on `state`. The inner error is the refusal of the runtime or the pool;
+    /// whether the chain already holds the call's content is for the caller to find out.
     async fn send(
         &self,
         what: &'static str,
@@ -146,17 +146,17 @@ impl Chain {
             },
         )?;
         let transaction = state.transactions().from_bytes(bytes);
-        // The runtime's own answer first: the pool would say the same in words that are not made to be read by programs.
+        // The runtime first, because its refusals are codes; the pool passes them on as text.
         let asking = async {
             transaction
                 .validate()
                 .await
                 .map_err(|e| self.refused(what, &chained(&e)))
         };
-        match opinion(self.within(what, asking).await?) {
-            Opinion::Valid => {}
-            Opinion::Stale => return Ok(Err(refusal("the chain has passed it by", false))),
-            Opinion::Invalid(refusal) => return Ok(Err(refusal)),
+        match validity(self.within(what, asking).await?) {
+            Validity::Valid => {}
+            Validity::Stale => return Ok(Err(refusal("the chain can no longer take it", false))),
+            Validity::Invalid(refusal) => return Ok(Err(refusal)),
         }
         let submitting = || async {
             match self.rpc.author_submit_extrinsic(transaction.encoded()).await {
@@ -178,11 +178,11 @@ fn refusal(reason: impl Into<String>, retry: bool) -> Refusal {
     }
 }
 
-fn opinion(result: ValidationResult) -> Opinion {
+fn validity(result: ValidationResult) -> Validity {
     let (reason, retry) = match result {
-        ValidationResult::Valid(_) => return Opinion::Valid,
-        ValidationResult::Invalid(TransactionInvalid::Stale) => return Opinion::Stale,
-        ValidationResult::Invalid(TransactionInvalid::Custom(code)) => return Opinion::Invalid(by_code(code)),
+        ValidationResult::Valid(_) => return Validity::Valid,
+        ValidationResult::Invalid(TransactionInvalid::Stale) => return Validity::Stale,
+        ValidationResult::Invalid(TransactionInvalid::Custom(code)) => return Validity::Invalid(by_code(code)),
         ValidationResult::Invalid(TransactionInvalid::BadProof) => (
             "the signature is not that server's over this commitment, round and genesis hash".to_owned(),
             false,
@@ -191,7 +191,7 @@ fn opinion(result: ValidationResult) -> Opinion {
         ValidationResult::Invalid(other) => (format!("the transaction is invalid ({other:?})"), false),
         ValidationResult::Unknown(other) => (format!("the node cannot judge it now ({other:?})"), true),
     };
-    Opinion::Invalid(Refusal { reason, retry })
+    Validity::Invalid(Refusal { reason, retry })
 }
 
 /// The codes of `pallet_epoch::refusal` and `pallet_reward::refusal`.
@@ -259,13 +259,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_pool_has_should_be_a_success() {
+    fn transactions_in_the_pool_should_be_a_success() {
         assert_eq!(pool_answer(&answer(1013)), Ok(()));
         assert_eq!(pool_answer(&answer(1014)), Ok(()));
     }
 
     #[test]
-    fn what_the_pool_cannot_take_now_should_be_tried_again() {
+    fn refusals_of_the_pool_should_be_tried_again() {
         for code in [1010, 1011, 1012, 1016, -32000] {
             let refusal = pool_answer(&answer(code)).unwrap_err();
             assert!(refusal.retry && refusal.reason.contains("Words"), "{refusal:?}");
@@ -273,26 +273,26 @@ mod tests {
     }
 
     #[test]
-    fn the_runtimes_reasons_should_be_told() {
-        let invalid = |why| opinion(ValidationResult::Invalid(why));
-        assert_eq!(invalid(TransactionInvalid::Stale), Opinion::Stale);
-        let Opinion::Invalid(wait) = invalid(TransactionInvalid::Custom(6)) else {
+    fn refusals_of_the_runtime_should_be_explained() {
+        let invalid = |why| validity(ValidationResult::Invalid(why));
+        assert_eq!(invalid(TransactionInvalid::Stale), Validity::Stale);
+        let Validity::Invalid(wait) = invalid(TransactionInvalid::Custom(6)) else {
             panic!("not refused")
         };
         assert!(wait.retry && wait.reason.contains("dispute window"));
-        let Opinion::Invalid(never) = invalid(TransactionInvalid::Custom(34)) else {
+        let Validity::Invalid(never) = invalid(TransactionInvalid::Custom(34)) else {
             panic!("not refused")
         };
         assert!(!never.retry && never.reason.contains("does not belong"));
-        let Opinion::Invalid(new) = invalid(TransactionInvalid::Custom(200)) else {
+        let Validity::Invalid(new) = invalid(TransactionInvalid::Custom(200)) else {
             panic!("not refused")
         };
         assert!(!new.retry && new.reason.contains("200"));
-        let Opinion::Invalid(forged) = invalid(TransactionInvalid::BadProof) else {
+        let Validity::Invalid(forged) = invalid(TransactionInvalid::BadProof) else {
             panic!("not refused")
         };
         assert!(!forged.retry && forged.reason.contains("signature"));
-        let unknown = opinion(ValidationResult::Unknown(TransactionUnknown::CannotLookup));
-        assert!(matches!(unknown, Opinion::Invalid(Refusal { retry: true, .. })));
+        let unknown = validity(ValidationResult::Unknown(TransactionUnknown::CannotLookup));
+        assert!(matches!(unknown, Validity::Invalid(Refusal { retry: true, .. })));
     }
 }

@@ -1,6 +1,6 @@
-//! What the chain is asked for and what it answers.
+//! Answers of the chain.
 
-use alice_primitives::Hash;
+use alice_primitives::{Hash, SettlementStatus};
 
 /// A block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Block {
     pub hash: Hash,
 }
 
-/// A finalised block that goes into a validation seed (protocol §5).
+/// A finalised block that goes into a validation seed (docs/spec/protocol.md#validation-draw).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeedSource {
     /// Number.
@@ -22,7 +22,7 @@ pub struct SeedSource {
     pub vrf_output: Hash,
 }
 
-/// What is fixed for a chain at genesis, and the run that it currently pays for.
+/// Parameters that genesis fixes, and the run that the chain currently pays for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChainParameters {
     /// Blocks in an epoch.
@@ -33,25 +33,25 @@ pub struct ChainParameters {
     pub late_window_epochs: u32,
     /// Time between blocks, milliseconds.
     pub slot_ms: u64,
-    /// Hash of the run specification; zero where the chain pays for any run (a development chain).
+    /// Hash of the run specification; zero if the chain pays for any run, as a development chain does.
     pub run_hash: Hash,
 }
 
 /// The parameter servers whose signatures count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterServers {
-    /// Number of the set; it is in every commitment.
+    /// Number of the set, which every commitment names.
     pub set_id: u32,
-    /// Their keys; a server's place is its `ps_index`.
+    /// Their sr25519 keys; a server's position is its `ps_index`.
     pub keys: Vec<Hash>,
 }
 
-/// What a parameter server signs an epoch's commitment by.
+/// Values of the chain that an attestation is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttestationTerms {
     /// Number of the current set.
     pub set_id: u32,
-    /// The key's place in it; none where it is not one of the parameter servers.
+    /// Position of the key in the set; `None` if it is not one of the parameter servers.
     pub ps_index: Option<u32>,
     /// Round of attestation.
     pub round: u32,
@@ -59,7 +59,7 @@ pub struct AttestationTerms {
     pub latest: Option<(u32, Hash)>,
 }
 
-/// How far an epoch has come on the chain (protocol §7).
+/// Settlement of an epoch on the chain, with what is known in each status (docs/spec/protocol.md#settlement).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EpochStatus {
     /// Not attested by a quorum (yet).
@@ -82,18 +82,31 @@ pub enum EpochStatus {
     },
     /// Every page is paid.
     Settled {
-        /// Block in which the last page was paid; where the node has pruned the states that would tell, the oldest
-        /// block that still says so.
+        /// Block in which the last page was paid. If the node has pruned the states around it, the oldest block whose
+        /// state still shows it.
         block: u32,
     },
-    /// A later epoch was accepted first, or it came too late: nothing is ever minted for it.
+    /// A later epoch was accepted first, or the late window ended: nothing is ever minted for it.
     Forfeited,
 }
 
-/// What has been paid for an epoch.
+impl EpochStatus {
+    /// The status without its details.
+    pub fn status(&self) -> SettlementStatus {
+        match self {
+            Self::Open => SettlementStatus::Open,
+            Self::Accepted { .. } => SettlementStatus::Accepted,
+            Self::Final { .. } => SettlementStatus::Final,
+            Self::Settled { .. } => SettlementStatus::Settled,
+            Self::Forfeited => SettlementStatus::Forfeited,
+        }
+    }
+}
+
+/// Payout of an epoch so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ledger {
-    /// What the schedule allows for the epoch, planck.
+    /// Budget of the epoch, planck.
     pub budget: u128,
     /// Sum of all scores, billionths.
     pub total_score: u128,

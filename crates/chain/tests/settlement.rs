@@ -3,7 +3,7 @@
 
 use alice_chain::{Chain, ChainError, Commitment, Entry, EpochStatus, Hash};
 use alice_primitives::{
-    emission,
+    emission, fixtures,
     pages::{self, PAGE_ENTRIES},
 };
 use schnorrkel::{ExpansionMode, Keypair, MiniSecretKey, signing_context};
@@ -144,14 +144,12 @@ fn pay(epoch: u32) -> (Vec<Vec<Entry>>, Vec<Hash>, Commitment) {
     let commitment = Commitment {
         epoch,
         set_id: 0,
-        run_hash: [1; 32],
         contributions_root: pages::root(&leaves),
         pages: on_pages.len() as u32,
         entries: entries.len() as u32,
         total_score: entries.iter().map(|e| u128::from(e.score)).sum(),
-        manifest_hash: [2; 32],
-        model_root: [3; 32],
         parent: [0; 32],
+        ..fixtures::commitment()
     };
     (on_pages, leaves, commitment)
 }
@@ -371,7 +369,7 @@ async fn an_epoch_should_be_attested_and_paid() {
     let forfeited = Commitment { epoch: 1, ..next };
     rejected(
         chain.submit_attest(&forfeited, 0, 0, signature).await,
-        "passed it by",
+        "can no longer take it",
         false,
     );
 }

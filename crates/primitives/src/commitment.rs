@@ -1,22 +1,22 @@
-//! The commitment of an epoch and the bytes that are signed over it.
+//! The commitment to an epoch's outcome, and the bytes that are signed over it.
 
 use crate::{Hash, tagged_hash, tags};
 use alloc::vec::Vec;
 use codec::{Decode, DecodeWithMemTracking, Encode, MaxEncodedLen};
 use scale_info::TypeInfo;
 
-/// What the parameter servers agree on for one epoch (docs/spec/protocol.md#settlement). Commitments form a chain by
-/// `parent`.
+/// Outcome of one epoch, as the parameter servers sign it (docs/spec/protocol.md#settlement). Commitments form a chain
+/// by `parent`. The SCALE encoding has 192 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, MaxEncodedLen, TypeInfo)]
 #[cfg_attr(feature = "std", derive(serde::Serialize, serde::Deserialize))]
 pub struct Commitment {
     /// Epoch number, counted in blocks from genesis.
     pub epoch: u32,
-    /// Which set of parameter servers signs.
+    /// Number of the set of parameter servers.
     pub set_id: u32,
     /// Hash of the run specification.
     pub run_hash: Hash,
-    /// Root of the tree of payout pages.
+    /// Root of the Merkle tree of payout pages.
     pub contributions_root: Hash,
     /// Number of payout pages.
     pub pages: u32,
@@ -33,7 +33,7 @@ pub struct Commitment {
 }
 
 impl Commitment {
-    /// Hash by which the commitment is known and chained.
+    /// Identifier of the commitment, which the next one names as its `parent`.
     pub fn hash(&self) -> Hash {
         tagged_hash(tags::COMMITMENT, &[&self.encode()])
     }
@@ -49,9 +49,9 @@ pub fn veto_payload(genesis_hash: &Hash, round: u32, epoch: u32, commitment: &Ha
     (tags::VETO, genesis_hash, round, epoch, commitment).encode()
 }
 
-/// How many of `n` parameter servers must sign the same commitment: `n − ⌊(n−1)/3⌋`.
+/// Number of parameter servers, of `n`, that must sign the same commitment: `n − ⌊(n−1)/3⌋`.
 ///
-/// With `n = 3f + 1` any two quorums share an honest member while at most `f` are not.
+/// With `n = 3f + 1` any two quorums share an honest server as long as at most `f` are dishonest.
 pub const fn quorum(n: u32) -> u32 {
     n - n.saturating_sub(1) / 3
 }
@@ -59,21 +59,7 @@ pub const fn quorum(n: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sample() -> Commitment {
-        Commitment {
-            epoch: 7,
-            set_id: 1,
-            run_hash: [1; 32],
-            contributions_root: [2; 32],
-            pages: 1,
-            entries: 3,
-            total_score: 3_000_000_000,
-            manifest_hash: [3; 32],
-            model_root: [4; 32],
-            parent: [5; 32],
-        }
-    }
+    use crate::fixtures::commitment as sample;
 
     #[test]
     fn quorum_should_follow_the_formula() {

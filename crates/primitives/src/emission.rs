@@ -1,18 +1,29 @@
-//! The schedule of ALICE: a pure integer function of the epoch number (docs/spec/emission.md).
+//! Emission schedule of ALICE: a pure integer function of the epoch number (docs/spec/emission.md).
 //!
-//! `C(n)` is what may have been issued before epoch `n`; an epoch's budget is the difference `C(n+1) − C(n)`. So the
-//! total of an era is exact, and budgets inside an era differ by at most one planck.
+//! `C(n)` is the maximum that may be issued for all epochs before `n`; the budget of epoch `n` is `C(n+1) − C(n)`. The
+//! total of an era is therefore exact, and budgets within an era differ by at most one planck.
+//!
+//! ```
+//! use alice_primitives::emission::{EPOCHS_PER_ERA, UNIT, budget, cumulative, share};
+//!
+//! // Epoch 0: about 599.3 ALICE, halved after two years.
+//! assert_eq!(budget(0), 599_315_068_493_150);
+//! assert_eq!(cumulative(EPOCHS_PER_ERA), 10_500_000 * UNIT);
+//! assert_eq!(budget(EPOCHS_PER_ERA), 299_657_534_246_575);
+//! // A contribution with a quarter of the score earns a quarter of the budget, rounded down.
+//! assert_eq!(share(budget(0), 1, 4), 149_828_767_123_287);
+//! ```
 
 /// One ALICE in planck.
 pub const UNIT: u128 = 1_000_000_000_000;
-/// The schedule never exceeds this, planck.
+/// Upper bound of the schedule, planck.
 pub const CAP: u128 = 21_000_000 * UNIT;
 /// Epochs in an era: two years of one-hour epochs (600 blocks of 6 s).
 pub const EPOCHS_PER_ERA: u32 = 17_520;
-/// What the first era issues, planck.
+/// Budget of the first era, planck.
 pub const ERA_BUDGET_FIRST: u128 = 10_500_000 * UNIT;
-/// What the whole schedule issues, planck: the cap less what halving loses to rounding, one planck for every set bit
-/// of [`ERA_BUDGET_FIRST`].
+/// Sum of all budgets, planck: the cap less the loss of halving to rounding, one planck for every set bit of
+/// [`ERA_BUDGET_FIRST`].
 pub const TOTAL: u128 = CAP - ERA_BUDGET_FIRST.count_ones() as u128;
 
 /// Era of an epoch: the number of halvings before it.
@@ -20,16 +31,17 @@ pub const fn era(epoch: u32) -> u32 {
     epoch / EPOCHS_PER_ERA
 }
 
-/// What era `era` issues, planck: `E_0 >> era`.
+/// Budget of era `era`, planck: `E_0 >> era`.
 pub const fn era_budget(era: u32) -> u128 {
     if era >= u128::BITS { 0 } else { ERA_BUDGET_FIRST >> era }
 }
 
-/// `C(n)`: what the schedule allows to be issued for all epochs before `epoch`, planck.
+/// `C(n)`: sum of the budgets of all epochs before `epoch`, planck.
 pub const fn cumulative(epoch: u32) -> u128 {
     let era = era(epoch);
     let position = (epoch % EPOCHS_PER_ERA) as u128;
-    // Sum of the eras before: at most 64 terms are not zero.
+    // Eras from 64 on have no budget: the first one's has 64 bits. The bound keeps the loop short for any
+    // epoch, because the runtime charges a constant weight.
     let mut sum = 0;
     let mut i = 0;
     while i < era && i < 64 {
@@ -39,7 +51,7 @@ pub const fn cumulative(epoch: u32) -> u128 {
     sum + era_budget(era) * position / EPOCHS_PER_ERA as u128
 }
 
-/// What epoch `epoch` may issue, planck: `C(n+1) − C(n)`.
+/// Budget of epoch `epoch`, planck: `C(n+1) − C(n)`.
 pub const fn budget(epoch: u32) -> u128 {
     match epoch.checked_add(1) {
         Some(next) => cumulative(next) - cumulative(epoch),
@@ -47,7 +59,7 @@ pub const fn budget(epoch: u32) -> u128 {
     }
 }
 
-/// One contribution's share of a budget, planck: `⌊budget · score / total⌋`; zero where there is no score at all.
+/// Share of a budget, planck: `⌊budget · score / total⌋`; zero if `total` is zero or smaller than `score`.
 ///
 /// Never overflows for budgets of this schedule: `budget < 2^50` and `score < 2^64`. A larger budget saturates to
 /// zero rather than to a wrong amount.

@@ -1,4 +1,4 @@
-//! Domain tags. Each is used for one purpose only; a change of what is hashed or signed under a tag changes its version.
+//! Domain tags. Each has one purpose. A change of the bytes that are hashed or signed under a tag changes its version.
 
 /// Signed by a parameter server: one epoch's commitment.
 pub const ATTEST: &[u8] = b"alice/attest/v1";
@@ -16,7 +16,7 @@ pub const PAGE_EMPTY: &str = "alice/page-empty/v1";
 pub const RUN: &str = "alice/run/v1";
 /// Seed of the model's first state.
 pub const INIT: &str = "alice/init/v1";
-/// Seed of what is drawn when experts are made of a dense model.
+/// Seed of the random numbers of upcycling, which makes experts out of a dense model.
 pub const UPCYCLE: &str = "alice/upcycle/v1";
 /// Leaf of the model root: one tensor.
 pub const MODEL_LEAF: &str = "alice/model-leaf/v1";
@@ -46,7 +46,7 @@ pub const DECLARE: &[u8] = b"alice/declare/v1";
 pub const COMMIT: &[u8] = b"alice/commit/v1";
 /// Signed by the parameter server: lease of a task.
 pub const LEASE: &[u8] = b"alice/lease/v1";
-/// Signed by the parameter server: these bytes arrived, in time.
+/// Signed by the parameter server: receipt of an upload that arrived in time.
 pub const RECEIPT: &[u8] = b"alice/receipt/v1";
-/// Signed by the parameter server: what came of a submission.
+/// Signed by the parameter server: verdict on a submission.
 pub const VERDICT: &[u8] = b"alice/verdict/v1";

@@ -1,6 +1,7 @@
 //! Proofs of a chain that is made here: four authorities, one block. `tests/settlement.rs` has those of a real node.
 
 use super::*;
+use alice_primitives::fixtures;
 use proptest::prelude::*;
 use sp_trie::{TrieDBMutBuilder, TrieMut, recorder::Recorder};
 
@@ -20,15 +21,7 @@ fn genesis() -> Genesis {
 fn commitment() -> Commitment {
     Commitment {
         epoch: EPOCH,
-        set_id: 0,
-        run_hash: [1; 32],
-        contributions_root: [2; 32],
-        pages: 1,
-        entries: 3,
-        total_score: 4,
-        manifest_hash: [3; 32],
-        model_root: [5; 32],
-        parent: [6; 32],
+        ..fixtures::commitment()
     }
 }
 
