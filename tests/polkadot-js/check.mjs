@@ -1,5 +1,5 @@
-// Checks a running Alice network from the outside, with the unpatched @polkadot/api: what any wallet or explorer
-// would see. Nothing here knows our Rust code; amounts are recomputed from docs/spec/emission.md.
+// Checks a running Alice network from the outside with the unpatched @polkadot/api, as a wallet or an explorer would
+// see it. Nothing here depends on the Rust code; amounts are recomputed from docs/spec/emission.md.
 //
 //   node check.mjs WS_URL SUMMARY_JSON [--seed-from 0x… --to ADDRESS]
 //
@@ -29,7 +29,7 @@ const modules = process.env.ALICE_JS_MODULES ?? join(cache, 'polkadot-js/node_mo
 let passed = 0;
 let failed = 0;
 
-/** Runs one check: `body` throws, or returns what to say about it. */
+/** Runs one check: `body` throws, or returns details for the log. */
 async function check(name, body) {
   try {
     const detail = await body();
@@ -55,7 +55,7 @@ function within(what, milliseconds, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** C(n): what the schedule allows to be issued for all epochs before n, planck. */
+/** C(n): sum of the budgets of all epochs before n, planck. */
 function cumulative(epoch) {
   const [era, position] = [epoch / EPOCHS_PER_ERA, epoch % EPOCHS_PER_ERA];
   let sum = 0n;
@@ -102,18 +102,24 @@ async function checkChain(api, summary) {
     return genesis;
   });
   await check('coin', () => {
-    // What polkadot.js read from the node's properties, and formats balances and addresses by.
+    // Properties of the node by which polkadot.js formats balances and addresses.
     equal('symbols', api.registry.chainTokens.join(), 'ALICE');
     equal('decimals', api.registry.chainDecimals.join(), '12');
     equal('address prefix', api.registry.chainSS58, 300);
     equal('prefix in the runtime', api.consts.system.ss58Prefix.toNumber(), 300);
     return 'ALICE, 12 decimals, prefix 300';
   });
+  await check('addresses in RPC', async () => {
+    // polkadot.js sends addresses in the network's own format; a node that knows only registered ones refuses them.
+    const address = api.registry.createType('AccountId', new Uint8Array(32).fill(7)).toString();
+    await api.rpc.system.accountNextIndex(address);
+    return address;
+  });
   await check('genesis message', async () => {
     const text = readFileSync(join(root, 'chain-spec/genesis-message.txt'), 'utf8').replace(/[ \t\r\n\f]+$/, '');
     const atGenesis = await api.at(genesis);
     const stored = Buffer.from((await atGenesis.query.genesis.message()).toU8a(true));
-    if (!stored.equals(Buffer.from(text, 'utf8'))) throw new Error(`block 0 says ${JSON.stringify(stored.toString())}`);
+    if (!stored.equals(Buffer.from(text, 'utf8'))) throw new Error(`block 0 has ${JSON.stringify(stored.toString())}`);
     equal('hash in the runtime', api.consts.genesis.messageHash.toHex(), api.registry.hash(stored).toHex());
     return `${stored.length} bytes in block 0, as in chain-spec/genesis-message.txt`;
   });
