@@ -1,4 +1,4 @@
-"""Other people's programs load what Alice exports, and compute what we say.
+"""Third-party programs load the exported files and compute the same.
 
     tests/weights.py            everything
     tests/weights.py --speed    measures tokenizer and export as well
@@ -366,7 +366,7 @@ class Weights(unittest.TestCase):
             path = self.dir / name
             sp = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
             hf = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-            hf.encode_special_tokens = True  # "</s>" in a text is text, as for sentencepiece and for us
+            hf.encode_special_tokens = True  # tokenizer.json cannot say it: "</s>" in a text is text
             auto = transformers.AutoTokenizer.from_pretrained(path)
             self.assertEqual((sp.vocab_size(), hf.get_vocab_size(), len(auto)), (vocab, vocab, vocab))
             self.assertEqual((auto.bos_token_id, auto.eos_token_id, auto.unk_token_id), (1, 2, 0))
@@ -408,6 +408,26 @@ class Weights(unittest.TestCase):
                 f"tokenizer {name} ({vocab}): {len(texts)} texts, same ids in ours, sentencepiece and tokenizers, all come "
                 f"back; {len(fixed)} fixed ones in transformers as well"
             )
+
+    def test_1_models_of_other_trainers(self):
+        """Bytes at the end in falling order and control pieces of its own: found by their names."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        source, target = self.dir / "bpe", self.dir / "rearranged"
+        proto_type = sentencepiece_model_pb2.ModelProto
+        proto = proto_type.FromString((source / "tokenizer.model").read_bytes())
+        old = list(proto.pieces)
+        new = old[:3] + [proto_type.SentencePiece(piece=p, type=3) for p in ("[INST]", "<pad>")] + old[259:] + old[258:2:-1]
+        del proto.pieces[:]
+        proto.pieces.extend(new)
+        target.mkdir()
+        (target / "tokenizer.model").write_bytes(proto.SerializeToString())
+        sp = sentencepiece.SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
+        fixed, _ = nasty()
+        texts = [*fixed, "[INST] <pad>", "The State of the Union"]
+        for text, ids in zip(texts, self.ids("rearranged", [t.encode() for t in texts]), strict=True):
+            self.assertEqual(ids, sp.encode(text), text[:60])
+        self.assertNotEqual(self.ids("rearranged", [b"\0"]), self.ids("bpe", [b"\0"]))
 
     def test_2_invalid_utf8_is_bytes(self):
         for name in self.vocab:

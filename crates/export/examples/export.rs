@@ -1,5 +1,5 @@
-//! A small program around the crate, used by `tests/weights.py`. Weights are random with a larger deviation than a first
-//! state's, so that logits are not flat, and norms are not all one, so that they count.
+//! A small program around the crate, used by `tests/weights.py`. Weights are random with a larger deviation than a
+//! first state's, so that logits are not flat, and norms are not all one, so that they count.
 //!
 //! ```text
 //! export random SPEC VOCAB OUT.f32        writes weights of the run's shape for VOCAB ids
@@ -11,12 +11,13 @@
 //! VOCAB replaces the run's vocabulary, so that a learned tokenizer can be tried with any run's shape.
 
 use alice_export::*;
+use alice_program::output::print;
 use alice_spec::RunSpec;
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::error::Error;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -96,7 +97,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             };
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
             let done = export_hf(Path::new(out), &spec, &tokenizer, &mut weights, &options, &mut quiet)?;
-            println!("model root {}, {} shards", hex::encode(done.model_root), done.shards);
+            let root = hex::encode(done.model_root);
+            print(&format!("model root {root}, {} shards\n", done.shards))?;
             done.bytes
         }
         ["gguf", kind, file, vocab, dir, weights, out, root] => {
@@ -115,18 +117,18 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
             export_gguf(Path::new(out), &spec, &tokenizer, &mut weights, &options, &mut quiet)?.bytes
         }
-        ["verify", file, vocab, dir] => report(verify(
+        ["verify", file, vocab, dir] => report(&verify(
             Path::new(dir),
             VerifyOptions {
                 spec: Some(&spec_with(file, vocab, dir)?.0),
                 ..Default::default()
             },
             &mut quiet,
-        )?),
+        )?)?,
         ["verify", file, vocab, dir, weights] => {
             let (spec, _) = spec_with(file, vocab, dir)?;
             let mut weights = ThetaFile::open(&spec.tensors(), Path::new(weights))?;
-            report(verify(
+            report(&verify(
                 Path::new(dir),
                 VerifyOptions {
                     spec: Some(&spec),
@@ -134,19 +136,18 @@ fn main() -> Result<(), Box<dyn Error>> {
                     ..Default::default()
                 },
                 &mut quiet,
-            )?)
+            )?)?
         }
         _ => return Err("see the top of examples/export.rs".into()),
     };
     let seconds = started.elapsed().as_secs_f64();
-    println!(
-        "{bytes} bytes in {seconds:.2} s, {:.0} MB/s",
-        bytes as f64 / seconds / 1e6
-    );
+    let speed = bytes as f64 / seconds / 1e6;
+    print(&format!("{bytes} bytes in {seconds:.2} s, {speed:.0} MB/s\n"))?;
     Ok(())
 }
 
-fn report(found: VerifyReport) -> u64 {
-    println!("{:?}, model root {}", found.proof, hex::encode(found.alice.model_root));
-    found.bytes
+fn report(found: &VerifyReport) -> io::Result<u64> {
+    let root = hex::encode(found.alice.model_root);
+    print(&format!("{:?}, model root {root}\n", found.proof))?;
+    Ok(found.bytes)
 }

@@ -112,8 +112,8 @@ impl About {
     }
 }
 
-/// Proof that the chain has finalised a commitment, as its node encodes it. What it shows is for a program that knows the
-/// chain; here it is carried.
+/// Proof that the chain has finalised a commitment, as its node encodes it. What it shows is for a program that knows
+/// the chain; here it is carried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainProof {
@@ -251,8 +251,8 @@ mod hex_option {
     }
 }
 
-/// The `config.json` of a run: everything `LlamaForCausalLM` or `MixtralForCausalLM` needs. `dtype` is the newer name of
-/// `torch_dtype`.
+/// The `config.json` of a run: everything `LlamaForCausalLM` or `MixtralForCausalLM` needs. `dtype` is the newer name
+/// of `torch_dtype`.
 pub fn config_json(spec: &RunSpec, dtype: Dtype) -> String {
     let m = &spec.model;
     let mut config = json!({

@@ -1,7 +1,8 @@
-//! What can go wrong when weights are written or checked.
+//! Errors of writing and checking weights.
 
 use alice_primitives::Hash;
 use alice_store::StoreError;
+use alice_tokenizer::{LFS_POINTER_ADVICE, TokenizerError};
 use std::path::{Path, PathBuf};
 
 /// Why an export or a check failed.
@@ -13,9 +14,9 @@ pub enum ExportError {
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file it was tried on.
         path: PathBuf,
         /// The reason.
         source: std::io::Error,
@@ -56,9 +57,15 @@ pub enum ExportError {
         tensor: String,
         /// Values for the run.
         expected: u64,
-        /// Values that came.
+        /// Values that were given.
         found: u64,
     },
+    /// A clone without `git lfs`: the file is a pointer to the one that is meant.
+    #[error("{} is {LFS_POINTER_ADVICE}", .0.display())]
+    LfsPointer(PathBuf),
+    /// The folder's tokenizer cannot be read.
+    #[error(transparent)]
+    TokenizerFile(#[from] TokenizerError),
     /// A weight that no format should carry.
     #[error("tensor {tensor} has {value} at coordinate {coordinate}: these weights are broken and are not exported")]
     NotFinite {
@@ -91,11 +98,11 @@ pub enum ExportError {
     /// A format or architecture that this program does not know.
     #[error("{what} '{found}' is not known; this program reads {known}")]
     Unknown {
-        /// What it is about.
+        /// The property: format or architecture.
         what: &'static str,
-        /// What the folder says.
+        /// Its value in the folder.
         found: String,
-        /// What is possible.
+        /// The known values.
         known: &'static str,
     },
     /// A folder of another run.
@@ -141,7 +148,7 @@ pub enum ExportError {
         /// Hash of what is there.
         found: Hash,
     },
-    /// A file that nobody vouches for, beside the listed ones.
+    /// A file that is not listed, so that nothing vouches for it.
     #[error("{} is not listed in ALICE.json, and a program that loads the folder may use it; remove it", .0.display())]
     Unlisted(PathBuf),
     /// A tensor whose bytes are not those that are listed, or not those that the weights give.
@@ -156,7 +163,7 @@ pub enum ExportError {
         /// Hash of the bytes.
         found: Hash,
     },
-    /// A file that follows from the run and is another one here.
+    /// A file that follows from the run, with other contents.
     #[error("{} is not the file that the run and its tokenizer give; do not trust this folder", .0.display())]
     NotDerived(PathBuf),
 }

@@ -1,4 +1,4 @@
-//! Reads the weights of a folder that [`crate::export_hf`] wrote.
+//! Reads the weights of a folder that [`crate::export_hf`] wrote, block by block, so that a model of any size fits.
 
 use crate::{AliceFile, Dtype, ExportError, Weights, safetensors};
 use alice_spec::TensorShape;
@@ -75,17 +75,18 @@ impl Weights for FolderWeights {
         let failed = || ExportError::io("read", path);
         let mut file = File::open(path).map_err(failed())?;
         file.seek(SeekFrom::Start(*start)).map_err(failed())?;
-        let mut left = tensor.len().saturating_mul(self.dtype.bytes());
-        let mut bytes = vec![0; left.min(BLOCK_BYTES) as usize];
+        let mut remaining = tensor.len().saturating_mul(self.dtype.bytes());
+        let mut bytes = vec![0; remaining.min(BLOCK_BYTES) as usize];
         let mut values = Vec::new();
-        while left > 0 {
-            let block = bytes.get_mut(..left.min(BLOCK_BYTES) as usize).unwrap_or_default();
+        while remaining > 0 {
+            let block = bytes.get_mut(..remaining.min(BLOCK_BYTES) as usize).unwrap_or_default();
             file.read_exact(block).map_err(failed())?;
-            left -= block.len() as u64;
+            remaining -= block.len() as u64;
             values.clear();
             match self.dtype {
                 Dtype::F32 => extend_from_le_bytes(&mut values, block),
                 Dtype::Bf16 => {
+                    // A bf16 is the upper half of the f32 of the same value.
                     let halves = block.as_chunks::<2>().0.iter();
                     values.extend(halves.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)));
                 }

@@ -160,8 +160,8 @@ fn write_header(
     pad(out)
 }
 
-/// Data of one tensor. `leaves` gets the BLAKE3 of the f32 bytes of each of the run's tensors in it, for the model root;
-/// `written` the number of values of each block.
+/// Data of one tensor. `leaves` gets the BLAKE3 of the f32 bytes of each of the run's tensors in it, for the model
+/// root; `written` the number of values of each block.
 fn write_tensor(
     out: &mut HashedFile,
     spec: &RunSpec,

@@ -15,12 +15,14 @@ use alice_tokenizer::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Usual size of a shard, bytes.
+/// Default maximum size of a shard, bytes.
 pub const SHARD_BYTES: u64 = 4 << 30;
-/// Which shard holds which tensor.
+/// File that names the shard of each tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The model card.
+const CARD_FILE: &str = "README.md";
 
-/// What to write.
+/// Options of [`export_hf`].
 #[derive(Clone, Debug)]
 pub struct HfOptions {
     /// Numbers in the shards.
@@ -33,7 +35,7 @@ pub struct HfOptions {
     pub model_root: Option<Hash>,
 }
 
-/// What was written.
+/// Summary of a written folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HfExport {
     /// Root of the weights.
@@ -48,6 +50,10 @@ pub struct HfExport {
 
 /// Writes a folder with the weights of a run. The target must not exist, or be an empty folder; it is there when this
 /// returns, and not before.
+///
+/// # Errors
+/// The target is taken, the tokenizer or the weights are not the run's, a weight is not finite, or the disk refuses.
+/// Nothing is left at the target then.
 pub fn export_hf(
     target: &Path,
     spec: &RunSpec,
@@ -66,60 +72,104 @@ pub fn export_hf(
     let folder = TargetFolder::start(target)?;
     let shards = plan(&all, options.dtype, options.shard_bytes);
     let mut files = BTreeMap::new();
-    let mut add = |name: &str, content: &[u8]| {
-        let mut file = folder.file(name)?;
-        file.write(content)?;
-        let (bytes, blake3) = file.finish()?;
-        files.insert(name.to_owned(), FileEntry { bytes, blake3 });
-        Ok::<_, ExportError>(())
-    };
     for (name, content) in derived_files(spec, tokenizer, options.dtype, &shards) {
-        add(&name, &content)?;
+        files.insert(name.clone(), add(&folder, &name, &content)?);
     }
-    let total_bytes = spec.parameters() * 4;
-    let mut done_bytes = 0;
-    let mut entries = Vec::with_capacity(all.len());
-    let mut written = BTreeMap::new();
+    let mut done = Progress {
+        done_bytes: 0,
+        total_bytes: spec.parameters() * 4,
+    };
+    let mut tensors = Vec::with_capacity(all.len());
     for (name, range) in &shards {
-        let members = all.get(range.clone()).unwrap_or_default();
-        let mut file = folder.file(name)?;
-        file.write(&safetensors::header(members, options.dtype))?;
-        for (number, tensor) in range.clone().zip(members) {
-            let mut hashes = TensorHasher::new(options.dtype);
-            read_checked(weights, number, tensor, &mut |values| {
-                file.write(hashes.update(values))?;
-                done_bytes += values.len() as u64 * 4;
-                progress(Progress {
-                    done_bytes,
-                    total_bytes,
-                });
-                Ok(())
-            })?;
-            let (f32_blake3, stored_blake3) = hashes.finish();
-            entries.push(TensorEntry {
-                name: tensor.name.clone(),
-                shape: tensor.shape.clone(),
-                file: name.clone(),
-                f32_blake3,
-                stored_blake3,
-            });
-        }
-        let (bytes, blake3) = file.finish()?;
-        written.insert(name.clone(), FileEntry { bytes, blake3 });
+        let members: Vec<_> = range.clone().zip(all.get(range.clone()).unwrap_or_default()).collect();
+        let mut written = |values| {
+            done.done_bytes += values * 4;
+            progress(done);
+        };
+        let file = write_shard(
+            &folder,
+            name,
+            &members,
+            weights,
+            options.dtype,
+            &mut tensors,
+            &mut written,
+        )?;
+        files.insert(name.clone(), file);
     }
-    let model_root = root_of(entries.iter().map(|t| (&t.name, &t.shape, t.f32_blake3)));
+    let model_root = root_of(tensors.iter().map(|t| (&t.name, &t.shape, t.f32_blake3)));
     if let Some(expected) = options.model_root.filter(|expected| *expected != model_root) {
         return Err(ExportError::Root {
             expected,
             found: model_root,
         });
     }
-    add(
-        "README.md",
-        card(spec, &options.about, options.dtype, &model_root).as_bytes(),
-    )?;
-    files.extend(written);
-    let alice = AliceFile {
+    let card = card(spec, &options.about, options.dtype, &model_root);
+    files.insert(CARD_FILE.to_owned(), add(&folder, CARD_FILE, card.as_bytes())?);
+    let alice = alice_file(spec, options, model_root, tensors, files);
+    // Last: the list has the hashes of all other files.
+    let json = serde_json::to_string_pretty(&alice).map_err(|e| ExportError::malformed(target, e.to_string()))?;
+    let listed = add(&folder, ALICE_FILE, format!("{json}\n").as_bytes())?;
+    folder.finish()?;
+    Ok(HfExport {
+        model_root,
+        shards: shards.len(),
+        bytes: listed.bytes + alice.files.values().map(|f| f.bytes).sum::<u64>(),
+        alice_hash: listed.blake3,
+    })
+}
+
+/// Writes one file of the folder.
+fn add(folder: &TargetFolder, name: &str, content: &[u8]) -> Result<FileEntry, ExportError> {
+    let mut file = folder.file(name)?;
+    file.write(content)?;
+    let (bytes, blake3) = file.finish()?;
+    Ok(FileEntry { bytes, blake3 })
+}
+
+/// Writes one shard with these tensors, given with their numbers, and appends their entries to `tensors`. `written`
+/// gets the number of values of each block.
+fn write_shard(
+    folder: &TargetFolder,
+    name: &str,
+    members: &[(usize, &TensorShape)],
+    weights: &mut dyn Weights,
+    dtype: Dtype,
+    tensors: &mut Vec<TensorEntry>,
+    written: &mut dyn FnMut(u64),
+) -> Result<FileEntry, ExportError> {
+    let shapes = members.iter().map(|(_, tensor)| *tensor);
+    let mut file = folder.file(name)?;
+    file.write(&safetensors::header(shapes, dtype))?;
+    for (number, tensor) in members {
+        let mut hashes = TensorHasher::new(dtype);
+        read_checked(weights, *number, tensor, &mut |values| {
+            file.write(hashes.update(values))?;
+            written(values.len() as u64);
+            Ok(())
+        })?;
+        let (f32_blake3, stored_blake3) = hashes.finish();
+        tensors.push(TensorEntry {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            file: name.to_owned(),
+            f32_blake3,
+            stored_blake3,
+        });
+    }
+    let (bytes, blake3) = file.finish()?;
+    Ok(FileEntry { bytes, blake3 })
+}
+
+fn alice_file(
+    spec: &RunSpec,
+    options: &HfOptions,
+    model_root: Hash,
+    tensors: Vec<TensorEntry>,
+    files: BTreeMap<String, FileEntry>,
+) -> AliceFile {
+    let about = &options.about;
+    AliceFile {
         format: FORMAT.into(),
         architecture: spec.model.architecture.clone(),
         dtype: options.dtype,
@@ -127,27 +177,15 @@ pub fn export_hf(
             name: spec.name.clone(),
             hash: spec.run_hash(),
         },
-        epoch: options.about.epoch,
-        tokens_trained: options.about.tokens_trained,
-        genesis_hash: options.about.genesis_hash,
-        manifest_hash: options.about.manifest_hash,
-        chain_proof: options.about.chain_proof.clone(),
+        epoch: about.epoch,
+        tokens_trained: about.tokens_trained,
+        genesis_hash: about.genesis_hash,
+        manifest_hash: about.manifest_hash,
+        chain_proof: about.chain_proof.clone(),
         model_root,
-        tensors: entries,
+        tensors,
         files,
-    };
-    let mut file = folder.file(ALICE_FILE)?;
-    let json = serde_json::to_string_pretty(&alice).map_err(|e| ExportError::malformed(target, e.to_string()))?;
-    file.write(json.as_bytes())?;
-    file.write(b"\n")?;
-    let (alice_bytes, alice_hash) = file.finish()?;
-    folder.finish()?;
-    Ok(HfExport {
-        model_root,
-        shards: shards.len(),
-        bytes: alice_bytes + alice.files.values().map(|f| f.bytes).sum::<u64>(),
-        alice_hash,
-    })
+    }
 }
 
 /// Names of the shards and the tensors in each.
@@ -224,7 +262,8 @@ impl TensorHasher {
         }
     }
 
-    /// Takes the next values and returns their stored bytes.
+    /// Takes the next values and returns their stored bytes. Both hashes are computed in the one pass that writes,
+    /// because the weights may be larger than memory.
     pub(crate) fn update(&mut self, values: &[f32]) -> &[u8] {
         self.exact_bytes.clear();
         self.exact_bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));

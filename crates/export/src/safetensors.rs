@@ -3,17 +3,22 @@
 
 use crate::{Dtype, ExportError};
 use alice_spec::TensorShape;
+use alice_tokenizer::is_lfs_pointer;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-/// Largest header that is read, bytes: tens of thousands of tensors.
+/// Maximum size of a header that is read, bytes: tens of thousands of tensors.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
+/// Size of a header's length, bytes.
+const LENGTH_BYTES: u64 = 8;
+/// Bytes after the length that are read to recognise a Git LFS pointer.
+const POINTER_BYTES: u64 = 64;
 
 /// Length and JSON of a header for tensors in this order, filled with spaces so that the data is aligned to 8 bytes.
-pub(crate) fn header(tensors: &[TensorShape], dtype: Dtype) -> Vec<u8> {
+pub(crate) fn header<'a>(tensors: impl Iterator<Item = &'a TensorShape>, dtype: Dtype) -> Vec<u8> {
     let mut json = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
     let mut start = 0;
     for tensor in tensors {
@@ -59,6 +64,24 @@ pub struct TensorPlace {
 }
 
 /// The tensors of a safetensors file in memory, in the order of their data, which has no gaps. `path` is for the error.
+///
+/// ```
+/// use std::path::Path;
+///
+/// let json = br#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+/// let mut file = (json.len() as u64).to_le_bytes().to_vec();
+/// file.extend_from_slice(json);
+/// file.extend_from_slice(&[0; 8]);
+/// let tensors = alice_export::safetensors_layout(&file, Path::new("x.safetensors"))?;
+/// assert_eq!((tensors[0].name.as_str(), &tensors[0].data), ("w", &(0..8)));
+///
+/// file.push(0);
+/// assert!(alice_export::safetensors_layout(&file, Path::new("x.safetensors")).is_err());
+/// # Ok::<(), alice_export::ExportError>(())
+/// ```
+///
+/// # Errors
+/// The file is a Git LFS pointer, its header cannot be read, or its tensors do not fill the file.
 pub fn safetensors_layout(file: &[u8], path: &Path) -> Result<Vec<TensorPlace>, ExportError> {
     let (_, entries) = read_header(&mut &*file, path, file.len() as u64)?;
     let places = entries.into_iter().map(|(name, entry)| {
@@ -76,20 +99,26 @@ pub fn safetensors_layout(file: &[u8], path: &Path) -> Result<Vec<TensorPlace>, 
 /// whole file, which the tensors have to fill exactly.
 pub(crate) fn read_header(input: &mut impl Read, path: &Path, file_bytes: u64) -> Result<Header, ExportError> {
     let bad = |problem: String| ExportError::malformed(path, problem);
-    let mut length = [0; 8];
+    let mut length = [0; LENGTH_BYTES as usize];
     let failed = || ExportError::io("read", path);
-    if file_bytes < 8 {
+    if file_bytes < LENGTH_BYTES {
         return Err(bad(format!("{file_bytes} bytes are no safetensors file")));
     }
     input.read_exact(&mut length).map_err(failed())?;
     let json_bytes = u64::from_le_bytes(length);
-    if json_bytes > HEADER_BYTES_MAX || json_bytes > file_bytes - 8 {
+    if json_bytes > HEADER_BYTES_MAX || json_bytes > file_bytes - LENGTH_BYTES {
+        // The first bytes of a pointer, taken for a length, are far above every limit.
+        let mut start = length.to_vec();
+        input.take(POINTER_BYTES).read_to_end(&mut start).map_err(failed())?;
+        if is_lfs_pointer(&start) {
+            return Err(ExportError::LfsPointer(path.to_path_buf()));
+        }
         return Err(bad(format!("its header would have {json_bytes} bytes")));
     }
     let mut raw = length.to_vec();
     // At most 16 MiB, and not more than the file has.
-    raw.resize(8 + json_bytes as usize, 0);
-    let json = raw.get_mut(8..).unwrap_or_default();
+    raw.resize((LENGTH_BYTES + json_bytes) as usize, 0);
+    let json = raw.get_mut(LENGTH_BYTES as usize..).unwrap_or_default();
     input.read_exact(json).map_err(failed())?;
     let all: BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(json).map_err(|e| bad(format!("its header is no JSON: {e}")))?;
@@ -102,17 +131,22 @@ pub(crate) fn read_header(input: &mut impl Read, path: &Path, file_bytes: u64) -
         entries.push((name, entry));
     }
     entries.sort_by_key(|(_, e)| e.data_offsets);
-    let mut at = 0;
+    // A gap or an overlap would be bytes that no hash of a tensor covers, or that two tensors share.
+    let mut covered = 0;
     for (name, entry) in &entries {
         let [start, end] = entry.data_offsets;
-        if start != at || end < start {
-            return Err(bad(format!("tensor {name} has offsets {start} to {end} after {at}")));
+        if start != covered || end < start {
+            return Err(bad(format!(
+                "tensor {name} has offsets {start} to {end} after {covered}"
+            )));
         }
-        at = end;
+        covered = end;
     }
-    if at != file_bytes - 8 - json_bytes {
-        let rest = file_bytes - 8 - json_bytes;
-        return Err(bad(format!("it holds {rest} bytes of tensors, its header says {at}")));
+    let data_bytes = file_bytes - LENGTH_BYTES - json_bytes;
+    if covered != data_bytes {
+        return Err(bad(format!(
+            "it holds {data_bytes} bytes of tensors, its header says {covered}"
+        )));
     }
     Ok((raw, entries))
 }

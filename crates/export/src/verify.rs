@@ -1,4 +1,8 @@
 //! Checks a downloaded folder.
+//!
+//! Order matters: claims are compared before files are read, so that the folder of another run is refused at once and
+//! not after gigabytes; sizes before hashes, so that an interrupted download is called that; a file's own hash before
+//! its tensors', because a damaged file is the simpler explanation.
 
 use crate::about::check_tokenizer;
 use crate::hf::{Shards, TensorHasher, derived_files};
@@ -7,18 +11,18 @@ use crate::{ALICE_FILE, AliceFile, Dtype, ExportError, Progress, Weights, safete
 use alice_primitives::Hash;
 use alice_spec::{RunSpec, TensorShape};
 use alice_store::root_of;
-use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer};
+use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer, is_lfs_pointer, is_lfs_pointer_file};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-/// Largest `ALICE.json` that is read, bytes.
+/// Maximum size of an `ALICE.json` that is read, bytes.
 const ALICE_BYTES_MAX: u64 = 16 << 20;
 /// Bytes read at a time.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// What the folder is compared with. Without anything only the folder's own statements are checked.
+/// Facts from outside that a folder is compared with. With none of them it is only shown to be consistent in itself.
 #[derive(Default)]
 pub struct VerifyOptions<'a> {
     /// The run that it must be of.
@@ -31,24 +35,24 @@ pub struct VerifyOptions<'a> {
     pub weights: Option<&'a mut dyn Weights>,
 }
 
-/// What was shown about the numbers in the shards.
+/// Strength of the proof that the numbers in the shards belong to the model root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// The shards hold f32 weights, and they have the model root.
     Root,
     /// The shards hold the rounding of f32 weights that were given and have the model root.
     Rounding,
-    /// The f32 hashes in `ALICE.json` have the model root, and the shards are the ones that `ALICE.json` lists. That they
-    /// are the rounding of those weights was not computed: it needs the f32 snapshot.
+    /// The f32 hashes in `ALICE.json` have the model root, and the shards are the ones that `ALICE.json` lists. That
+    /// they are the rounding of those weights was not computed: it needs the f32 snapshot.
     Listed,
 }
 
-/// What a folder is, after it has passed.
+/// Result for a folder that passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Its `ALICE.json`.
     pub alice: AliceFile,
-    /// What was shown about the numbers.
+    /// How strongly the numbers are proved.
     pub proof: Proof,
     /// Whether the model root was compared with one from outside. If not, the folder is only consistent in itself.
     pub root_from_outside: bool,
@@ -59,7 +63,26 @@ pub struct VerifyReport {
 }
 
 /// Checks a folder: every listed file's size and BLAKE3, nothing beside them, every tensor's name, shape and hash, the
-/// model root over the tensors' f32 hashes, and what else the options give. The first thing that is wrong is the error.
+/// model root over the tensors' f32 hashes, and whatever the options add. The first fault found is the error.
+///
+/// ```no_run
+/// use alice_export::{Proof, VerifyOptions, verify};
+/// use std::path::Path;
+///
+/// // A root from the chain, or from `alice audit`: without one, the folder could be anything consistent.
+/// let options = VerifyOptions {
+///     model_root: Some([0x2a; 32]),
+///     ..VerifyOptions::default()
+/// };
+/// let report = verify(Path::new("alice/"), options, &mut |p| eprintln!("{} bytes", p.done_bytes))?;
+/// if report.proof == Proof::Listed {
+///     println!("the bf16 shards are the listed ones; their rounding was not computed");
+/// }
+/// # Ok::<(), alice_export::ExportError>(())
+/// ```
+///
+/// # Errors
+/// An [`ExportError`] that names the file or tensor at fault, and what to do.
 pub fn verify(
     dir: &Path,
     options: VerifyOptions<'_>,
@@ -105,7 +128,7 @@ pub fn verify(
     })
 }
 
-/// The folder's `ALICE.json` alone: what it says, not whether it is so.
+/// The folder's `ALICE.json`, not compared with anything.
 pub fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
     let path = dir.join(ALICE_FILE);
     let file = match File::open(&path) {
@@ -120,6 +143,9 @@ pub fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
             &path,
             format!("it is larger than {ALICE_BYTES_MAX} bytes"),
         ));
+    }
+    if is_lfs_pointer(&bytes) {
+        return Err(ExportError::LfsPointer(path));
     }
     AliceFile::parse(&bytes, &path)
 }
@@ -179,6 +205,10 @@ fn check_listing(dir: &Path, alice: &AliceFile) -> Result<(), ExportError> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ExportError::Missing(path)),
             other => other.map_err(ExportError::io("look at", &path))?,
         };
+        // Pointers are a few lines long: the size is what tells them apart first.
+        if found.is_file() && found.len() != entry.bytes && is_lfs_pointer_file(&path) {
+            return Err(ExportError::LfsPointer(path));
+        }
         if !found.is_file() || found.len() != entry.bytes {
             return Err(ExportError::FileSize {
                 path,
@@ -306,9 +336,9 @@ fn copy_hashed(
     read: &mut dyn FnMut(u64),
 ) -> Result<(), ExportError> {
     let mut buffer = vec![0; BLOCK_BYTES.min(usize::try_from(limit).unwrap_or(BLOCK_BYTES))];
-    let mut left = limit;
-    while left > 0 {
-        let take = left.min(buffer.len() as u64) as usize;
+    let mut remaining = limit;
+    while remaining > 0 {
+        let take = remaining.min(buffer.len() as u64) as usize;
         let place = buffer.get_mut(..take).unwrap_or_default();
         let got = match input.read(place) {
             Ok(0) => break,
@@ -320,7 +350,7 @@ fn copy_hashed(
             hasher.update(place.get(..got).unwrap_or_default());
         }
         read(got as u64);
-        left -= got as u64;
+        remaining -= got as u64;
     }
     Ok(())
 }
@@ -329,7 +359,7 @@ fn copy_hashed(
 /// would let whoever wrote it change the rotary base or a token.
 fn check_derived(dir: &Path, spec: &RunSpec, alice: &AliceFile) -> Result<(), ExportError> {
     let path = dir.join(TOKENIZER_MODEL_FILE);
-    let tokenizer = Tokenizer::read_model(&path).map_err(|e| ExportError::malformed(&path, e.to_string()))?;
+    let tokenizer = Tokenizer::read_model(&path)?;
     check_tokenizer(spec, &tokenizer)?;
     let mut shards: Shards = Vec::new();
     for (number, tensor) in alice.tensors.iter().enumerate() {

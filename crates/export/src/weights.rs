@@ -3,11 +3,12 @@
 use crate::ExportError;
 use alice_spec::TensorShape;
 use alice_store::theta::extend_from_le_bytes;
+use alice_tokenizer::is_lfs_pointer_file;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Values in a block read from a file: large enough for the disk, small enough for the cache.
+/// Values in a block read from a file: large enough for the disk, small enough for the processor's cache.
 const BLOCK_VALUES: usize = 64 * 1024;
 
 /// A source of f32 weights. Exporters ask for every tensor of the run once, with its number in canonical order; not
@@ -22,7 +23,7 @@ pub trait Weights {
     ) -> Result<(), ExportError>;
 }
 
-/// How far an export or a check is, in bytes of work.
+/// Progress of an export or a check, in bytes of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes done.
@@ -85,6 +86,9 @@ impl ThetaFile {
         let found = file.metadata().map_err(ExportError::io("read", path))?.len();
         let (starts, total) = starts(tensors);
         let expected = total.saturating_mul(4);
+        if found != expected && is_lfs_pointer_file(path) {
+            return Err(ExportError::LfsPointer(path.to_path_buf()));
+        }
         if found != expected {
             return Err(ExportError::WeightsSize {
                 path: path.to_path_buf(),
@@ -114,16 +118,16 @@ impl Weights for ThetaFile {
         self.file
             .seek(SeekFrom::Start(start.saturating_mul(4)))
             .map_err(failed())?;
-        let mut left = tensor.len();
-        while left > 0 {
-            let take = left.min(BLOCK_VALUES as u64);
+        let mut remaining = tensor.len();
+        while remaining > 0 {
+            let take = remaining.min(BLOCK_VALUES as u64);
             // `take` is at most the buffer's length.
             let bytes = self.bytes.get_mut(..take as usize * 4).unwrap_or_default();
             self.file.read_exact(bytes).map_err(failed())?;
             self.values.clear();
             extend_from_le_bytes(&mut self.values, bytes);
             each(&self.values)?;
-            left -= take;
+            remaining -= take;
         }
         Ok(())
     }
@@ -158,11 +162,11 @@ pub(crate) fn read_checked(
         found,
     };
     weights.read(number, tensor, &mut |values| {
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        if let Some((position, value)) = (0u64..).zip(values).find(|(_, v)| !v.is_finite()) {
             return Err(ExportError::NotFinite {
                 tensor: tensor.name.clone(),
-                coordinate: found + at as u64,
-                value: values.get(at).copied().unwrap_or(f32::NAN),
+                coordinate: found + position,
+                value: *value,
             });
         }
         found = found.saturating_add(values.len() as u64);

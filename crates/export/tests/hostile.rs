@@ -111,6 +111,24 @@ fn damage_should_be_named_with_its_file() {
     std::fs::remove_file(&extra).unwrap();
     std::fs::create_dir(folder.dir.join(".git")).unwrap();
     folder.verify(VerifyOptions::default()).unwrap();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 9\n";
+    for name in [shard.as_str(), "tokenizer.model", "config.json", ALICE_FILE] {
+        let good = folder.read(name);
+        std::fs::write(folder.dir.join(name), pointer).unwrap();
+        let error = folder.alone();
+        assert!(
+            matches!(&error, ExportError::LfsPointer(found) if *found == folder.dir.join(name)),
+            "{error}"
+        );
+        assert!(
+            error.to_string().ends_with("is a Git LFS pointer: run git lfs pull"),
+            "{error}"
+        );
+        std::fs::write(folder.dir.join(name), good).unwrap();
+    }
+    // A list that was made over pointers: sizes and hashes agree.
+    folder.replace_and_list(&shard, pointer);
+    assert!(matches!(folder.alone(), ExportError::LfsPointer(_)));
     std::fs::remove_file(folder.dir.join(ALICE_FILE)).unwrap();
     assert!(matches!(folder.alone(), ExportError::NoAliceFile(_)));
 }
@@ -367,7 +385,8 @@ impl Weights for Odd<'_> {
     }
 }
 
-/// The start of the BLAKE3, with the run's hash blotted out: a change of the preset must not look like one of the format.
+/// The start of the BLAKE3, with the run's hash blotted out: a change of the preset must not look like one of the
+/// format.
 fn without_run_hash(bytes: &[u8]) -> String {
     let hash = hex::encode(spec().run_hash()).into_bytes();
     let mut bytes = bytes.to_vec();
@@ -436,8 +455,8 @@ const GOLDEN: [&str; 5] = [
     "bbcfa57eddcbf9f8",
 ];
 
-/// A hundred thousand damaged copies of `good`: bits turned, bytes replaced, parts cut out, doubled or moved. The targets in
-/// `fuzz/` do the same with a fuzzer's patience.
+/// A hundred thousand damaged copies of `good`: bits turned, bytes replaced, parts cut out, doubled or moved. The
+/// targets in `fuzz/` do the same with a fuzzer's patience.
 fn damaged(good: &[u8], mut each: impl FnMut(&[u8])) {
     let mut state = 1u64;
     let mut random = move |below: usize| {

@@ -1,8 +1,11 @@
 //! `config.json` and `generation_config.json` of Hugging Face folders.
+//!
+//! Fields that this program computes are read; fields that would change the computation and are not computed (biases,
+//! scaled rotary embeddings, sliding windows, quantised weights) are refused by name. All others are ignored.
 
 use crate::GenerateError;
 use alice_model::{DecoderConfig, Experts};
-use alice_tokenizer::{BEGIN, TOKENIZER_CONFIG_FILE};
+use alice_tokenizer::{BEGIN, TOKENIZER_CONFIG_FILE, is_lfs_pointer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -10,14 +13,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// What the model is.
+/// File with the model's shape and constants.
 pub const CONFIG_FILE: &str = "config.json";
-/// How its authors generate with it.
+/// File with the sampling options of the model's authors.
 pub const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 /// The architectures that are computed here, by their names in `transformers`.
 const DENSE: &str = "LlamaForCausalLM";
 const SPARSE: &str = "MixtralForCausalLM";
-/// Largest configuration that is read, bytes.
+/// Maximum size of a configuration that is read, bytes.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// The fields of `config.json` that are used or refused, with the defaults of `LlamaConfig`.
@@ -67,7 +70,7 @@ impl Ids {
     }
 }
 
-/// What `generation_config.json` says about choosing tokens.
+/// Sampling options of `generation_config.json`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct Generation {
     #[serde(default)]
@@ -86,11 +89,12 @@ pub(crate) struct Config {
     pub generation: Generation,
     /// Ids at which a text ends.
     pub end: Vec<u32>,
-    /// What is put before every text.
+    /// Id that is put before every text. `None` if the tokenizer puts none.
     pub begin: Option<u32>,
 }
 
 impl Config {
+    /// Reads and checks the configuration of a folder.
     pub fn read(dir: &Path) -> Result<Self, GenerateError> {
         let path = dir.join(CONFIG_FILE);
         let missing = || GenerateError::NoModel(dir.to_path_buf());
@@ -110,7 +114,10 @@ impl Config {
     }
 }
 
-/// Whether the model has experts; an error for what is not computed here.
+/// Whether the model has experts.
+///
+/// # Errors
+/// An architecture that is not computed here.
 fn check_architecture(path: &Path, value: &Value) -> Result<bool, GenerateError> {
     #[derive(Deserialize)]
     struct Head {
@@ -204,14 +211,14 @@ fn begin(dir: &Path) -> Result<Option<u32>, GenerateError> {
         tokenizer_class: Option<String>,
     }
     let config: TokenizerConfig = read_json(&dir.join(TOKENIZER_CONFIG_FILE))?.unwrap_or_default();
-    // `LlamaTokenizer` and `LlamaTokenizerFast` put it there unless they are told not to.
+    // `LlamaTokenizer` and `LlamaTokenizerFast` add it by default.
     let class_adds = config
         .tokenizer_class
         .is_some_and(|class| class.starts_with("LlamaTokenizer"));
     Ok(config.add_bos_token.unwrap_or(class_adds).then_some(BEGIN))
 }
 
-/// A JSON file of bounded size; none where there is no such file.
+/// A JSON file of bounded size. `None` if it does not exist.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, GenerateError> {
     read_json_up_to(path, CONFIG_BYTES_MAX)
 }
@@ -229,6 +236,9 @@ pub(crate) fn read_json_up_to<T: DeserializeOwned>(path: &Path, bytes_max: u64) 
             path,
             format!("it is larger than {bytes_max} bytes"),
         ));
+    }
+    if is_lfs_pointer(&bytes) {
+        return Err(GenerateError::LfsPointer(path.to_path_buf()));
     }
     let value = serde_json::from_slice(&bytes).map_err(|e| GenerateError::malformed(path, e.to_string()))?;
     Ok(Some(value))

@@ -1,10 +1,10 @@
-//! Why no text could be generated.
+//! Errors of reading a folder and generating text.
 
 use alice_model::ModelError;
-use alice_tokenizer::TokenizerError;
+use alice_tokenizer::{LFS_POINTER_ADVICE, TokenizerError};
 use std::path::{Path, PathBuf};
 
-/// What went wrong, where, and what to do: one line.
+/// Why no text could be generated. Each message is one line: the fault, the file, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     /// No folder with a model.
@@ -13,9 +13,9 @@ pub enum GenerateError {
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file it was tried on.
         path: PathBuf,
         /// The reason.
         source: std::io::Error,
@@ -33,10 +33,10 @@ pub enum GenerateError {
     Unsupported {
         /// The configuration.
         path: PathBuf,
-        /// What it asks for.
+        /// The property that is not supported.
         what: String,
     },
-    /// A file that is named by the index is not there, or the tokenizer's.
+    /// A file that the index names, or the tokenizer's, does not exist.
     #[error("{} is missing; download it again", .0.display())]
     Missing(PathBuf),
     /// A shard of the wrong size.
@@ -87,14 +87,12 @@ pub enum GenerateError {
         /// Ids of the model.
         model: i64,
     },
-    /// The tokenizer cannot be read.
-    #[error("{}: {source}", .path.display())]
-    Tokenizer {
-        /// The tokenizer's file.
-        path: PathBuf,
-        /// The reason.
-        source: TokenizerError,
-    },
+    /// The tokenizer cannot be read. The message names the file.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A clone without `git lfs`: the file is a pointer to the one that is meant.
+    #[error("{} is {LFS_POINTER_ADVICE}", .0.display())]
+    LfsPointer(PathBuf),
     /// An option outside its bounds.
     #[error("--{option} is {found}; {allowed}")]
     Option {
@@ -102,7 +100,7 @@ pub enum GenerateError {
         option: &'static str,
         /// Its value.
         found: String,
-        /// What is possible.
+        /// The allowed values.
         allowed: &'static str,
     },
     /// Nothing to continue.
@@ -145,7 +143,7 @@ impl GenerateError {
         }
     }
 
-    /// Whether what the user asked for is wrong, rather than the folder or the machine.
+    /// Whether the request is at fault, rather than the folder or the machine.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,

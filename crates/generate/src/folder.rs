@@ -1,17 +1,17 @@
 //! A model's folder: configuration, tokenizer, weights.
 
 use crate::config::Config;
-use crate::shards::Shards;
+use crate::safetensors_shards::Shards;
 use crate::{GenerateError, Sampling, Stored};
 use alice_model::{Decoder, DecoderConfig, Device, Precision};
 use alice_tokenizer::{TOKENIZER_MODEL_FILE, Tokenizer, TokenizerError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Weights from which on bf16 is faster than f32 on a CPU, if the folder has them in bf16: fewer fit into the caches, where
-/// f32 needs no conversion.
+/// Minimum number of weights for which bf16 is faster than f32 on a CPU, if the folder has them in bf16. Fewer fit into
+/// the caches, where f32 needs no conversion.
 const BF16_PARAMETERS_MIN: u64 = 100_000_000;
 
-/// A folder that has been checked: what is left to do is to read the weights.
+/// A folder whose files have been checked; only the weights have not been read.
 #[derive(Debug)]
 pub struct Folder {
     config: Config,
@@ -24,7 +24,7 @@ impl Folder {
     pub fn open(dir: &Path) -> Result<Self, GenerateError> {
         let config = Config::read(dir)?;
         let path = dir.join(TOKENIZER_MODEL_FILE);
-        let tokenizer = Tokenizer::read_model(&path).map_err(|source| unreadable(&path, source))?;
+        let tokenizer = Tokenizer::read_model(&path).map_err(unreadable)?;
         if i64::from(tokenizer.vocab()) != config.model.vocab {
             return Err(GenerateError::Vocabulary {
                 path,
@@ -45,7 +45,7 @@ impl Folder {
         })
     }
 
-    /// What the weights are.
+    /// Shape and constants of the model.
     pub fn model(&self) -> &DecoderConfig {
         &self.config.model
     }
@@ -93,7 +93,10 @@ impl Folder {
         }
     }
 
-    /// Reads the weights.
+    /// Reads the weights onto a device, one tensor at a time.
+    ///
+    /// # Errors
+    /// A shard cannot be read, or the device has too little memory.
     pub fn load(&mut self, precision: Precision, device: Device) -> Result<Decoder, GenerateError> {
         let Self { config, shards, .. } = self;
         Decoder::load(config.model.clone(), precision, device, &mut |tensor| {
@@ -103,12 +106,11 @@ impl Folder {
 }
 
 /// Folders of other tokenizers than SentencePiece's have no such file.
-fn unreadable(path: &Path, source: TokenizerError) -> GenerateError {
-    let path: PathBuf = path.to_path_buf();
-    match source {
-        TokenizerError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+fn unreadable(error: TokenizerError) -> GenerateError {
+    match error {
+        TokenizerError::Io { source, path, .. } if source.kind() == std::io::ErrorKind::NotFound => {
             GenerateError::Missing(path)
         }
-        source => GenerateError::Tokenizer { path, source },
+        error => error.into(),
     }
 }

@@ -1,20 +1,20 @@
-//! Continuing a text.
+//! The generation loop: the prompt in one pass, then one token at a time until a reason to stop.
 
 use crate::{Folder, GenerateError, Sampler, Sampling, TextStream};
 use alice_model::Decoder;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// What to generate.
+/// A text to continue, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The text to go on from, most often UTF-8.
+    /// Text to continue, most often UTF-8.
     pub prompt: &'a [u8],
-    /// Most tokens to add; at least one.
+    /// Maximum number of tokens to add; at least 1.
     pub max_tokens: usize,
-    /// How they are chosen.
+    /// Sampling options.
     pub sampling: Sampling,
-    /// For choices by chance.
+    /// Seed of the sampler.
     pub seed: u64,
 }
 
@@ -23,16 +23,16 @@ pub struct Request<'a> {
 pub enum StopReason {
     /// The model ended it.
     End,
-    /// As many tokens as were asked for.
+    /// The maximum number of tokens is reached.
     MaxTokens,
     /// The text fills the model's context.
     Context,
-    /// The caller asked.
+    /// The caller stopped it.
     Asked,
 }
 
 impl StopReason {
-    /// One word.
+    /// One word, for JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::End => "end",
@@ -43,7 +43,7 @@ impl StopReason {
     }
 }
 
-/// What was generated.
+/// A generated text, with the times it took.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// Tokens of the prompt.
@@ -63,7 +63,7 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Tokens a second after the first one; none for a single token.
+    /// Speed after the first token, tokens per second. `None` for a single token.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let more = self.tokens.len().checked_sub(1).filter(|n| *n > 0)?;
         Some(more as f64 / self.decode.as_secs_f64().max(f64::MIN_POSITIVE))
@@ -71,7 +71,11 @@ impl Generated {
 }
 
 impl Request<'_> {
-    /// The prompt's tokens, if the request can be met with this folder's model: needs no weights.
+    /// The prompt's tokens, if this folder's model can serve the request. Needs no weights, so that a wrong request is
+    /// refused before minutes of loading.
+    ///
+    /// # Errors
+    /// Options without meaning, or a prompt that is empty or longer than the context.
     pub fn check(&self, folder: &Folder) -> Result<Vec<u32>, GenerateError> {
         self.sampling.check()?;
         if self.max_tokens == 0 {
@@ -92,10 +96,27 @@ impl Request<'_> {
     }
 }
 
-/// Continues a text. `on_text` gets the text of each token, empty where a character is not complete yet, and may end
-/// it.
+/// Continues a text. `on_text` gets the text of each token, empty while a character is not complete, and may stop the
+/// generation.
 ///
-/// Errors: a prompt that is empty or longer than the context, options without meaning, logits that are no numbers.
+/// ```no_run
+/// use alice_generate::{Folder, Request, generate};
+/// use std::ops::ControlFlow;
+/// use std::path::Path;
+///
+/// let mut folder = Folder::open(Path::new("alice/"))?;
+/// let decoder = folder.load(folder.precision(), alice_model::Device::Cpu)?;
+/// let request = Request { prompt: b"The", max_tokens: 40, sampling: folder.sampling(), seed: 1 };
+/// let generated = generate(&folder, &decoder, &request, &mut |text| {
+///     print!("{text}");
+///     ControlFlow::Continue(())
+/// })?;
+/// eprintln!("{} tokens: {}", generated.tokens.len(), generated.stop.name());
+/// # Ok::<(), alice_generate::GenerateError>(())
+/// ```
+///
+/// # Errors
+/// A prompt that is empty or longer than the context, options without meaning, logits that are no numbers.
 pub fn generate(
     folder: &Folder,
     decoder: &Decoder,
@@ -144,7 +165,7 @@ pub fn generate(
     let rest = stream.finish();
     text.push_str(&rest);
     if stop != StopReason::Asked && !rest.is_empty() {
-        // Nobody is asked again: the text is over.
+        // The answer no longer matters: the text is over.
         let _ = on_text(&rest);
     }
     Ok(Generated {

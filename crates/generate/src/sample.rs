@@ -1,26 +1,45 @@
-//! Choosing the next token.
+//! Sampling: the choice of the next token from the model's logits, greedy or by chance.
 
 use crate::GenerateError;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
-/// How tokens are chosen. The steps are applied in the order of the fields from below, as in `transformers`: penalty,
+/// Sampling options. The steps are applied in the order of the fields from below, as in `transformers`: penalty,
 /// temperature, the `top_k` largest, then the smallest set with the probability `top_p`.
+///
+/// ```
+/// use alice_generate::{Sampler, Sampling};
+///
+/// let logits = [0.5, 3.0, -1.0, 2.9];
+/// let mut greedy = Sampler::new(Sampling::greedy(), 0, logits.len())?;
+/// assert_eq!(greedy.choose(&logits), Some(1));
+///
+/// // The same seed chooses the same tokens; only the two most probable ones are candidates here.
+/// let sampling = Sampling { temperature: 0.8, top_k: 2, ..Sampling::greedy() };
+/// let mut first = Sampler::new(sampling, 7, logits.len())?;
+/// let mut second = Sampler::new(sampling, 7, logits.len())?;
+/// for _ in 0..100 {
+///     let token = first.choose(&logits);
+///     assert_eq!(token, second.choose(&logits));
+///     assert!(matches!(token, Some(1 | 3)));
+/// }
+/// # Ok::<(), alice_generate::GenerateError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0 takes the largest always.
+    /// Divisor of the logits; 0 always takes the largest.
     pub temperature: f64,
-    /// Only so many of the most probable tokens; 0 for all.
+    /// Number of the most probable tokens that are candidates; 0 for all.
     pub top_k: usize,
-    /// Only the most probable tokens that together have this probability; 1 for all (Holtzman et al. 2020).
+    /// Probability of the smallest set of most probable tokens that are candidates; 1 for all (Holtzman et al. 2020).
     pub top_p: f64,
-    /// Logits of tokens that the text has already are divided by it if positive, multiplied if negative; 1 for none
-    /// (Keskar et al. 2019).
+    /// Penalty for tokens that the text has already: positive logits are divided by it, negative ones multiplied; 1 for
+    /// none (Keskar et al. 2019).
     pub repetition_penalty: f64,
 }
 
 impl Sampling {
-    /// The most probable token always.
+    /// Always the most probable token.
     pub fn greedy() -> Self {
         Self {
             temperature: 0.0,
@@ -56,7 +75,7 @@ impl Sampling {
 pub struct Sampler {
     sampling: Sampling,
     rng: ChaCha20Rng,
-    /// Which ids the text has.
+    /// Whether the text has each id.
     seen: Vec<bool>,
 }
 
@@ -71,7 +90,7 @@ impl Sampler {
         })
     }
 
-    /// Takes note of tokens of the text, for the penalty.
+    /// Notes tokens of the text, for the penalty.
     pub fn saw(&mut self, ids: &[u32]) {
         for id in ids {
             if let Some(seen) = self.seen.get_mut(*id as usize) {
@@ -80,10 +99,11 @@ impl Sampler {
         }
     }
 
-    /// The next token; none if no logit is a number.
+    /// The next token. `None` if no logit is a number: the weights are broken then.
     pub fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let penalty = self.sampling.repetition_penalty;
         let mut candidates: Vec<(f64, u32)> = Vec::with_capacity(logits.len());
+        // In f64: the probabilities of a large vocabulary are summed below.
         for ((logit, seen), id) in logits.iter().zip(&self.seen).zip(0..) {
             let logit = f64::from(*logit);
             match (*seen && penalty != 1.0, logit > 0.0) {
@@ -93,6 +113,8 @@ impl Sampler {
                 (false, _) => candidates.push((logit, id)),
             }
         }
+        // The first of equal logits wins, as in `torch.argmax` on the CPU: greedy texts must be those of
+        // `transformers`.
         let best = candidates
             .iter()
             .copied()
@@ -126,7 +148,8 @@ impl Sampler {
             return;
         }
         let total: f64 = candidates.iter().map(|(value, _)| value).sum();
-        // Whatever has less cannot be among the first: even all of it together is less than what is left out.
+        // A candidate with less cannot be in the set: even all such candidates together have less than 1 − p, which is
+        // left out. Few remain, so that sorting them is cheap.
         let least = total * (1.0 - p) / (candidates.len() - 1) as f64;
         candidates.retain(|(value, _)| *value >= least);
         candidates.sort_unstable_by(larger_first);

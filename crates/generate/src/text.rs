@@ -1,13 +1,21 @@
-//! Text that grows byte by byte and is shown as characters.
+//! Streaming of text: bytes of tokens in, whole characters out.
 
-/// Collects the bytes of tokens and gives out what is complete: a character may be spread over several tokens.
+/// Collects the bytes of tokens and returns the characters that are complete: one may be spread over several tokens.
+///
+/// ```
+/// let mut stream = alice_generate::TextStream::default();
+/// assert_eq!(stream.push(&[b'a', 0xc3]), "a");
+/// assert_eq!(stream.push(&[0xa9]), "é");
+/// assert_eq!(stream.finish(), "");
+/// ```
 #[derive(Debug, Default)]
 pub struct TextStream {
     pending: Vec<u8>,
 }
 
 impl TextStream {
-    /// Text that is complete after these bytes. What can never become a character is U+FFFD, what could is kept.
+    /// Characters that are complete after these bytes. Bytes that can never become a character give U+FFFD; an
+    /// unfinished character is kept for the next call.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
@@ -37,7 +45,7 @@ impl TextStream {
         text
     }
 
-    /// What is left at the end: U+FFFD for a character that was never completed.
+    /// The remainder at the end: U+FFFD for a character that was never completed.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

@@ -1,8 +1,9 @@
-//! The transformer for generating text: the same Llama or Mixtral as [`crate::Llama`], without gradients, with a cache of
-//! keys and values, and with the weights of one input put together in one matrix (query, key and value; gate and up).
+//! The transformer for generating text: the same Llama or Mixtral as [`crate::Llama`], without gradients, with a cache
+//! of keys and values, and with weights of the same input joined in one matrix (query, key and value; gate and up):
+//! fewer and larger products, which is where the time goes with one token at a time.
 //!
-//! A text goes in once, whole ([`Decoder::forward`] on an empty [`KvCache`]), then token by token. Each call gives the
-//! logits that follow the last token it was given.
+//! The prompt goes in at once ([`Decoder::forward`] on an empty [`KvCache`]), then token by token. Each call returns
+//! the logits after its last token.
 
 mod attention;
 mod cache;
@@ -20,7 +21,7 @@ use matrix::Matrix;
 use mlp::{FeedForward, Mlp};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Weights for generating, on one device.
+/// Weights for generating text, on one device.
 #[derive(Debug)]
 pub struct Decoder {
     config: DecoderConfig,
@@ -42,10 +43,12 @@ struct Block {
 }
 
 impl Decoder {
-    /// Takes every tensor of [`DecoderConfig::tensors`] from `fetch`, in that order and one at a time: beside the
-    /// finished weights one tensor is in memory. `fetch` may give any floating-point kind on any device.
+    /// Takes every tensor of [`DecoderConfig::tensors`] from `fetch`, in that order and one at a time, so that one
+    /// tensor is in memory in addition to the finished weights. `fetch` may return any floating-point kind on any
+    /// device.
     ///
-    /// Errors are those of `fetch`, and those of a configuration or a shape that is not possible.
+    /// # Errors
+    /// Those of `fetch`, and those of a configuration or a shape that is not possible.
     pub fn load<E: From<ModelError>>(
         config: DecoderConfig,
         precision: Precision,
@@ -87,7 +90,7 @@ impl Decoder {
         })
     }
 
-    /// What the weights are.
+    /// Shape and constants of the model.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
@@ -97,18 +100,24 @@ impl Decoder {
         self.device
     }
 
-    /// Numbers of the matrices.
+    /// Number format of the matrices.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// An empty cache for at most `tokens` tokens; more than the context is not possible.
+    /// An empty cache for at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// More tokens than the context, none, or too little memory.
     pub fn cache(&self, tokens: usize) -> Result<KvCache, ModelError> {
         KvCache::new(&self.config, tokens, self.precision, self.device)
     }
 
-    /// Appends tokens to the text in the cache and gives the logits after the last one, `[vocab]`. Several tokens at
+    /// Appends tokens to the text in the cache and returns the logits after the last one, `[vocab]`. Several tokens at
     /// once are possible only at the start of a text.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, more tokens than the cache has room for, or several in the middle of a text.
     pub fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, ModelError> {
         let vocab = self.config.vocab;
         if let Some(token) = tokens.iter().find(|token| i64::from(**token) >= vocab) {
@@ -129,7 +138,7 @@ impl Decoder {
     fn logits(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor, TchError> {
         let eps = self.config.rms_norm_eps;
         let n = ids.size1()?;
-        // The stream between the blocks is f32 in every precision.
+        // The residual stream is f32 in every precision: it is small, and every block adds to it.
         let mut x = Tensor::f_embedding(&self.embed_tokens, ids, -1, false, false)?.f_to_kind(Kind::Float)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = rms_norm(&x, &block.input_layernorm, eps)?;
@@ -150,7 +159,7 @@ fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
     x.f_rms_norm(&weight.size()[..], Some(weight), eps)
 }
 
-/// Hands out the tensors in their order.
+/// Fetches the tensors in their order.
 struct Loader<'a, E> {
     all: std::vec::IntoIter<TensorShape>,
     precision: Precision,
@@ -175,7 +184,7 @@ impl<E: From<ModelError>> Loader<'_, E> {
         Ok(found)
     }
 
-    /// A norm's weights: f32 in every precision, they are few.
+    /// A norm's weights, `[hidden]`: f32 in every precision, because they are few.
     fn vector(&mut self) -> Result<Tensor, E> {
         let found = self.next()?;
         let moved = || found.f_to_device(self.device)?.f_to_kind(Kind::Float);
@@ -197,10 +206,14 @@ impl<E: From<ModelError>> Loader<'_, E> {
         }))
     }
 
-    /// The next `count` matrices, one below the other.
+    /// The next `count` matrices joined by rows, `[sum of rows, columns]`.
     fn matrix(&mut self, count: usize) -> Result<Matrix, E> {
         let shapes = self.all.as_slice().get(..count).unwrap_or_default();
-        let sizes = |at: usize| shapes.iter().map(move |t| t.shape.get(at).copied().unwrap_or_default());
+        let sizes = |dim: usize| {
+            shapes
+                .iter()
+                .map(move |t| t.shape.get(dim).copied().unwrap_or_default())
+        };
         let (rows, columns) = (sizes(0).sum::<u64>(), sizes(1).max().unwrap_or_default());
         let options = (self.precision.kind(), self.device);
         let joined = Tensor::f_empty([rows as i64, columns as i64], options).map_err(ModelError::from)?;
@@ -217,7 +230,7 @@ impl<E: From<ModelError>> Loader<'_, E> {
     }
 }
 
-/// Overwrites what a view shows.
+/// Overwrites the values of a view.
 fn copy(mut place: Tensor, values: &Tensor) -> Result<(), TchError> {
     place.f_copy_(values)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a model.
+//! Errors of loading and running a model.
 
 use tch::TchError;
 
@@ -16,7 +16,7 @@ pub enum ModelError {
     /// A batch that is empty, ragged, too long or holds an unknown token.
     #[error("the batch does not fit the model: {0}")]
     Batch(String),
-    /// Sizes or constants that no model has.
+    /// Sizes or constants outside the bounds of any model.
     #[error("the model's configuration is not possible: {0}")]
     Config(String),
     /// A tensor of another shape.

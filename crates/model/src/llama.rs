@@ -1,6 +1,9 @@
-//! Llama as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary embeddings with
-//! rotate-half (Su et al. 2021), grouped-query attention, SwiGLU (Shazeer 2020), no biases, head not tied; and Mixtral, which
-//! differs in the feed-forward part of a block alone.
+//! Llama for training, as Hugging Face's `modeling_llama.py` computes it: RMSNorm (Zhang and Sennrich 2019), rotary
+//! embeddings with rotate-half (Su et al. 2021), grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020),
+//! no biases, head not tied; and Mixtral, which differs in the feed-forward part of a block alone.
+//!
+//! Every operation is the fallible one (`f_…`): a device that runs out of memory must be an error that the caller can
+//! answer with a smaller batch, not the end of a process that has trained for hours.
 
 use crate::ModelError;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec};
@@ -17,16 +20,17 @@ pub use backward::Objective;
 use feed_forward::FeedForward;
 use moe::Balance;
 
-/// Precision of the products of a model, of the weights that do not learn, and of a cache of keys and values.
+/// Compute dtype: number format of a model's products, of the weights that do not learn, and of a cache of keys and
+/// values. (Weights that learn are f32 in any case.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// IEEE single precision.
     #[default]
     F32,
-    /// bfloat16: half the memory, and where memory is what limits, up to twice as fast. In training, activations and the
+    /// bfloat16: half the memory, and up to twice as fast where memory is the limit. In training, activations and the
     /// copies of weights that products are made of; weights that learn, their gradients and the loss stay in f32 (mixed
-    /// precision, Micikevicius et al. 2018; no loss scaling, since the exponent is f32's). In generating, what goes into
-    /// a product; norms, rotary embeddings and the stream between the blocks stay f32.
+    /// precision, Micikevicius et al. 2018; no loss scaling, since the exponent is f32's). In generating, the inputs
+    /// of a product; norms, rotary embeddings and the stream between the blocks stay f32.
     Bf16,
 }
 
@@ -58,10 +62,10 @@ pub struct Llama {
     rotary: (Tensor, Tensor),
     /// Every parameter in canonical order: the same tensors as above.
     parameters: Vec<Tensor>,
-    /// Where each parameter stands in θ.
+    /// Position of each parameter in θ.
     ranges: Vec<Range<usize>>,
     learning: Learning,
-    /// Load balancing of the routers; none without experts.
+    /// Load balancing of the routers. `None` without experts.
     balance: Option<Balance>,
     heads: Heads,
     context: i64,
@@ -69,7 +73,7 @@ pub struct Llama {
     device: Device,
 }
 
-/// What learns, and in which precision everything is computed.
+/// The part of the model that learns, and the compute dtype.
 #[derive(Debug)]
 struct Learning {
     /// Tensors that learn, as a range of the parameters.
@@ -98,14 +102,17 @@ struct Heads {
 }
 
 impl Llama {
-    /// A model of the run's shape in f32 with all parameters zero: [`Llama::load`] gives it weights. All of it learns.
+    /// A model of the run's shape in f32 with all parameters zero, until [`Llama::load`]. All of it learns.
+    ///
+    /// # Errors
+    /// The device has too little memory.
     pub fn new(spec: &RunSpec, device: Device) -> Result<Self, ModelError> {
         let all = 0..spec.tensors().len();
         Self::with_learning(spec, device, all, Precision::F32)
     }
 
-    /// The same, where only the tensors `learning` (a range of [`RunSpec::tensors`], such as a fragment's) are leaves that
-    /// collect gradients. They are in f32 in any case; the others, and all products, are in `precision`.
+    /// [`Llama::new`], but only the tensors `learning` (a range of [`RunSpec::tensors`], such as a fragment's) are
+    /// leaves that collect gradients. They are in f32 in any case; the others, and all products, are in `precision`.
     ///
     /// Blocks before the first tensor that learns keep no activations, blocks after the last one only those that the
     /// gradient of their input needs.
@@ -193,7 +200,7 @@ impl Llama {
         self.parameters.get(self.learning.tensors.clone()).unwrap_or_default()
     }
 
-    /// Where the parameters that learn stand in θ.
+    /// Range of θ with the parameters that learn.
     pub fn learning_range(&self) -> Range<usize> {
         match self.ranges.get(self.learning.tensors.clone()).unwrap_or_default() {
             [] => 0..0,
@@ -202,7 +209,10 @@ impl Llama {
         }
     }
 
-    /// Sets all parameters from θ.
+    /// Sets all parameters from θ, `[parameters]`.
+    ///
+    /// # Errors
+    /// θ has another length; nothing is changed then.
     pub fn load(&mut self, theta: &[f32]) -> Result<(), ModelError> {
         let expected = self.ranges.last().map_or(0, |range| range.end);
         let size = ModelError::Size {
@@ -222,7 +232,7 @@ impl Llama {
         })
     }
 
-    /// All parameters as θ.
+    /// All parameters as θ, `[parameters]`.
     pub fn store(&self) -> Result<Vec<f32>, ModelError> {
         self.store_tensors(0..self.parameters.len())
     }
@@ -245,8 +255,11 @@ impl Llama {
         Ok(values)
     }
 
-    /// Sequences of equal length as `[batch, tokens]` i64 on the model's device. Tokens are checked here: an index that
-    /// is too large ends a whole process on CUDA.
+    /// Sequences of equal length as `[batch, tokens]` i64 on the model's device. Tokens are checked here, because an
+    /// index that is too large ends the whole process on CUDA.
+    ///
+    /// # Errors
+    /// No sequence, unequal lengths, more tokens than the context, or a token outside the vocabulary.
     pub fn batch(&self, sequences: &[Vec<u16>]) -> Result<Tensor, ModelError> {
         let len = sequences.first().map_or(0, Vec::len);
         if len < 2 || len as i64 > self.context {
@@ -280,13 +293,14 @@ impl Llama {
         self.head_losses(&self.stream(tokens)?, tokens)
     }
 
-    /// The same from the residual stream after the last block, `[batch, tokens, hidden]`.
+    /// [`Llama::token_losses`] from the residual stream after the last block, `[batch, tokens, hidden]`.
     fn head_losses(&self, x: &Tensor, tokens: &Tensor) -> Result<Tensor, ModelError> {
         let (batch, len) = tokens.size2()?;
         // The last position has no target: leave it out before the head, the largest product of a small model.
         let hidden = rms_norm(&x.f_narrow(1, 0, len - 1)?, &self.norm)?;
         let logits = linear(&hidden, &self.lm_head)?
             .f_reshape([batch * (len - 1), self.vocab])?
+            // In bf16 the softmax over a large vocabulary would lose what distinguishes two good models.
             .f_to_kind(Kind::Float)?;
         let targets = tokens.f_narrow(1, 1, len - 1)?.f_reshape([batch * (len - 1)])?;
         let losses = logits.f_cross_entropy_loss::<Tensor>(&targets, None, Reduction::None, -100, 0.0)?;
@@ -313,7 +327,7 @@ impl Llama {
         Ok(self.stream_routed(tokens)?.0)
     }
 
-    /// The same, and the router's logits of each block that has one.
+    /// [`Llama::stream`], and the router's logits of each block that has one, `[batch · tokens, experts]`.
     fn stream_routed(&self, tokens: &Tensor) -> Result<(Tensor, Vec<Tensor>), ModelError> {
         let (cos, sin) = self.rotary_of(tokens)?;
         let (mut x, mut routes) = (self.embed(tokens)?, Vec::new());
@@ -325,13 +339,13 @@ impl Llama {
         Ok((x, routes))
     }
 
-    /// The residual stream before the first block.
+    /// The residual stream before the first block, `[batch, tokens, hidden]`.
     fn embed(&self, tokens: &Tensor) -> Result<Tensor, TchError> {
-        // Gathered first: a cast of the whole table would be larger.
+        // Gather before the cast: a cast copy of the whole table would be larger.
         Tensor::f_embedding(&self.embed_tokens, tokens, -1, false, false)?.f_to_kind(self.learning.precision.kind())
     }
 
-    /// cos and sin of the positions of `tokens`.
+    /// cos and sin of the positions of `tokens`, `[tokens, head_dim]` each.
     fn rotary_of(&self, tokens: &Tensor) -> Result<(Tensor, Tensor), ModelError> {
         let (_, len) = tokens.size2()?;
         if len > self.context {
@@ -342,7 +356,8 @@ impl Llama {
     }
 }
 
-/// First block that the gradient of a tensor in `learning` goes through; the number of blocks if only norm or head learn.
+/// First block that the gradient of a tensor in `learning` goes through; the number of blocks if only norm or head
+/// learn. The embedding comes first in canonical order, and its gradient goes through all blocks.
 fn first_block(spec: &RunSpec, learning: &Range<usize>) -> usize {
     let all = spec.tensors();
     let block_of = |name: &str| name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok();
@@ -359,7 +374,7 @@ fn first_block(spec: &RunSpec, learning: &Range<usize>) -> usize {
 }
 
 impl Block {
-    /// The residual stream after the block, and the router's logits where there are experts.
+    /// The residual stream after the block, `[batch, tokens, hidden]`, and the router's logits if it has experts.
     fn forward(
         &self,
         x: &Tensor,
@@ -372,6 +387,7 @@ impl Block {
         Ok((x.f_add(&change)?, routes))
     }
 
+    /// Causal grouped-query attention of normalised `x`, `[batch, tokens, hidden]` to the same shape.
     fn attention(&self, x: &Tensor, rotary: (&Tensor, &Tensor), heads: Heads) -> Result<Tensor, TchError> {
         let (batch, len, _) = x.size3()?;
         // [batch, tokens, heads · dim] → [batch, heads, tokens, dim]
@@ -406,12 +422,13 @@ fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
     x.f_linear::<Tensor>(&weight.f_to_kind(x.kind())?, None)
 }
 
-/// x / √(mean(x²) + ε) · weight over the last dimension.
+/// RMSNorm (Zhang and Sennrich 2019): x / √(mean(x²) + ε) · weight over the last dimension.
 fn rms_norm(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
     x.f_rms_norm(&weight.size()[..], Some(&weight.f_to_kind(x.kind())?), RMS_NORM_EPSILON)
 }
 
-/// `x · cos + rotate_half(x) · sin`, where rotate_half is (−second half, first half) of the last dimension.
+/// Rotary embedding (Su et al. 2021): `x · cos + rotate_half(x) · sin`, where rotate_half is (−second half, first half)
+/// of the last dimension.
 fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError> {
     let halves = x.f_chunk(2, -1)?;
     let [first, second] = &halves[..] else {
@@ -421,8 +438,9 @@ fn rotate(x: &Tensor, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor, TchError
         .f_add(&Tensor::f_cat(&[second.f_neg()?, first.shallow_clone()], -1)?.f_mul(sin)?)
 }
 
-/// cos and sin of position · base^(−2i/dim), the angles twice side by side.
+/// cos and sin of the angles position · base^(−2i/dim), `[context, dim]` each: every angle once for each half.
 pub(crate) fn rotary(dim: i64, context: i64, base: f64, target: (Kind, Device)) -> Result<(Tensor, Tensor), TchError> {
+    // Powers in f64, rounded once: an error here would be multiplied by the position.
     let frequencies: Vec<f32> = (0..dim / 2)
         .map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32)
         .collect();

@@ -6,14 +6,14 @@ use alice_score::{LossOracle, OracleError};
 use alice_spec::RunSpec;
 use tch::Device;
 
-/// Tokens evaluated at once, unless set: enough to keep a device busy, little enough for any.
+/// Default number of tokens evaluated at once: enough to keep a device busy, few enough for the memory of any.
 const BATCH_TOKENS: u32 = 4096;
 
 /// Evaluates weights on reserve sequences with libtorch, in f32, without gradients.
 ///
 /// Losses depend in their last digits on batch size, threads and instruction set, so scores are compared with
-/// tolerance, never by hash; sequences are always evaluated in the order given, so that paired differences are of like
-/// with like.
+/// tolerance, never by hash. Sequences are always evaluated in the order given, so that the differences between two
+/// models are taken over the same batches.
 #[derive(Debug)]
 pub struct TorchOracle {
     model: Llama,
@@ -40,7 +40,7 @@ impl TorchOracle {
         })
     }
 
-    /// Evaluates so many sequences at once.
+    /// Sets the number of sequences evaluated at once.
     pub fn with_batch_sequences(mut self, sequences: usize) -> Self {
         self.batch_sequences = sequences.max(1);
         self
@@ -51,8 +51,12 @@ impl TorchOracle {
         self.reserve.sequences()
     }
 
-    /// Mean loss of each sequence under the weights, nats per token, in the order given. A loss that is not a number
-    /// is returned as infinite: weights that break the model are as bad as can be, and no fault of the server.
+    /// Mean loss of each sequence under the weights θ, nats per token, `[sequences]` in the order given. A loss that is
+    /// not a number is returned as infinite: weights that break the model are the worst possible, and no error of the
+    /// server.
+    ///
+    /// # Errors
+    /// θ of another model, a sequence that does not exist, or a device that fails.
     pub fn evaluate(&mut self, theta: &[f32], sequences: &[u32]) -> Result<Vec<f64>, ModelError> {
         self.model.load(theta)?;
         let mut losses = Vec::with_capacity(sequences.len());

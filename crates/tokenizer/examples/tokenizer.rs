@@ -5,9 +5,10 @@
 //! tokenizer bytes OUT                     writes the files of the byte tokenizer
 //! tokenizer encode MODEL                  reads hexadecimal lines, writes the ids of each as a JSON line
 //! tokenizer decode MODEL                  reads JSON lines of ids, writes the bytes of each in hexadecimal
-//! tokenizer speed MODEL TEXT_DIR          encodes all texts and says how fast
+//! tokenizer speed MODEL TEXT_DIR          encodes all texts and prints the speed
 //! ```
 
+use alice_program::output::quiet_if_closed;
 use alice_tokenizer::{Progress, TOKENIZER_MODEL_FILE, Tokenizer, TrainOptions, train};
 use std::error::Error;
 use std::fs::File;
@@ -42,7 +43,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             let tokenizer = train(documents, &options, &mut progress)?;
             tokenizer.write_files(Path::new(dir), 2048)?;
             let seconds = started.elapsed().as_secs_f64();
-            writeln!(out, "{} ids from {read} bytes in {seconds:.2} s", tokenizer.vocab())?;
+            quiet_if_closed(writeln!(
+                out,
+                "{} ids from {read} bytes in {seconds:.2} s",
+                tokenizer.vocab()
+            ))?;
         }
         ["bytes", dir] => Tokenizer::bytes().write_files(Path::new(dir), 2048)?,
         ["encode", dir] => {
@@ -51,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             for line in std::io::stdin().lock().lines() {
                 let mut ids = Vec::new();
                 encoder.encode(&from_hex(&line?)?, &mut ids);
-                writeln!(out, "{ids:?}")?;
+                quiet_if_closed(writeln!(out, "{ids:?}"))?;
             }
         }
         ["decode", dir] => {
@@ -59,9 +64,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             for line in std::io::stdin().lock().lines() {
                 let ids: Vec<u32> = serde_json::from_str(&line?)?;
                 for byte in tokenizer.decode_bytes(&ids) {
-                    write!(out, "{byte:02x}")?;
+                    quiet_if_closed(write!(out, "{byte:02x}"))?;
                 }
-                writeln!(out)?;
+                quiet_if_closed(writeln!(out))?;
             }
         }
         ["speed", dir, text] => {
@@ -76,14 +81,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             let seconds = started.elapsed().as_secs_f64();
             let speed = bytes as f64 / seconds / 1e6;
-            writeln!(
+            quiet_if_closed(writeln!(
                 out,
                 "{bytes} bytes, {} tokens, {seconds:.3} s, {speed:.1} MB/s",
                 ids.len()
-            )?;
+            ))?;
         }
         _ => return Err("see the top of examples/tokenizer.rs".into()),
     }
+    quiet_if_closed(out.flush())?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
-//! What can go wrong with vocabularies and their files.
+//! Errors of vocabularies and their files.
 
+use crate::model_proto::MODEL_BYTES_MAX;
+use crate::{LFS_POINTER_ADVICE, VOCABULARY_MAX};
 use std::path::{Path, PathBuf};
 
 /// Why a tokenizer could not be trained, read or written.
@@ -42,13 +44,21 @@ pub enum TokenizerError {
     },
     /// Bytes that are no SentencePiece model, or one of a kind that is not read here.
     #[error("not a tokenizer.model of this kind: {0}")]
-    Model(String),
+    Model(#[from] ModelProblem),
+    /// The same of a file.
+    #[error("{} is not a tokenizer.model of this kind: {problem}", .path.display())]
+    ModelFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: ModelProblem,
+    },
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file it was tried on.
         path: PathBuf,
         /// The reason.
         source: std::io::Error,
@@ -68,4 +78,60 @@ impl TokenizerError {
         let path = path.to_path_buf();
         move |source| Self::Io { what, path, source }
     }
+
+    /// Adds the path to a problem of a model's bytes.
+    pub(crate) fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Model(problem) => Self::ModelFile {
+                path: path.to_path_buf(),
+                problem,
+            },
+            other => other,
+        }
+    }
+}
+
+/// What is wrong with the bytes of a `tokenizer.model`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelProblem {
+    /// A pointer of Git Large File Storage in place of the file.
+    #[error("it is {LFS_POINTER_ADVICE}")]
+    LfsPointer,
+    /// Larger than any model.
+    #[error("it has {0} bytes, at most {MODEL_BYTES_MAX} are read")]
+    TooLarge(usize),
+    /// The bytes end early.
+    #[error("the file ends inside {0}; download it again")]
+    Truncated(&'static str),
+    /// A number with more bytes than protocol buffers have.
+    #[error("a number has more than ten bytes")]
+    LongNumber,
+    /// A wire type that protocol buffers do not have, or no longer.
+    #[error("wire type {0} is not known")]
+    WireType(u64),
+    /// More pieces than ids.
+    #[error("it has more than {VOCABULARY_MAX} pieces")]
+    TooManyPieces,
+    /// A kind of model or an option that is not encoded here as SentencePiece does it.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// A byte without a piece.
+    #[error("it has no piece <0x{0:02X}>; the 256 bytes need one each, at any ids (SentencePiece's byte_fallback)")]
+    NoBytePiece(u8),
+    /// A piece that cannot be used.
+    #[error("piece {id} {problem}")]
+    Piece {
+        /// Its id.
+        id: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A kind of piece that is not read here.
+    #[error("piece {id} is of kind {kind}, which is not read here (user-defined and unused pieces are not)")]
+    PieceKind {
+        /// Its id.
+        id: usize,
+        /// `ModelProto.SentencePiece.Type`.
+        kind: u64,
+    },
 }

@@ -1,10 +1,10 @@
-//! A fast hash for small keys. [`FastMap`] is for keys of our own making; [`SeededMap`], which starts from a secret, for
-//! words of texts: nobody can then prepare a text whose words all collide.
+//! A fast hash for small keys. [`FastMap`] is for keys of our own making; [`SeededMap`], which starts from a secret,
+//! for words of texts: nobody can then prepare a text whose words all collide.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
-/// Odd constant of the golden ratio (Fibonacci hashing, Knuth vol. 3 §6.4).
+/// Odd constant of the golden ratio (Fibonacci hashing, Knuth vol. 3 section 6.4).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[derive(Clone, Copy, Default)]

@@ -1,4 +1,4 @@
-use crate::model::{Normalizer, SPACE, fixed_pieces};
+use crate::vocabulary::{Normalizer, SPACE, fixed_pieces};
 use crate::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -144,15 +144,16 @@ fn runs_should_get_pieces_that_every_encoder_merges_alike() {
 }
 
 #[test]
-fn byte_tokenizer_should_be_that_of_training() {
+fn byte_tokenizer_should_have_fixed_ids() {
     let t = Tokenizer::bytes();
-    assert_eq!(t.vocab(), alice_data::tokenizer::VOCAB);
+    assert_eq!(t.vocab(), 259);
     for text in ["", " a  b\n", "\u{2581} é 🦙 \0"] {
-        let expected: Vec<u32> = alice_data::tokenizer::encode(text).into_iter().map(u32::from).collect();
+        let expected: Vec<u32> = text.bytes().map(|byte| u32::from(byte) + 3).collect();
         assert_eq!(t.encode(text.as_bytes()), expected);
         assert_eq!(t.decode(&expected), text);
     }
-    assert_eq!(END, u32::from(alice_data::tokenizer::END));
+    assert_eq!(t.encode(b"A\n"), [68, 13]);
+    assert_eq!(END, 2);
     let all: Vec<u8> = (0..=255).collect();
     assert_eq!(t.decode_bytes(&t.encode(&all)), all);
 }
@@ -297,7 +298,7 @@ fn models_of_other_kinds_should_be_refused() {
         dummy_prefix: false,
         escape_spaces: true,
     };
-    let file = |pieces: &[Piece], normalizer| proto::write(pieces, normalizer, 1.0, 16);
+    let file = |pieces: &[Piece], normalizer| model_proto::write(pieces, normalizer, 1.0, 16);
     let refused = |bytes: &[u8], words: &str| {
         let message = Tokenizer::parse_model(bytes).unwrap_err().to_string();
         assert!(message.contains(words), "{message}");
@@ -316,14 +317,26 @@ fn models_of_other_kinds_should_be_refused() {
     changed[300].text = String::new();
     refused(&file(&changed, normal), "is empty");
     let mut changed = pieces.clone();
-    changed[300].kind = PieceKind::Control;
-    refused(&file(&changed, normal), "not normal");
+    changed[300].kind = PieceKind::Unknown;
+    refused(&file(&changed, normal), "second unknown piece");
+    changed[300].kind = PieceKind::Byte;
+    refused(&file(&changed, normal), "without the name of a byte");
+    let mut changed = pieces.clone();
+    changed.last_mut().unwrap().kind = PieceKind::Control;
+    refused(&file(&changed, normal), "control piece of one character");
+    let mut bytes_alone = fixed_pieces();
+    bytes_alone.swap(10, 20);
     refused(&file(&fixed_pieces(), normal), "three tokens");
     let raw = Normalizer {
         dummy_prefix: false,
         escape_spaces: false,
     };
     refused(&file(&pieces, raw), "does not write spaces");
+    refused(&file(&bytes_alone, raw), "not ids 3 to 258");
+    refused(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n",
+        "run git lfs pull",
+    );
     // Other trainer options, appended: the last value of a field counts.
     for (extra, words) in [
         (&b"\x12\x02\x18\x01"[..], "not BPE"),
@@ -335,6 +348,73 @@ fn models_of_other_kinds_should_be_refused() {
     ] {
         refused(&[&whole[..], extra].concat(), words);
     }
+}
+
+/// The sample as other trainers arrange it: control pieces of their own after the first three, the bytes at the end in
+/// falling order. And the new id of each old one.
+fn rearranged() -> (Tokenizer, Vec<u32>) {
+    let old = sample().pieces();
+    let mut order: Vec<usize> = (0..3).chain(FIRST_LEARNED as usize..old.len()).collect();
+    order.extend((3..FIRST_LEARNED as usize).rev());
+    let mut pieces: Vec<Piece> = order.iter().map(|id| old[*id].clone()).collect();
+    for name in ["[INST]", "<pad>"] {
+        pieces.insert(3, Piece::named(name, PieceKind::Control));
+    }
+    let place = |id: usize| order.iter().position(|found| *found == id).unwrap() as u32;
+    let new_ids = (0..old.len()).map(place).map(|id| if id < 3 { id } else { id + 2 });
+    let normalizer = sample().normalizer;
+    let bytes = model_proto::write(&pieces, normalizer, 1.0, 16);
+    (Tokenizer::parse_model(&bytes).unwrap(), new_ids.collect())
+}
+
+#[test]
+fn bytes_should_be_found_by_name_when_other_trainers_put_them_elsewhere() {
+    let (tokenizer, new_ids) = rearranged();
+    assert_ne!(tokenizer.pieces()[3..], sample().pieces()[3..]);
+    for text in [
+        "",
+        "the people of 1789",
+        " é🦙\n\0 naïve",
+        "[INST]</s><0x41>",
+        "aaaaaaa  ------",
+    ] {
+        let expected: Vec<u32> = sample()
+            .encode(text.as_bytes())
+            .iter()
+            .map(|id| new_ids[*id as usize])
+            .collect();
+        let found = tokenizer.encode(text.as_bytes());
+        assert_eq!(found, expected, "{text:?}");
+        assert_eq!(tokenizer.decode(&found), text);
+    }
+    let invalid = b"\xff\xfe the";
+    assert_eq!(tokenizer.decode_bytes(&tokenizer.encode(invalid)), invalid);
+    // Control pieces have no text, wherever they are, and Hugging Face's programs must know them.
+    assert_eq!(tokenizer.decode(&[1, 2, 3, 4]), "");
+    let json: serde_json::Value = serde_json::from_str(&tokenizer.tokenizer_json()).unwrap();
+    let added: Vec<&str> = json["added_tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["content"].as_str().unwrap())
+        .collect();
+    assert_eq!(added, ["<unk>", "<s>", "</s>", "<pad>", "[INST]"]);
+    assert_eq!(Tokenizer::parse_model(&tokenizer.model_bytes()).unwrap(), tokenizer);
+}
+
+#[test]
+fn an_error_of_a_file_should_name_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(TOKENIZER_MODEL_FILE);
+    let message = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Tokenizer::read_model(&path).unwrap_err().to_string()
+    };
+    let found = message(b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n");
+    assert_eq!(found.matches(path.to_str().unwrap()).count(), 1, "{found}");
+    assert!(found.ends_with("it is a Git LFS pointer: run git lfs pull"), "{found}");
+    let found = message(b"");
+    assert_eq!(found.matches(path.to_str().unwrap()).count(), 1, "{found}");
 }
 
 /// The target in `fuzz/` does the same with a fuzzer's patience.

@@ -1,38 +1,39 @@
-//! Learns a vocabulary: counts words in a stream of documents, then merges the most frequent pair of neighbours again
-//! and again (Sennrich et al. 2016, algorithm 1).
+//! Learns a vocabulary from a stream of documents: counts words and characters, then gives them to the merger.
 //!
-//! Everything is deterministic: counts are sums, and every tie has a rule (the higher count, then the shorter piece,
-//! then the lesser text, then the shorter left part). Memory is bounded: [`TrainOptions::memory_bytes`] for the words.
+//! The text itself is not kept. Memory is bounded by [`TrainOptions::memory_bytes`] for the words; where it is not
+//! enough, the rarest words are forgotten, by a rule that depends on the documents and their order alone.
 
-use crate::hash::{FastMap, FastSet, SeededMap};
-use crate::model::{FIRST_LEARNED, Normalizer, SPACE, VOCABULARY_MAX, fixed_pieces};
-use crate::{Piece, PieceKind, Tokenizer, TokenizerError, encode::splits};
-use std::collections::BinaryHeap;
+use crate::hash::{FastMap, SeededMap};
+use crate::merger::Merger;
+use crate::vocabulary::{FIRST_LEARNED, Normalizer, SPACE, VOCABULARY_MAX, fixed_pieces};
+use crate::{Piece, PieceKind, Tokenizer, TokenizerError};
 use std::io::Read;
 
-/// Longest word that is counted as one, characters; longer ones are cut, so that a text without spaces takes no memory.
+/// Maximum length of a word that is counted as one, characters; longer ones are cut, so that a text without spaces
+/// takes no memory.
 const WORD_CHARS_MAX: usize = 128;
-/// Bytes that a word takes in the table of counts beside its text (estimate: key, count, bucket, allocation).
+/// Memory that a word takes in the table of counts in addition to its text, bytes (estimate: key, count, bucket,
+/// allocation).
 const WORD_OVERHEAD_BYTES: usize = 64;
 /// Bytes read at a time.
 const READ_BYTES: usize = 1 << 20;
-/// A pair must occur so often to become a piece: once is not a pattern.
-const COUNT_MIN: i64 = 2;
+/// Merges between two reports of progress.
+const MERGES_PER_REPORT: usize = 100;
 
-/// What to learn.
+/// Size of a vocabulary, and the rules for its pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainOptions {
     /// Number of ids, special ones and bytes included.
     pub vocab: u32,
-    /// The most frequent characters that together make up so many millionths of all become pieces; the rest are bytes.
-    /// SentencePiece's default is 999500.
+    /// Share of the text, millionths of its characters, whose most frequent characters become pieces; the rest are
+    /// bytes. SentencePiece's default is 999500.
     pub coverage_millionths: u32,
-    /// Longest piece, characters. SentencePiece's default is 16.
+    /// Maximum length of a piece, characters. SentencePiece's default is 16.
     pub piece_chars_max: u32,
     /// Whether a space is put before every text, as Llama 2 does. Alice's models do not: encoding then needs no rule
     /// for the start of a text, and every loader gives the same ids.
     pub dummy_prefix: bool,
-    /// Memory for counting words, bytes. Where it is not enough, the rarest words are forgotten.
+    /// Maximum memory for counting words, bytes. Where it is not enough, the rarest words are forgotten.
     pub memory_bytes: usize,
 }
 
@@ -64,10 +65,10 @@ impl TrainOptions {
     }
 }
 
-/// How far training is.
+/// Progress of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Documents are being read: so many bytes so far.
+    /// Documents are being read.
     Read {
         /// Bytes of text.
         bytes: u64,
@@ -84,6 +85,19 @@ pub enum Progress {
 }
 
 /// Trains on documents, each read as a stream. `progress` is called about once for each MiB and each hundred merges.
+///
+/// ```
+/// use alice_tokenizer::{TrainOptions, train};
+///
+/// let documents = ["one document ".repeat(300), "and another ".repeat(300)];
+/// let readers = documents.iter().map(|text| Ok(text.as_bytes()));
+/// let tokenizer = train(readers, &TrainOptions::new(290), &mut |_| ())?;
+/// assert_eq!(tokenizer.vocab(), 290);
+/// # Ok::<(), alice_tokenizer::TokenizerError>(())
+/// ```
+///
+/// # Errors
+/// Options outside their bounds, a document that cannot be read, or a text that cannot give the vocabulary asked for.
 pub fn train<R: Read>(
     documents: impl IntoIterator<Item = std::io::Result<R>>,
     options: &TrainOptions,
@@ -112,7 +126,7 @@ pub fn train<R: Read>(
     trainer.finish(progress)
 }
 
-/// What a character is for the cutting of words: a piece never spans two classes, except that the last space of a run
+/// Class of a character for the cutting of words: a piece never spans two classes, except that the last space of a run
 /// begins the word after it. (SentencePiece cuts between scripts; these classes do the same where it matters most,
 /// between letters and punctuation, without a table of scripts.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +183,10 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Starts with nothing counted; the options are checked.
+    /// A trainer that has counted nothing.
+    ///
+    /// # Errors
+    /// Options outside their bounds.
     pub fn new(options: &TrainOptions) -> Result<Self, TokenizerError> {
         options.check()?;
         Ok(Self {
@@ -204,14 +221,15 @@ impl Trainer {
             joined = [std::mem::take(&mut self.carry).as_slice(), bytes].concat();
             &joined
         };
-        // A character that the end of this part cuts is completed by the next part. `error_len` is none only there.
+        // A character that the end of this part cuts is completed by the next part; an unfinished one has at most three
+        // bytes. `error_len` is none only there.
         let tail_start = bytes.len().saturating_sub(3);
         let tail = bytes.get(tail_start..).unwrap_or_default();
-        let cut = (0..tail.len()).find(|at| {
-            let rest = tail.get(*at..).unwrap_or_default();
+        let cut = (0..tail.len()).find(|position| {
+            let rest = tail.get(*position..).unwrap_or_default();
             matches!(std::str::from_utf8(rest), Err(e) if e.valid_up_to() == 0 && e.error_len().is_none())
         });
-        let end = cut.map_or(bytes.len(), |at| tail_start + at);
+        let end = cut.map_or(bytes.len(), |position| tail_start + position);
         let (whole, rest) = bytes.split_at_checked(end).unwrap_or((bytes, &[]));
         self.carry.extend_from_slice(rest);
         for chunk in whole.utf8_chunks() {
@@ -222,7 +240,7 @@ impl Trainer {
         }
     }
 
-    /// The next bytes belong to another document.
+    /// Ends the document: the next bytes belong to another one.
     pub fn end_document(&mut self) {
         self.carry.clear();
         self.end_word();
@@ -272,7 +290,8 @@ impl Trainer {
         self.word_class = Class::Control;
     }
 
-    /// Keeps the words within their memory. Which ones go depends on the documents and their order alone.
+    /// Keeps the words within their memory. Which ones go depends on the documents and their order alone: a word's
+    /// count decides, and all words of one count go together.
     fn forget_rare_words(&mut self) {
         while self.words_bytes > self.options.memory_bytes {
             self.forgotten_up_to = self.forgotten_up_to.saturating_mul(2).max(1);
@@ -286,7 +305,10 @@ impl Trainer {
         }
     }
 
-    /// Learns the vocabulary.
+    /// Learns the vocabulary from the words counted so far.
+    ///
+    /// # Errors
+    /// No text, or a vocabulary that is too small or too large for it.
     pub fn finish(mut self, progress: &mut dyn FnMut(Progress)) -> Result<Tokenizer, TokenizerError> {
         self.end_document();
         let characters = self.covering_characters()?;
@@ -308,7 +330,7 @@ impl Trainer {
                 });
             };
             learned.push(piece);
-            if learned.len().is_multiple_of(100) || learned.len() == merges {
+            if learned.len().is_multiple_of(MERGES_PER_REPORT) || learned.len() == merges {
                 progress(Progress::Merge {
                     done: learned.len() as u32,
                     total: merges as u32,
@@ -319,7 +341,8 @@ impl Trainer {
         let texts = learned.into_iter().chain(characters.iter().map(char::to_string));
         pieces.extend(texts.enumerate().map(|(number, text)| Piece {
             text,
-            // Not −0: the first score must have the bits of zero.
+            // As SentencePiece's trainer does: the number of the merge, negated, so that earlier merges go first.
+            // 0 − 0 and not −0: the first score must have the bits of zero.
             score: 0.0 - number as f32,
             kind: PieceKind::Normal,
         }));
@@ -358,251 +381,5 @@ impl Trainer {
             characters.push(SPACE);
         }
         Ok(characters)
-    }
-}
-
-/// The words while they are merged. Symbols are interned texts: two ways to the same text are the same symbol.
-struct Merger {
-    texts: Vec<Box<str>>,
-    symbols: FastMap<Box<str>, u32>,
-    words: Vec<(Vec<u32>, i64)>,
-    pairs: FastMap<(u32, u32), PairCount>,
-    queue: BinaryHeap<Proposal>,
-    piece_chars_max: usize,
-    /// Texts that may not become pieces: names of the special ones and of bytes.
-    reserved: FastSet<String>,
-    /// For every accepted piece with overlapping halves: the three parts that must not all be pieces.
-    triples: FastMap<String, Vec<[String; 3]>>,
-}
-
-#[derive(Default)]
-struct PairCount {
-    count: i64,
-    /// Words in which the pair was seen; some may have lost it since.
-    words: Vec<u32>,
-}
-
-#[derive(PartialEq, Eq)]
-struct Proposal {
-    count: i64,
-    chars: usize,
-    text: Box<str>,
-    pair: (u32, u32),
-    left_len: usize,
-}
-
-impl Ord for Proposal {
-    /// Greatest first: count, then shorter, then lesser text, then shorter left part.
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let by_count = self.count.cmp(&other.count).then(other.chars.cmp(&self.chars));
-        by_count
-            .then_with(|| other.text.cmp(&self.text))
-            .then(other.left_len.cmp(&self.left_len))
-    }
-}
-
-impl PartialOrd for Proposal {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Merger {
-    fn new(characters: &[char], piece_chars_max: usize, counted: SeededMap<Box<str>, u64>) -> Self {
-        let texts: Vec<Box<str>> = characters.iter().map(|c| c.to_string().into()).collect();
-        let symbols: FastMap<Box<str>, u32> = texts.iter().cloned().zip(0..).collect();
-        let by_char: FastMap<char, u32> = characters.iter().copied().zip(0..).collect();
-        let mut words = Vec::new();
-        for (word, count) in counted {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            let mut part = Vec::new();
-            // A character outside the coverage is bytes, so it ends what can be merged.
-            for c in word.chars().map(Some).chain([None]) {
-                match c.and_then(|c| by_char.get(&c)) {
-                    Some(symbol) => part.push(*symbol),
-                    None => match std::mem::take(&mut part) {
-                        part if part.len() > 1 => words.push((part, count)),
-                        _ => {}
-                    },
-                }
-            }
-        }
-        let mut merger = Self {
-            texts,
-            symbols,
-            words,
-            pairs: FastMap::default(),
-            queue: BinaryHeap::new(),
-            piece_chars_max,
-            reserved: fixed_pieces().into_iter().map(|p| p.text).collect(),
-            triples: FastMap::default(),
-        };
-        let words = std::mem::take(&mut merger.words);
-        for ((word, count), index) in words.iter().zip(0u32..) {
-            for pair in word.windows(2) {
-                let &[left, right] = pair else { continue };
-                merger.count((left, right), *count, index);
-            }
-        }
-        merger.words = words;
-        let pairs: Vec<(u32, u32)> = merger.pairs.keys().copied().collect();
-        for pair in pairs {
-            merger.propose(pair);
-        }
-        merger
-    }
-
-    fn count(&mut self, pair: (u32, u32), count: i64, word: u32) {
-        let entry = self.pairs.entry(pair).or_default();
-        entry.count += count;
-        if count > 0 && entry.words.last() != Some(&word) {
-            entry.words.push(word);
-        }
-    }
-
-    fn text(&self, symbol: u32) -> &str {
-        self.texts.get(symbol as usize).map_or("", |t| t)
-    }
-
-    fn propose(&mut self, pair: (u32, u32)) {
-        let Some(count) = self.pairs.get(&pair).map(|p| p.count) else {
-            return;
-        };
-        if count < COUNT_MIN {
-            return;
-        }
-        let (left, right) = (self.text(pair.0), self.text(pair.1));
-        let left_len = left.len();
-        let text: Box<str> = [left, right].concat().into();
-        // Neighbours whose concatenation is a piece already are merged by any encoder, so before all else.
-        let known = self.symbols.contains_key(&text);
-        let proposal = Proposal {
-            count: if known { i64::MAX } else { count },
-            chars: text.chars().count(),
-            text,
-            pair,
-            left_len,
-        };
-        if proposal.chars <= self.piece_chars_max {
-            self.queue.push(proposal);
-        }
-    }
-
-    /// Merges until a piece is found that is not there yet; none when no pair is frequent enough.
-    fn next_piece(&mut self) -> Option<String> {
-        while let Some(proposal) = self.queue.pop() {
-            let Some(current) = self.pairs.get(&proposal.pair).map(|p| p.count) else {
-                continue;
-            };
-            let known = self.symbols.get(&proposal.text).copied();
-            if known.is_none() && current != proposal.count {
-                // The count has changed since; the pair comes again with the right one.
-                self.propose(proposal.pair);
-                continue;
-            }
-            let text = String::from(proposal.text);
-            match known {
-                Some(symbol) => self.merge(proposal.pair, symbol),
-                None if self.allowed(&text) => {
-                    let symbol = self.texts.len() as u32;
-                    self.texts.push(text.as_str().into());
-                    self.symbols.insert(text.as_str().into(), symbol);
-                    self.merge(proposal.pair, symbol);
-                    // Other neighbours that make the same text are merged too, as any encoder does.
-                    for (left, right) in splits(&text) {
-                        if let (Some(left), Some(right)) = (self.symbols.get(left), self.symbols.get(right)) {
-                            self.merge((*left, *right), symbol);
-                        }
-                    }
-                    return Some(text);
-                }
-                None => drop(self.pairs.remove(&proposal.pair)),
-            }
-        }
-        None
-    }
-
-    /// Whether a text may become a piece. Refused are names of special pieces, and a piece that would let two encoders
-    /// differ: where P = A·B = B·C with pieces A, B, C and A shorter than B, the symbols A B C can be merged to P·C or
-    /// A·P. SentencePiece takes the left one; Hugging Face ranks the two merges, and the longer left part goes first.
-    fn allowed(&mut self, text: &str) -> bool {
-        if self.reserved.contains(text) {
-            return false;
-        }
-        let is_piece = |part: &str| part == text || self.symbols.contains_key(part);
-        let completes = |triple: &[String; 3]| triple.iter().all(|part| is_piece(part));
-        if self.triples.get(text).is_some_and(|t| t.iter().any(completes)) {
-            return false;
-        }
-        let mut found = Vec::new();
-        for (a, b) in splits(text) {
-            if a.len() < b.len() && text.starts_with(b) {
-                let c = text.get(b.len()..).unwrap_or_default();
-                found.push([a, b, c].map(String::from));
-            }
-        }
-        if found.iter().any(completes) {
-            return false;
-        }
-        for triple in found {
-            for part in &triple {
-                self.triples.entry(part.clone()).or_default().push(triple.clone());
-            }
-        }
-        true
-    }
-
-    /// Replaces a pair by its symbol in every word.
-    fn merge(&mut self, pair: (u32, u32), symbol: u32) {
-        let Some(PairCount { words, .. }) = self.pairs.remove(&pair) else {
-            return;
-        };
-        let mut changed: FastSet<(u32, u32)> = FastSet::default();
-        for index in words {
-            let Some((word, count)) = self.words.get_mut(index as usize) else {
-                continue;
-            };
-            let (mut word, count) = (std::mem::take(word), *count);
-            let mut at = 0;
-            while at + 1 < word.len() {
-                if (word[at], word[at + 1]) != pair {
-                    at += 1;
-                    continue;
-                }
-                let before = at.checked_sub(1).map(|i| word[i]);
-                let after = word.get(at + 2).copied();
-                if let Some(before) = before {
-                    self.uncount((before, pair.0), count);
-                    self.count((before, symbol), count, index);
-                    changed.insert((before, symbol));
-                }
-                if let Some(after) = after {
-                    self.uncount((pair.1, after), count);
-                    self.count((symbol, after), count, index);
-                    changed.insert((symbol, after));
-                }
-                word[at] = symbol;
-                word.remove(at + 1);
-                at += 1;
-            }
-            if let Some((place, _)) = self.words.get_mut(index as usize) {
-                *place = word;
-            }
-        }
-        // The pair itself may have been counted anew where it overlapped itself; it is gone from every word.
-        self.pairs.remove(&pair);
-        // In any order: the queue sorts them.
-        for pair in changed {
-            self.propose(pair);
-        }
-    }
-
-    fn uncount(&mut self, pair: (u32, u32), count: i64) {
-        if let Some(entry) = self.pairs.get_mut(&pair) {
-            entry.count -= count;
-            if entry.count <= 0 {
-                self.pairs.remove(&pair);
-            }
-        }
     }
 }

@@ -5,6 +5,7 @@
 use alice_data::{Manifest, TokenSource, epoch_seed, task_sequences};
 use alice_init::init_theta;
 use alice_model::{Device, TorchOracle, set_threads};
+use alice_program::output::print;
 use alice_score::LossOracle;
 use alice_spec::RunSpec;
 use std::ops::ControlFlow;
@@ -33,19 +34,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     let started = Instant::now();
     let start = init_theta(&spec, &[0; 32]);
-    println!(
-        "{} parameters drawn in {:.2} s",
+    print(&format!(
+        "{} parameters drawn in {:.2} s\n",
         start.len(),
         started.elapsed().as_secs_f64()
-    );
+    ))?;
     let started = Instant::now();
     let losses = oracle.losses(&start, &held_out)?;
     let seconds = started.elapsed().as_secs_f64();
-    println!(
-        "held-out loss at the start {:.4}; {} sequences scored in {seconds:.2} s",
+    print(&format!(
+        "held-out loss at the start {:.4}; {} sequences scored in {seconds:.2} s\n",
         mean(&losses),
         losses.len()
-    );
+    ))?;
     for rate in rates {
         spec.inner.learning_rate = rate.parse()?;
         let mut theta = start.clone();
@@ -66,13 +67,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let result = alice_trainer::train(&work, Device::Cpu, Default::default(), go_on)?;
             theta.iter_mut().zip(&result.d).for_each(|(t, d)| *t -= d);
             let losses = oracle.losses(&theta, &held_out)?;
-            println!(
-                "rate {rate} task {task}: training {:.4} → {:.4}, held-out {:.4}, {:.0} tokens/s",
+            print(&format!(
+                "rate {rate} task {task}: training {:.4} → {:.4}, held-out {:.4}, {:.0} tokens/s\n",
                 result.loss_first,
                 result.loss_last,
                 mean(&losses),
                 result.tokens as f64 / result.seconds
-            );
+            ))?;
         }
     }
     Ok(())

@@ -6,9 +6,9 @@ use tch::{Device, TchError, Tensor};
 
 /// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPSILON: f64 = 1e-6;
-/// Coordinates that are stepped at once on the CPU: their temporaries stay in its caches.
+/// Coordinates in one part of a step on the CPU: their temporaries stay in its caches.
 const PART_CPU: i64 = 1 << 17;
-/// The same elsewhere: enough to keep a GPU busy, 64 MiB a temporary.
+/// Coordinates in one part of a step on other devices: enough to keep a GPU busy, 64 MiB for each temporary.
 const PART_DEVICE: i64 = 1 << 24;
 
 /// Optimiser over leaf tensors in f32, with moments on their device.
@@ -40,7 +40,7 @@ impl State {
         }
     }
 
-    /// Moments of the coordinates from `start` on: views where they are kept in f32, copies where they are not.
+    /// Both moments of the coordinates from `start` on, `[len]`: views of f32, copies of 8 bits.
     fn read(&self, start: i64, len: i64) -> Result<(Tensor, Tensor), TchError> {
         match self {
             Self::F32(first, second) => Ok((first.f_narrow(0, start, len)?, second.f_narrow(0, start, len)?)),
@@ -48,7 +48,7 @@ impl State {
         }
     }
 
-    /// Keeps what [`State::read`] gave and was changed since.
+    /// Stores moments from [`State::read`] after they were changed. Views have changed the state itself.
     fn write(&mut self, start: i64, first: &Tensor, second: &Tensor) -> Result<(), TchError> {
         if let Self::Bits8(kept_first, kept_second) = self {
             kept_first.write(start, first)?;
@@ -59,12 +59,12 @@ impl State {
 }
 
 impl<'a> AdamW<'a> {
-    /// An optimiser of these leaves, with moments of zero in f32.
+    /// An optimiser of these leaves, with zero moments in f32.
     pub fn new(spec: &'a InnerSpec, parameters: &[Tensor]) -> Result<Self, TchError> {
         Self::with_moments(spec, parameters, Moments::F32)
     }
 
-    /// The same with a choice of how moments are kept.
+    /// [`AdamW::new`] with a choice of the moments' number format.
     pub fn with_moments(spec: &'a InnerSpec, parameters: &[Tensor], moments: Moments) -> Result<Self, TchError> {
         // The clones share their storage with the model's tensors.
         let parameters: Vec<Tensor> = parameters.iter().map(Tensor::shallow_clone).collect();
@@ -89,7 +89,7 @@ impl<'a> AdamW<'a> {
         self.steps = steps;
     }
 
-    /// What is kept between two steps, in a fixed order: changing a tensor changes the optimiser.
+    /// Tensors with the state between two steps, in a fixed order: changing a tensor changes the optimiser.
     pub(crate) fn state(&self) -> impl Iterator<Item = &Tensor> {
         self.moments.iter().flat_map(|state| match state {
             State::F32(first, second) => vec![first, second],
@@ -174,7 +174,7 @@ struct Rule {
 
 impl Rule {
     fn new(spec: &InnerSpec, step: u32, learning_rate: f64) -> Self {
-        // Far beyond the steps after which nothing is left to correct.
+        // Saturation is harmless: long before, β^t is zero and nothing is left to correct.
         let step = i32::try_from(step).unwrap_or(i32::MAX);
         Self {
             beta1: spec.beta1,
@@ -186,6 +186,8 @@ impl Rule {
         }
     }
 
+    /// The step of AdamW (Loshchilov and Hutter 2019, algorithm 2):
+    ///
     /// m ← m + (1 − β₁)(g − m); v ← v + (1 − β₂)(g² − v); θ ← θ(1 − ηλ) − η m̂ / (√v̂ + ε).
     fn apply(&self, theta: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<(), TchError> {
         let _ = m.f_lerp_(g, 1.0 - self.beta1)?;

@@ -1,15 +1,14 @@
-//! The optimiser's moments from one task to the next: a stream that the caller keeps where it likes.
+//! The optimiser's moments between two tasks: a stream that the caller stores where it likes.
 //!
-//! A task may begin with the moments that the last task of the same fragment ended with. Nobody else sees the difference
-//! but in the loss (docs/lab.md). A stream belongs to a run and a fragment and to one choice of [`Moments`]:
+//! A task may begin with the moments that the last task of the same fragment ended with. The only visible difference is
+//! a lower loss (docs/lab.md). A stream belongs to a run and a fragment and to one choice of [`Moments`]:
 //!
 //! ```text
 //! magic "ALMOMENT", version u32 = 1, H(run_hash, fragment) [32], steps u32, then for each tensor of the optimiser
 //! kind u8 (0 f32, 1 u8), len u64, values; after all of them BLAKE3 of everything before [32]
 //! ```
 //!
-//! Numbers are little-endian. Lengths are what the model says: a stream that says otherwise is refused before anything of
-//! its size is taken.
+//! Numbers are little-endian. Lengths must be those of the model: any other is refused before memory for it is taken.
 
 use crate::adamw::AdamW;
 use alice_spec::RunSpec;
@@ -18,19 +17,19 @@ use tch::{Device, Kind, TchError, Tensor};
 
 const MAGIC: &[u8; 8] = b"ALMOMENT";
 const VERSION: u32 = 1;
-/// Values that are in the host's memory at once.
+/// Values in the host's memory at once: the moments of a large model on a GPU may exceed it.
 const PART: usize = 1 << 20;
 
-/// Where moments come from and go to.
+/// Source and target of moments.
 #[derive(Default)]
 pub struct Carry<'a> {
-    /// What the last task of the fragment has written; none: from nothing.
+    /// Stream that the last task of the fragment has written; `None` to begin with zeros.
     pub from: Option<&'a mut dyn Read>,
-    /// Takes the moments after the last step. It is complete only where training succeeds.
+    /// Target for the moments after the last step. It is complete only if training succeeds.
     pub to: Option<&'a mut dyn Write>,
 }
 
-/// Why moments were not taken over.
+/// Why moments could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CarryError {
     /// Of another run, fragment, kind of moments or version; or not moments at all.
@@ -39,7 +38,7 @@ pub enum CarryError {
     /// The checksum is wrong.
     #[error("they are damaged: the checksum is another")]
     Damaged,
-    /// Reading or writing failed; also where the stream ends too early.
+    /// Reading or writing failed, or the stream ends too early.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The device refused.
@@ -47,7 +46,7 @@ pub enum CarryError {
     Torch(#[from] TchError),
 }
 
-/// What a stream belongs to.
+/// Label of a stream: hash of run and fragment.
 pub fn label(spec: &RunSpec, fragment: u32) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("alice/trainer/moments");
     hasher.update(&spec.run_hash()).update(&fragment.to_le_bytes());
@@ -90,7 +89,7 @@ pub fn write(optimizer: &AdamW, label: &[u8; 32], to: &mut dyn Write) -> Result<
     Ok(to.inner.flush()?)
 }
 
-/// Reads moments into an optimiser. After an error its moments are those of neither: make a new one.
+/// Reads moments into an optimiser. After an error its moments are a mixture of both: make a new one.
 pub fn read(optimizer: &mut AdamW, label: &[u8; 32], from: &mut dyn Read) -> Result<(), CarryError> {
     let mut from = Hashed::new(from);
     if &from.array::<8>()? != MAGIC {
@@ -126,6 +125,7 @@ pub fn read(optimizer: &mut AdamW, label: &[u8; 32], from: &mut dyn Read) -> Res
         }
         Ok(())
     })?;
+    // The checksum itself is read around the hasher.
     let expected = from.hasher.finalize();
     let mut digest = [0; 32];
     from.inner.read_exact(&mut digest)?;

@@ -1,8 +1,8 @@
-//! What training takes of a device's memory, seen from outside: to be set beside the [plan](crate::plan).
+//! Measures the memory that training takes of a device, from outside, for comparison with the [plan](crate::plan).
 
 use alice_model::Device;
 
-/// Watches a device's memory from a moment before training on. What is taken at that moment is not counted.
+/// Watches a device's memory from a moment before training. Memory taken by then is not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryWatch {
     device: Device,
@@ -10,8 +10,8 @@ pub struct MemoryWatch {
 }
 
 impl MemoryWatch {
-    /// Starts to watch. None where there is no way to tell: on a GPU that is not NVIDIA's, and on a CPU without Linux'
-    /// `/proc`.
+    /// Starts to watch. `None` if there is no way to measure: on a GPU that is not NVIDIA's, and on a CPU without
+    /// Linux' `/proc`.
     pub fn start(device: Device) -> Option<Self> {
         let base = match device {
             Device::Cpu => status("RssAnon:")?,
@@ -22,8 +22,8 @@ impl MemoryWatch {
         Some(watch)
     }
 
-    /// On the CPU the next [`peak`](Self::peak) is of what comes from here on, where the kernel allows that. A GPU has
-    /// nothing to forget: libtorch's allocator gives nothing back unless the device is full.
+    /// Starts a new peak: on the CPU the next [`peak`](Self::peak) counts from here, if the kernel allows it. A GPU has
+    /// nothing to forget, because libtorch's allocator gives nothing back unless the device is full.
     pub fn forget_peak(&self) {
         if self.device == Device::Cpu {
             // "5" sets VmHWM back to VmRSS (proc_pid_clear_refs(5)).
@@ -31,7 +31,7 @@ impl MemoryWatch {
         }
     }
 
-    /// The most bytes that were taken beyond those at the start.
+    /// Peak of the memory taken beyond the start, bytes. `None` if it cannot be read any more.
     ///
     /// On the CPU that is all of this process's memory that is not a mapped file, whether or not its allocator needs it
     /// at this moment. On a GPU it is what libtorch's allocator has taken by now, gaps between its blocks
@@ -46,13 +46,13 @@ impl MemoryWatch {
     }
 }
 
-/// Bytes taken of a GPU, by anyone.
+/// Memory taken of a GPU by all processes, bytes.
 fn taken(device: Device) -> Option<u64> {
     let memory = alice_model::memory(device)?;
     Some(memory.total.saturating_sub(memory.free))
 }
 
-/// Bytes of a line of `/proc/self/status`.
+/// Value of a line of `/proc/self/status`, bytes.
 fn status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

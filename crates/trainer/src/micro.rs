@@ -1,9 +1,13 @@
-//! Micro-batches: a batch in parts that fit the device.
+//! Micro-batches: a batch in parts that fit the device. Gradients add up over the parts, so the update is the same up
+//! to the order of sums.
 
 use alice_model::ModelError;
 
-/// Runs `part` over the batch in parts of at most `size` and adds up what it returns. When the device runs out of
-/// memory, `reset` forgets what the parts before have done, `size` is halved for good, and the batch starts again.
+/// Runs `part` over the batch in parts of at most `size` and returns the sum of its results. When the device runs out
+/// of memory, `reset` discards the work of the earlier parts, `size` is halved for good, and the batch starts again.
+///
+/// # Errors
+/// Those of `part`; exhausted memory only if a part of one does not fit.
 pub fn in_micro_batches<T>(
     batch: &[T],
     size: &mut usize,

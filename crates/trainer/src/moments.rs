@@ -1,10 +1,10 @@
-//! Moments of the optimiser in 8 bits, by blocks (Dettmers et al. 2022, "8-bit optimizers via block-wise quantization"):
-//! each block of 256 values has its largest magnitude as scale, and each value the nearest number of a dynamic map, whose
-//! numbers are dense near 1 and reach down to 10⁻⁷.
+//! Moments of the optimiser in 8 bits, by blocks (Dettmers et al. 2022, "8-bit optimizers via block-wise
+//! quantization"): each block of 256 values has its largest magnitude as scale, and each value the nearest number of a
+//! dynamic map, whose numbers are dense near 1 and reach down to 10⁻⁷.
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// How the moments are kept between steps.
+/// Number format of the moments between steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moments {
     /// 8 bytes for each parameter.
@@ -15,11 +15,12 @@ pub enum Moments {
     Bits8,
 }
 
-/// Values that share a scale.
+/// Number of values that share a scale.
 pub const BLOCK: i64 = 256;
-/// Smaller tensors keep f32: they are little of the memory, and norms are sensitive (as in the paper).
+/// Minimum size of a tensor with moments of 8 bits, parameters. Smaller ones are little of the memory, and norms are
+/// sensitive (as in the paper).
 pub const QUANTIZED_MIN: u64 = 4096;
-/// Divisor of a block of zeros.
+/// Divisor of a block of zeros, which would otherwise be 0 / 0.
 const SCALE_MIN: f64 = 1e-38;
 
 /// Values in 8 bits.
@@ -35,8 +36,8 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// `len` zeros. Without `signed`, for values that are never negative: twice as many numbers, and none of them is zero, so
-    /// that a small second moment cannot vanish from under a first moment that did not.
+    /// `len` zeros. Without `signed`, for values that are never negative, the map has twice as many numbers, and none
+    /// of them is zero: a second moment rounded to zero would divide a first moment that was not.
     pub fn zeros(len: i64, signed: bool, device: Device) -> Result<Self, TchError> {
         let blocks = (len + BLOCK - 1) / BLOCK;
         let map = dynamic_map(signed);
@@ -86,8 +87,8 @@ impl Quantized {
     }
 }
 
-/// The dynamic map of 8 bits (Dettmers et al. 2022, §2.2): seven decades, the i-th with 2^i (signed) or 2^(i+1) numbers
-/// that are the middles of equal parts of its upper nine tenths; and 1.
+/// The dynamic map of 8 bits (Dettmers et al. 2022, section 2.2): seven decades, the i-th with 2^i (signed) or 2^(i+1)
+/// numbers that are the middles of equal parts of its upper nine tenths; and 1.
 fn dynamic_map(signed: bool) -> Vec<f32> {
     const DECADES: i32 = 7;
     let mut map = Vec::with_capacity(256);

@@ -1,61 +1,64 @@
-//! What a task needs of memory, before it is tried: arithmetic from the run specification.
+//! Memory plan: what a task needs on the device and on the host, computed from the run specification before it is
+//! tried.
 //!
-//! Let e be the bytes of a number in the chosen precision, T the tokens of a micro-batch, h, f, V the model's widths, and
-//! k = h · key/value heads / heads. On the device stand, in bytes:
+//! Let e be the bytes of a number in the chosen precision, T the tokens of a micro-batch, h, f, V the model's widths,
+//! and k = h · key/value heads / heads. On the device there are, in bytes:
 //!
 //! * weights: 4 for each parameter that learns, e for each other;
 //! * gradients: 4 for each parameter that learns;
 //! * moments: 8 for each of them, or 2 + 8/256;
 //! * copies: in bf16, 2 for each matrix that learns while its block's activations are kept;
-//! * activations of a block that learns: T·e·(10h + 4f), of a block behind the fragment: T·e·(6h + 3f); a block before the
-//!   fragment has none. (Kept are: the block's input, both norms' normalised values and outputs, q, k, v and the output of
-//!   attention, the sum after it; gate, its SiLU, up, and their product. What a product's weight gradient needs falls away
-//!   where the weight does not learn.) In bf16 norms keep two more values in f32. With checkpointing: T·e·h for the input of
-//!   each block from the fragment's first on, and the activations of one block;
-//! * working: the larger of 12·T·V for logits, their logarithms and gradient, in f32, with the last norm, and of what one
-//!   block's way back takes, T·e·(2h + 4f) and the gradient of its largest matrix; or what the optimiser's step takes.
+//! * activations of a block that learns: T·e·(10h + 4f), of a block behind the fragment: T·e·(6h + 3f); a block before
+//!   the fragment has none. (Kept are: the block's input, both norms' normalised values and outputs, q, k, v and the
+//!   output of attention, the sum after it; gate, its SiLU, up, and their product. What a product's weight gradient
+//!   needs falls away where the weight does not learn.) In bf16 norms keep two more values in f32. With checkpointing:
+//!   T·e·h for the input of each block from the fragment's first on, and the activations of one block;
+//! * working: the larger of 12·T·V for logits, their logarithms and gradient, in f32, with the last norm, and of what
+//!   one block's way back takes, T·e·(2h + 4f) and the gradient of its largest matrix; or what the optimiser's step
+//!   takes.
 //!
-//! With experts, f counts once for each expert that a token goes through, and the gathered inputs and weighted outputs of each
-//! come to it, 3h: an estimate, not measured.
+//! With experts, f counts once for each expert of a token, and the gathered inputs and weighted outputs of each add 3h:
+//! an estimate, not measured.
 //!
-//! That is what tensors need. The measured peak agrees within 10 % on the CPU where the C library gives freed memory back at
-//! once (docs/measurements.md); by default glibc keeps part of it for speed, see [`CPU_SHARE`]. On a GPU its driver and
-//! libraries need [`DEVICE_RESERVE`] more, and libtorch's allocator has gaps, see [`usable_on_gpu`].
+//! These are the needs of tensors. The measured peak agrees within 10 % on the CPU if the C library gives freed memory
+//! back at once (docs/measurements.md); by default glibc keeps part of it for speed, see [`CPU_SHARE`]. On a GPU its
+//! driver and libraries need [`DEVICE_RESERVE`] more, and libtorch's allocator has gaps, see [`usable_on_gpu`].
 
 use crate::{Moments, Options, adamw, moments};
 use alice_model::{Device, Precision};
 use alice_spec::{RunSpec, UpdateSpec};
 use serde::Serialize;
 
-/// Taken of a GPU as soon as it is used, bytes: 0.5 GiB were seen (docs/measurements.md).
+/// Memory of a GPU that its context takes as soon as it is used, bytes: 0.5 GiB were seen (docs/measurements.md).
 const CONTEXT: u64 = 1 << 29;
 
-/// Kept free on a GPU besides its context, bytes: 0.32 GiB were seen to be taken by kernels and the libraries' workspaces once
-/// a small task had run, and up to 0.25 GiB by gaps that do not grow with the task (docs/measurements.md).
+/// Memory kept free on a GPU besides its context, bytes: kernels and the libraries' workspaces took 0.32 GiB once a
+/// small task had run, and gaps that do not grow with the task up to 0.25 GiB (docs/measurements.md).
 pub const DEVICE_RESERVE: u64 = 3 << 28;
 
-/// Share of what is left that tensors may take on a GPU: libtorch's allocator was seen to take up to 6 % more than they need.
+/// Share of the remainder that tensors may take on a GPU, as a fraction: libtorch's allocator was seen to take up to 6
+/// % more than they need.
 const GPU_SHARE: (u64, u64) = (100, 106);
 
-/// Bytes that a task's tensors may take on a GPU with so much memory that nobody uses yet.
+/// Memory that a task's tensors may take on a GPU with this much memory in all, bytes.
 pub fn usable_on_gpu(bytes: u64) -> u64 {
     usable_of_free(bytes.saturating_sub(CONTEXT))
 }
 
-/// The same of so much memory that is free while this process has its context already.
+/// Memory that a task's tensors may take of this much free memory, bytes, if this process has its context already.
 pub fn usable_of_free(bytes: u64) -> u64 {
     bytes.saturating_sub(DEVICE_RESERVE) / GPU_SHARE.1 * GPU_SHARE.0
 }
 
-/// Share of the CPU's memory that tensors may take, as a fraction: glibc's allocator was seen to hold 23 to 65 % more than
-/// they need.
+/// Share of the CPU's memory that tensors may take, as a fraction: glibc's allocator was seen to hold 23 to 65 % more
+/// than they need.
 pub const CPU_SHARE: (u64, u64) = (3, 5);
 
-/// Room for what libtorch and its kernels keep of the CPU's memory besides tensors: 38 MiB more than planned were seen in run
-/// `dev`, whose tasks need as much.
+/// Memory that libtorch and its kernels may keep on the CPU besides tensors, bytes: 38 MiB more than planned were seen
+/// in run `dev`, whose tasks need as much.
 const CPU_LIBRARIES: u64 = 1 << 28;
 
-/// The most that a process is expected to take of the device for tensors that need so many bytes, by the shares above.
+/// Maximum memory that a process is expected to take of the device for tensors of `need` bytes, by the shares above.
 pub fn taken_at_most(device: Device, need: u64) -> u64 {
     match device {
         Device::Cpu => (need / CPU_SHARE.0 * CPU_SHARE.1).saturating_add(CPU_LIBRARIES),
@@ -74,9 +77,9 @@ pub struct Need {
     pub moments: u64,
     /// Copies in bf16 of weights that learn.
     pub copies: u64,
-    /// What blocks keep for the way back.
+    /// Activations that blocks keep for the backward pass.
     pub activations: u64,
-    /// What comes and goes at the peak.
+    /// Temporaries at the peak.
     pub working: u64,
 }
 
@@ -108,12 +111,12 @@ pub struct HostNeed {
     pub update: u64,
     /// What the encoder keeps of d + residual: six bytes for each candidate.
     pub encoder: u64,
-    /// The entries that are sent, as they are, in the ledger and in the ledger's bytes: 12 bytes each time.
+    /// The entries of the update three times: as they are, among the pending updates, and encoded; 12 bytes each.
     pub sent: u64,
 }
 
 impl HostNeed {
-    /// What an update takes once the device is done. Updates that wait for a verdict come on top, 12 bytes an entry.
+    /// Memory for an update once the device is done. Updates that wait for a verdict come on top, 12 bytes an entry.
     pub fn total(&self) -> u64 {
         self.update + self.encoder + self.sent
     }
@@ -146,7 +149,9 @@ struct Shape {
     head_learns: bool,
 }
 
-/// What a task of `fragment` needs on the device with these options. A micro-batch that is not set is the whole batch.
+/// Memory that a task of `fragment` needs on the device with these options. A micro-batch that is not set is the whole
+/// batch. The peak is the largest of four moments of a step: the backward passes of the head, of one block and of the
+/// embedding, and the optimiser's step.
 pub fn need(spec: &RunSpec, fragment: u32, options: Options, device: Device) -> Need {
     let shape = Shape::new(spec, fragment, options);
     let step = shape.step(options.moments, device);
@@ -231,7 +236,7 @@ impl Shape {
         self.e == 2
     }
 
-    /// What both norms of a block keep in f32 beside the values in bf16: input and normalised values.
+    /// Values that both norms of a block keep in f32 in addition to bf16: input and normalised values.
     fn norms_f32(&self, learns: bool) -> u64 {
         match (self.bf16(), learns) {
             (false, _) => 0,
@@ -251,8 +256,8 @@ impl Shape {
         self.tokens * (self.e * (values + experts) + self.norms_f32(learns))
     }
 
-    /// What is made and let go on a block's way back.
-    fn way_back(&self, learns: bool) -> u64 {
+    /// Temporaries of a block's backward pass.
+    fn backward(&self, learns: bool) -> u64 {
         let gradient = if learns { 4 * self.largest_of_block } else { 0 };
         // Keys and values of shared heads have their gradients summed up.
         let shared = if self.kv_shared { 2 * self.hidden } else { 0 };
@@ -274,7 +279,7 @@ impl Shape {
         self.tokens * 12 * self.vocab + norm
     }
 
-    /// Plain: the head's way back, while every block's activations are kept.
+    /// Without checkpointing: the head's backward pass, while every block's activations are kept.
     fn head(&self) -> Pass {
         Pass {
             copies: self.copies(),
@@ -283,10 +288,10 @@ impl Shape {
         }
     }
 
-    /// Plain: the last block's way back.
+    /// Without checkpointing: the last block's backward pass.
     fn last_block(&self) -> Pass {
         Pass {
-            working: self.way_back(self.behind == 0) + self.stream(),
+            working: self.backward(self.behind == 0) + self.stream(),
             ..self.head()
         }
     }
@@ -301,7 +306,7 @@ impl Shape {
         }
     }
 
-    /// Inputs of the blocks from the first that learns on, and of the head.
+    /// With checkpointing: inputs of the blocks from the first that learns, and of the head.
     fn inputs(&self) -> u64 {
         (self.blocks + self.behind + 1) * self.stream()
     }
@@ -323,7 +328,7 @@ impl Shape {
         let of = |learns: bool, inputs: u64| Pass {
             copies: if self.bf16() && learns { 2 * self.block } else { 0 },
             activations: inputs * self.stream() + self.kept(learns),
-            working: self.way_back(learns) + 2 * self.stream(),
+            working: self.backward(learns) + 2 * self.stream(),
         };
         let last = of(learns, self.blocks + self.behind);
         let last_that_learns = of(true, self.blocks);
@@ -347,7 +352,8 @@ impl Shape {
         }
     }
 
-    /// Temporaries of a part of a tensor: a square and a denominator; with 8 bits also both moments, their codes and shares.
+    /// Temporaries of a part of a tensor: a square and a denominator; with 8 bits also both moments, their codes and
+    /// shares.
     fn step(&self, moments: Moments, device: Device) -> u64 {
         let part = (adamw::part_of(device) as u64).min(self.largest);
         let values = match moments {
@@ -358,7 +364,7 @@ impl Shape {
     }
 }
 
-/// What a task needs in the host's memory, whatever the device.
+/// Memory that a task needs on the host, whatever the device.
 pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
     let (learning, update) = (spec.fragment_parameters(fragment), &spec.update);
     let candidates = learning.saturating_mul(update.k_max.into()) / u64::from(update.chunk.max(1));
@@ -371,8 +377,9 @@ pub fn host_need(spec: &RunSpec, fragment: u32) -> HostNeed {
     }
 }
 
-/// No update of full chunks has more entries: each takes its value's bits, and of its gap at least the end of the quotient and the
-/// remainder, which is shortest in the densest chunk (`docs/spec/update.md`). Chunks of short tensors may be denser; they are few.
+/// Maximum number of entries of an update of full chunks: each takes its value's bits, and of its gap at least the end
+/// of the quotient and the remainder, which is shortest in the densest chunk (`docs/spec/update.md`). Chunks of short
+/// tensors may be denser; they are few.
 fn entries_max(update: &UpdateSpec) -> u64 {
     let (chunk, k_max) = (u64::from(update.chunk), u64::from(update.k_max));
     let gap = 24 * chunk.saturating_sub(k_max) / (25 * (k_max + 1));
@@ -380,14 +387,14 @@ fn entries_max(update: &UpdateSpec) -> u64 {
     update.budget_bytes.saturating_mul(8) / (u64::from(update.value_bits) + remainder + 1)
 }
 
-/// The fragment that needs most with these options, and what it needs.
+/// The fragment that needs the most memory with these options, and its need.
 pub fn worst(spec: &RunSpec, options: Options, device: Device) -> (u32, Need) {
     let needs = (0..spec.task.fragments.max(1)).map(|p| (p, need(spec, p, options, device)));
     needs.rev().max_by_key(|(_, need)| need.total()).unwrap_or_default()
 }
 
-/// The largest micro-batch of a batch, halved as often as needed, with which tasks of a fragment (none: of any) stay within
-/// `bytes`.
+/// The largest micro-batch, halved from the whole batch, with which tasks of a fragment stay within `bytes`; of all
+/// fragments if `fragment` is `None`. `None` if not even one sequence fits.
 pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, device: Device, bytes: u64) -> Option<u32> {
     let batch = spec.inner.batch_sequences;
     let mut size = options.micro_batch.unwrap_or(batch).clamp(1, batch.max(1));
@@ -410,7 +417,8 @@ pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, devi
     }
 }
 
-/// All combinations of moments and checkpointing in one precision, from the one that changes least and is fastest on.
+/// All combinations of moments and checkpointing in one precision; the fastest one, which changes the fewest digits,
+/// first.
 pub fn combinations(precision: Precision) -> [Options; 4] {
     let of = |moments, checkpoint| Options {
         micro_batch: None,

@@ -14,8 +14,8 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 use tch::{Kind, TchError, Tensor};
 
-/// Runs a task: `steps` batches of `batch_sequences`. Only the fragment learns: gradients are clipped to the norm of its
-/// parameters, and the others stay as they are in θ.
+/// Runs a task: `steps` batches of `batch_sequences`. Only the fragment learns: gradients are clipped to the norm of
+/// its parameters, and the others stay as they are in θ.
 ///
 /// ```no_run
 /// # let text = "";

@@ -331,6 +331,18 @@ fn truncated_shards_should_be_refused() {
 }
 
 #[test]
+fn git_lfs_pointers_should_be_named_in_every_file() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 9\n";
+    for name in [SHARDS[0], INDEX_FILE, CONFIG_FILE, TOKENIZER_MODEL_FILE] {
+        let made = Made::new();
+        let path = made.file(name);
+        std::fs::write(&path, pointer).unwrap();
+        let message = made.refused("a Git LFS pointer: run git lfs pull").to_string();
+        assert_eq!(message.matches(path.to_str().unwrap()).count(), 1, "{message}");
+    }
+}
+
+#[test]
 fn hostile_headers_should_be_refused_before_anything_is_allocated() {
     let made = Made::new();
     let path = made.file(SHARDS[0]);
@@ -404,7 +416,12 @@ fn a_tokenizer_of_another_model_should_be_refused() {
     made.refused("has 259 ids, config.json has a vocabulary of 260");
     let made = Made::new();
     std::fs::write(made.file(TOKENIZER_MODEL_FILE), b"no model").unwrap();
-    made.refused("not a tokenizer.model of this kind");
+    let message = made.refused("not a tokenizer.model of this kind").to_string();
+    assert_eq!(
+        message.matches(TOKENIZER_MODEL_FILE).count(),
+        2,
+        "the path once, the kind once: {message}"
+    );
 }
 
 #[test]

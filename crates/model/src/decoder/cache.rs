@@ -1,4 +1,4 @@
-//! Keys and values of the text so far.
+//! Cache of keys and values: they do not change when tokens are appended, so each is computed once.
 
 use super::{DecoderConfig, copy};
 use crate::llama::rotary;
@@ -12,8 +12,9 @@ pub struct KvCache {
     blocks: Vec<(Tensor, Tensor)>,
     /// cos of the rotary angles, `[capacity, head_dim]`.
     cos: Tensor,
-    /// sin of the rotary angles, the first half negated: x · cos + swapped halves of x · sin turns x.
+    /// sin of the rotary angles, the first half negated: then rotate-half needs no negation, only swapped halves.
     sin: Tensor,
+    /// Half of a head's width.
     half: i64,
     len: i64,
     capacity: i64,
@@ -55,17 +56,17 @@ impl KvCache {
         self.len as usize
     }
 
-    /// Whether there is no token yet.
+    /// Whether the text is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Tokens for which there is room.
+    /// Maximum number of tokens.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
     }
 
-    /// Refuses what cannot be appended.
+    /// Refuses tokens that cannot be appended.
     pub(super) fn reserve(&self, tokens: usize) -> Result<(), ModelError> {
         if tokens == 0 {
             return Err(ModelError::Batch("no tokens; at least one is needed".into()));
@@ -83,19 +84,20 @@ impl KvCache {
         Ok(())
     }
 
-    /// Counts tokens whose keys and values are there in every block.
+    /// Counts tokens whose keys and values are in every block. Only now: an error in a block leaves the cache as it
+    /// was.
     pub(super) fn commit(&mut self, tokens: usize) {
         self.len += tokens as i64;
     }
 
-    /// Rotary embeddings (Su et al. 2021, with halves as in `transformers`) of the next `n` positions, for any number of
-    /// heads: `[heads, n, dim]` → the same in f32.
+    /// Rotary embeddings (Su et al. 2021, with halves as in `transformers`) of the next `n` positions, for any number
+    /// of heads: `[heads, n, dim]` → the same in f32.
     pub(super) fn rotate(&self, x: &Tensor, n: i64) -> Result<Tensor, TchError> {
         let (cos, sin) = (self.cos.f_narrow(0, self.len, n)?, self.sin.f_narrow(0, self.len, n)?);
         x.f_mul(&cos)?.f_add(&x.f_roll(self.half, -1)?.f_mul(&sin)?)
     }
 
-    /// Writes keys and values `[kv_heads, n, dim]` of a block; gives all of that block, `[kv_heads, len + n, dim]`.
+    /// Writes keys and values `[kv_heads, n, dim]` of a block; returns all of that block, `[kv_heads, len + n, dim]`.
     pub(super) fn extend(&mut self, layer: usize, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor), TchError> {
         let Some((keys, values)) = self.blocks.get(layer) else {
             return Err(TchError::Shape(format!("the cache has no block {layer}")));

@@ -1,52 +1,52 @@
-//! What a Llama is, beside its weights.
+//! Shape and constants of a Llama or Mixtral: everything but its weights.
 
 use crate::ModelError;
 use alice_spec::{RMS_NORM_EPSILON, RunSpec, TensorShape};
 
-/// Largest sizes that are taken: far above every model, and small enough that no product of two overflows.
+/// Maximum of each size: far above every model, and small enough that no product of two overflows.
 const SIZE_MAX: i64 = 1 << 24;
-/// Most experts in a block.
+/// Maximum number of experts in a block.
 const EXPERTS_MAX: i64 = 1 << 12;
-/// Most blocks.
+/// Maximum number of blocks.
 const LAYERS_MAX: i64 = 1 << 12;
-/// Most experts in all blocks together: each has three tensors, which are listed before anything is read.
+/// Maximum number of experts in all blocks together: each has three tensors, which are listed before anything is read.
 const EXPERTS_ALL_MAX: i64 = 1 << 16;
 
 /// The shape of a Llama and its constants, with the meaning that `LlamaForCausalLM` of `transformers` gives them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
-    /// Ids of the vocabulary.
+    /// Number of ids in the vocabulary.
     pub vocab: i64,
-    /// Width between the blocks.
+    /// Width of the residual stream.
     pub hidden: i64,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: i64,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: i64,
-    /// Key/value heads, which divide the query heads.
+    /// Number of key/value heads; it divides that of the query heads.
     pub kv_heads: i64,
     /// Width of a head, even; most often `hidden / heads`.
     pub head_dim: i64,
     /// Width of the feed-forward layer, or of each expert.
     pub ffn: i64,
-    /// Experts; none in a dense model.
+    /// Experts. `None` in a dense model.
     pub experts: Option<Experts>,
-    /// Longest text, tokens.
+    /// Maximum length of a text, tokens.
     pub context: i64,
     /// Base of the rotary angles.
     pub rope_theta: f64,
     /// ε of the norms.
     pub rms_norm_eps: f64,
-    /// Whether the head is the embedding.
+    /// Whether the head shares the embedding's weights.
     pub tied: bool,
 }
 
 /// Mixture of experts, with the meaning that `MixtralForCausalLM` gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// Feed-forward layers in a block.
+    /// Number of experts in a block.
     pub count: i64,
-    /// Experts that a token goes through.
+    /// Number of experts for each token.
     pub top_k: i64,
 }
 
@@ -74,10 +74,13 @@ impl From<&RunSpec> for DecoderConfig {
 }
 
 impl DecoderConfig {
-    /// Refuses sizes that no model has and numbers that make no sense.
+    /// Refuses sizes and constants outside the bounds of any model.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] with the first of them.
     pub fn check(&self) -> Result<(), ModelError> {
         let bad = |problem: String| Err(ModelError::Config(problem));
-        for (name, value, most) in [
+        for (name, value, max) in [
             ("vocabulary", self.vocab, SIZE_MAX),
             ("width", self.hidden, SIZE_MAX),
             ("number of blocks", self.layers, LAYERS_MAX),
@@ -87,8 +90,8 @@ impl DecoderConfig {
             ("feed-forward width", self.ffn, SIZE_MAX),
             ("context", self.context, SIZE_MAX),
         ] {
-            if value < 1 || value > most {
-                return bad(format!("the {name} is {value}; 1 to {most} are possible"));
+            if value < 1 || value > max {
+                return bad(format!("the {name} is {value}; 1 to {max} are possible"));
             }
         }
         if let Some(Experts { count, top_k }) = self.experts
@@ -124,9 +127,8 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Every tensor, with the names of Hugging Face: embedding, blocks from the first to the last, final norm, head. The
-    /// head is left out where it is the embedding. A block's experts stand in it, each with its gate, up and down
-    /// projection.
+    /// Every tensor, with the names of Hugging Face: embedding, blocks from the first to the last, final norm, and the
+    /// head unless it is tied. A block's experts are inside the block, each with its gate, up and down projection.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let tensor = |name: String, shape: &[i64]| TensorShape {
             name: format!("{name}.weight"),

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// `[out, in]`.
+/// Weights `[out, in]` of a linear layer without bias.
 #[derive(Debug)]
 pub(super) struct Matrix {
     weight: Tensor,
@@ -15,7 +15,7 @@ impl Matrix {
         Self { weight, kind }
     }
 
-    /// A second handle on the same numbers.
+    /// A second handle on the same weights.
     pub fn share(&self) -> Self {
         Self::new(self.weight.shallow_clone())
     }
@@ -35,8 +35,8 @@ impl Matrix {
         }
         let x = x.f_to_kind(self.kind)?;
         match x.size()[..] {
-            // On the CPU libtorch's product of a bf16 matrix and a vector reads memory up to twice as fast as its general
-            // product with one row.
+            // On the CPU libtorch's product of a bf16 matrix and a vector reads memory up to twice as fast as its
+            // general product with one row.
             [1, _] if x.device() == Device::Cpu => self.weight.f_mv(&x.f_view([-1])?)?.f_unsqueeze(0),
             _ => x.f_linear::<Tensor>(&self.weight, None),
         }

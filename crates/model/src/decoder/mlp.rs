@@ -1,4 +1,4 @@
-//! The feed-forward part of a block: one layer, or several of which each token goes through a few.
+//! The feed-forward part of a block: one SwiGLU layer, or experts of which each token goes through a few.
 
 use super::matrix::Matrix;
 use tch::{Kind, TchError, Tensor};
@@ -26,7 +26,7 @@ impl Mlp {
     }
 }
 
-/// What a block does to each token by itself.
+/// The part of a block that computes each token by itself.
 #[derive(Debug)]
 pub(super) enum FeedForward {
     /// The same layer for every token.
@@ -59,7 +59,7 @@ impl Experts {
         let probabilities = self.gate.apply(x)?.f_softmax(-1, Kind::Float)?;
         let (weights, chosen) = probabilities.f_topk(self.top_k, -1, true, true)?;
         let weights = weights.f_div(&weights.f_sum_dim_intlist(-1, true, Kind::Float)?)?;
-        // Which token of which expert: known to the host, one transfer a block.
+        // The host needs the entries of each expert: one transfer a block.
         let entries = Vec::<i64>::try_from(chosen.f_reshape([-1])?)?;
         let weights = weights.f_reshape([-1])?;
         let mut sum = Tensor::f_zeros(&x.size()[..], (Kind::Float, x.device()))?;

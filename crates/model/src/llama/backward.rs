@@ -5,7 +5,7 @@ use super::Llama;
 use crate::ModelError;
 use tch::{Kind, TchError, Tensor};
 
-/// What is minimised: a weighted mean of the token losses `[batch, tokens − 1]`, or the share of it that they are.
+/// The minimised function of the token losses `[batch, tokens − 1]`: a weighted mean, or their share of one.
 pub type Objective<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor, TchError>;
 
 impl Llama {
@@ -13,8 +13,11 @@ impl Llama {
     /// experts, the gradients are those of the objective plus the weighted load-balancing loss of this batch, with the
     /// share that the objective gives to the batch; the value is without it.
     ///
-    /// With `checkpoint` each block keeps its input alone, `[batch, tokens, hidden]`, and is computed a second time on the
-    /// way back: a third more work, the same gradients.
+    /// With `checkpoint` each block keeps its input alone, `[batch, tokens, hidden]`, and is computed a second time in
+    /// the backward pass: a third more work, the same gradients.
+    ///
+    /// # Errors
+    /// The device has too little memory, or refuses an operation.
     pub fn backward(&self, tokens: &Tensor, checkpoint: bool, objective: Objective) -> Result<f64, ModelError> {
         if checkpoint {
             return self.backward_by_block(tokens, objective);
@@ -80,7 +83,7 @@ impl Llama {
         Ok(value)
     }
 
-    /// The weighted load-balancing loss times the share that the objective gives to this batch; none without experts.
+    /// The weighted load-balancing loss times the share that the objective gives to this batch. `None` without experts.
     fn balance_loss(
         &self,
         routes: &[Tensor],
@@ -90,18 +93,20 @@ impl Llama {
         let Some(balance) = self.balance.as_ref().filter(|balance| balance.weight > 0.0) else {
             return Ok(None);
         };
+        // The objective is linear in the losses, so its value for losses of one is the share.
         let share = tch::no_grad(|| objective(&losses.f_ones_like()?))?;
         let loss = balance.loss(routes)?.f_mul_scalar(balance.weight)?;
         Ok(Some(loss.f_mul(&share)?))
     }
 }
 
-/// The same values with a graph of its own.
+/// A tensor of the same values with a graph of its own, so that a backward pass ends there.
 fn leaf(x: &Tensor, requires_grad: bool) -> Result<Tensor, TchError> {
     x.f_detach()?.f_set_requires_grad(requires_grad)
 }
 
-/// Σ output · upstream: its gradients are those of what `upstream` is the gradient of.
+/// Σ output · upstream, a scalar. Its gradients are those of the function whose gradient for `output` is `upstream`:
+/// the chain rule, block by block.
 fn product(output: &Tensor, upstream: &Tensor) -> Result<Tensor, TchError> {
     output.f_mul(upstream)?.f_sum(Kind::Float)
 }

@@ -1,4 +1,4 @@
-//! The feed-forward part of a block: one SwiGLU layer, or several of which each token goes through a few.
+//! The feed-forward part of a block: one SwiGLU layer, or experts of which each token goes through a few.
 
 use super::linear;
 use super::moe::SparseMoe;
@@ -6,7 +6,7 @@ use crate::ModelError;
 use alice_spec::RunSpec;
 use tch::{TchError, Tensor};
 
-/// What a block does to each token by itself.
+/// The part of a block that computes each token by itself.
 #[derive(Debug)]
 pub(super) enum FeedForward {
     /// The same layer for every token.
@@ -52,8 +52,8 @@ impl FeedForward {
         }))
     }
 
-    /// Output of the shape of `x`, `[batch, tokens, hidden]`, and what the router said, `[batch · tokens, experts]`, where
-    /// there is one.
+    /// Output of the shape of `x`, `[batch, tokens, hidden]`, and the router's logits, `[batch · tokens, experts]`, if
+    /// there is a router.
     pub(super) fn forward(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
         match self {
             Self::Dense(mlp) => Ok((mlp.forward(x)?, None)),

@@ -1,5 +1,5 @@
-//! Mixture of experts as Hugging Face's `modeling_mixtral.py` computes it (Jiang et al. 2024): `MixtralSparseMoeBlock` and
-//! `load_balancing_loss_func`.
+//! Mixture of experts as Hugging Face's `modeling_mixtral.py` computes it (Jiang et al. 2024): `MixtralSparseMoeBlock`
+//! and `load_balancing_loss_func`.
 
 use super::feed_forward::Mlp;
 use super::linear;
@@ -18,8 +18,9 @@ pub(super) struct SparseMoe {
 impl SparseMoe {
     /// Output of the shape of `x`, `[batch, tokens, hidden]`, and the router's logits, `[batch · tokens, experts]`.
     ///
-    /// Tokens are sorted by expert, so that each expert sees its own as one matrix and the device waits once a block for
-    /// their numbers. An expert without tokens computes on none: its gradient is zero then, and not missing.
+    /// Tokens are sorted by expert, so that each expert sees its own as one matrix and the host waits for the device
+    /// once a block, for their numbers. An expert without tokens computes on an empty matrix: its gradient is zero
+    /// then, and not missing.
     pub(super) fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor), TchError> {
         let shape = x.size();
         let hidden = shape.last().copied().unwrap_or(0);
@@ -27,9 +28,11 @@ impl SparseMoe {
         let logits = linear(&tokens, &self.gate)?;
         let probabilities = logits.f_softmax(-1, Kind::Float)?;
         let (weights, experts) = probabilities.f_topk(self.top_k, -1, true, true)?;
+        // The softmax over the chosen experts alone (Jiang et al. 2024, section 2.1).
         let weights = weights.f_div(&weights.f_sum_dim_intlist(-1, true, Kind::Float)?)?;
         // One entry for each token and each of its experts.
         let experts = experts.f_reshape([-1])?;
+        // Stable, so that the order of sums, and with it every bit, is the same each time.
         let order = experts.f_argsort_stable(true, 0, false)?;
         let token_of_entry = order.f_div_scalar_mode(self.top_k, "floor")?;
         let counts = Vec::<i64>::try_from(experts.f_bincount::<Tensor>(None, self.experts.len() as i64)?)?;
@@ -65,10 +68,10 @@ impl Balance {
         }
     }
 
-    /// Load-balancing loss (Fedus et al. 2021, eq. 4 to 6) of the router's logits of all blocks, `[tokens, experts]` each:
-    /// the number of experts times Σ over experts of the share of tokens that chose it, summed over the `top_k` choices,
-    /// times its mean probability. Shares and means are over the tokens of all blocks together; `top_k` where all are
-    /// chosen alike.
+    /// Load-balancing loss (Fedus et al. 2021, eq. 4 to 6) of the router's logits of all blocks, `[tokens, experts]`
+    /// each, a scalar: the number of experts times Σ over experts of the share of tokens that chose it, summed over the
+    /// `top_k` choices, times its mean probability. Shares and means are over the tokens of all blocks together;
+    /// `top_k` where all are chosen alike.
     pub(super) fn loss(&self, logits: &[Tensor]) -> Result<Tensor, TchError> {
         let probabilities = Tensor::f_cat(logits, 0)?.f_softmax(-1, Kind::Float)?;
         let (tokens, experts) = probabilities.size2()?;

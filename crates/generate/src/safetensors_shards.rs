@@ -1,9 +1,11 @@
-//! Tensors in safetensors files: `model.safetensors`, or shards that `model.safetensors.index.json` lists.
+//! Tensors in safetensors files: `model.safetensors`, or shards that `model.safetensors.index.json` lists. All headers
+//! are read and checked first; a tensor's bytes are read when they are asked for, so one tensor at a time is in memory.
 //! <https://github.com/huggingface/safetensors#format>
 
 use crate::GenerateError;
 use crate::config::read_json_up_to;
 use alice_spec::TensorShape;
+use alice_tokenizer::is_lfs_pointer;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
@@ -13,20 +15,22 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// The only file of a small model; where it is there, an index is not looked at (as in `transformers`).
+/// The only file of a small model; if it exists, the index is ignored (as in `transformers`).
 pub const SINGLE_FILE: &str = "model.safetensors";
-/// Which shard has which tensor.
+/// File that names the shard of each tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Largest index that is read, bytes.
+/// Maximum size of an index that is read, bytes.
 const INDEX_BYTES_MAX: u64 = 64 << 20;
-/// Largest header that is read, bytes: tens of thousands of tensors.
+/// Maximum size of a header that is read, bytes: tens of thousands of tensors.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
-/// Most shards: each is kept open.
+/// Maximum number of shards: each is kept open, and processes often may open 1,024 files.
 const SHARDS_MAX: usize = 512;
-/// Bytes of a header's length.
+/// Size of a header's length, bytes.
 const LENGTH_BYTES: u64 = 8;
+/// Bytes after the length that are read to recognise a Git LFS pointer.
+const POINTER_BYTES: u64 = 64;
 
-/// Floating-point kinds that are read.
+/// Number format of a tensor in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// f32.
@@ -56,7 +60,7 @@ impl Stored {
     }
 }
 
-/// Where one tensor lies.
+/// Position of one tensor in its shard.
 #[derive(Debug)]
 struct Place {
     shard: usize,
@@ -124,7 +128,7 @@ impl Shards {
         Ok(())
     }
 
-    /// Refuses shards that do not hold exactly the expected tensors. `ignored` says which others may be there.
+    /// Refuses shards that do not hold exactly the expected tensors, but for those that are `ignored`.
     pub fn check(&self, expected: &[TensorShape], ignored: impl Fn(&str) -> bool) -> Result<(), GenerateError> {
         let mut rest: BTreeMap<&str, &Place> = self.places.iter().map(|(name, p)| (name.as_str(), p)).collect();
         for tensor in expected {
@@ -153,12 +157,12 @@ impl Shards {
         }
     }
 
-    /// Kind of a tensor's numbers.
+    /// Number format of a tensor. `None` if no shard has it.
     pub fn stored(&self, name: &str) -> Option<Stored> {
         self.places.get(name).map(|place| place.stored)
     }
 
-    /// Reads one tensor, in the kind that is stored, to the CPU.
+    /// Reads one tensor in its stored number format, on the CPU.
     pub fn read(&mut self, name: &str) -> Result<Tensor, GenerateError> {
         let missing = || GenerateError::MissingTensor {
             dir: self.dir.clone(),
@@ -203,7 +207,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>, GenerateError> {
         let problem = format!("it names {} shards; 1 to {SHARDS_MAX} are possible", names.len());
         return Err(GenerateError::malformed(&path, problem));
     }
-    // Nothing that leads out of the folder.
+    // The index is not trusted: a name may not lead out of the folder.
     match names
         .iter()
         .find(|name| name.starts_with('.') || name.contains(['/', '\\', ':', '\0']))
@@ -216,10 +220,13 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>, GenerateError> {
     }
 }
 
-/// Where the data starts, and the tensors; offsets and sizes are those of the file.
+/// Position of the data in the file, and the tensors; offsets and sizes have been checked against the file's size.
 fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata), GenerateError> {
     let bad = |problem: String| GenerateError::malformed(path, problem);
-    let size = file.metadata().map_err(GenerateError::io("look at", path))?.len();
+    let size = file
+        .metadata()
+        .map_err(GenerateError::io("read the size of", path))?
+        .len();
     let mut length = [0; LENGTH_BYTES as usize];
     if size < LENGTH_BYTES {
         return Err(bad(format!("{size} bytes are no safetensors file; download it again")));
@@ -227,6 +234,13 @@ fn read_header(file: &mut File, path: &Path) -> Result<(u64, Metadata), Generate
     file.read_exact(&mut length).map_err(GenerateError::io("read", path))?;
     let json_bytes = u64::from_le_bytes(length);
     if json_bytes > HEADER_BYTES_MAX || json_bytes > size - LENGTH_BYTES {
+        // The first bytes of a pointer, taken for a length, are far above every limit.
+        let mut start = length.to_vec();
+        let read = file.take(POINTER_BYTES).read_to_end(&mut start);
+        read.map_err(GenerateError::io("read", path))?;
+        if is_lfs_pointer(&start) {
+            return Err(GenerateError::LfsPointer(path.to_path_buf()));
+        }
         let most = HEADER_BYTES_MAX.min(size - LENGTH_BYTES);
         return Err(bad(format!(
             "its header would have {json_bytes} bytes; at most {most} are possible"

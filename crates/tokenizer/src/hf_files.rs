@@ -1,16 +1,16 @@
-//! The same vocabulary in the files of Hugging Face's `tokenizers` and `transformers`.
+//! The vocabulary in the files of Hugging Face's `tokenizers` and `transformers`, and all files of a folder.
 
-use crate::model::{BEGIN, END, SPACE, UNKNOWN};
-use crate::{Tokenizer, TokenizerError};
+use crate::vocabulary::SPACE;
+use crate::{Piece, PieceKind, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 
-/// SentencePiece's file.
+/// File of SentencePiece.
 pub const TOKENIZER_MODEL_FILE: &str = "tokenizer.model";
-/// Hugging Face's file.
+/// File of Hugging Face's `tokenizers`.
 pub const TOKENIZER_JSON_FILE: &str = "tokenizer.json";
-/// How `transformers` loads them.
+/// Options of `transformers`.
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// Names of the special tokens.
 pub const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
@@ -36,7 +36,13 @@ impl Tokenizer {
             true => Value::Null,
             false => json!({"type": "Sequence", "normalizers": normalizers}),
         };
-        let added: Vec<Value> = [UNKNOWN, BEGIN, END].into_iter().map(|id| self.special(id)).collect();
+        let kinds = [PieceKind::Unknown, PieceKind::Control];
+        let added = self
+            .pieces()
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| kinds.contains(&p.kind));
+        let added: Vec<Value> = added.map(|(id, piece)| special(id, piece)).collect();
         // Objects of serde_json are sorted by key; the vocabulary is written in the order of ids, as everybody does.
         let mut out = String::from("{\n");
         out += "  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n";
@@ -72,7 +78,7 @@ impl Tokenizer {
     ///
     /// The class is the generic fast tokenizer, which takes `tokenizer.json` as it is: `LlamaTokenizer` of transformers
     /// 5 builds a normaliser of its own, which escapes the spaces of the byte tokenizer and swallows a leading space
-    /// where a dummy prefix is asked for. The special tokens stand in `tokenizer.json`; said here again
+    /// if there is a dummy prefix. The special tokens are in `tokenizer.json`; repeated here
     /// (`added_tokens_decoder`), llama.cpp's converter would make the unknown piece a control token.
     pub fn tokenizer_config_json(&self, context: u32) -> String {
         let config = json!({
@@ -126,27 +132,26 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Reads a `tokenizer.model` file; its size is checked before anything is allocated.
+    /// Reads a `tokenizer.model` file, of at most [`MODEL_BYTES_MAX`](crate::MODEL_BYTES_MAX) bytes.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Io`], or [`TokenizerError::ModelFile`] with the reason.
     pub fn read_model(path: &Path) -> Result<Self, TokenizerError> {
-        use std::io::Read;
         let file = std::fs::File::open(path).map_err(TokenizerError::io("open", path))?;
         let mut bytes = Vec::new();
         file.take(crate::MODEL_BYTES_MAX + 1)
             .read_to_end(&mut bytes)
             .map_err(TokenizerError::io("read", path))?;
-        Self::parse_model(&bytes).map_err(|error| match error {
-            TokenizerError::Model(problem) => TokenizerError::Model(format!("{}: {problem}", path.display())),
-            other => other,
-        })
+        Self::parse_model(&bytes).map_err(|error| error.in_file(path))
     }
+}
 
-    fn special(&self, id: u32) -> Value {
-        let content = self.pieces().get(id as usize).map_or("", |p| p.text.as_str());
-        json!({
-            "content": content, "id": id, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
-            "special": true,
-        })
-    }
+/// An entry of `added_tokens`.
+fn special(id: usize, piece: &Piece) -> Value {
+    json!({
+        "content": piece.text, "id": id, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false,
+        "special": true,
+    })
 }
 
 fn quoted(text: &str) -> String {
