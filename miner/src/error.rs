@@ -18,13 +18,13 @@ use std::{
 /// The system's or another crate's reason.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// What went wrong, where, and what to do: one line.
+/// Error of the miner. Its text is one line: what failed, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum MinerError {
     /// A setting is missing.
     #[error("no {what} is set; give {flag}, set {env}{}", in_file(.key, .file.as_deref()))]
     Missing {
-        /// What is missing.
+        /// The setting, as a noun.
         what: &'static str,
         /// Flag that sets it.
         flag: &'static str,
@@ -146,9 +146,9 @@ pub enum MinerError {
     /// The server sent something that contradicts what it signed or what is known.
     #[error("the parameter server's {what} cannot be true: {problem}; nothing of it was used")]
     Untrue {
-        /// What it sent.
+        /// Kind of the message.
         what: &'static str,
-        /// What is wrong with it.
+        /// The contradiction.
         problem: String,
     },
     /// The parameter server.

@@ -95,7 +95,9 @@ pub fn remove(path: &Path) -> Result<(), MinerError> {
 /// Removes the half-written files that a killed process left in a directory, if there is one. Only the holder of the
 /// data directory's [`DirLock`] may do that: another process may be writing.
 pub fn remove_partial(dir: &Path) {
-    if let Err(error) = dir.is_dir().then(|| file::remove_partial(dir)).unwrap_or(Ok(())) {
+    if dir.is_dir()
+        && let Err(error) = file::remove_partial(dir)
+    {
         // They cost space, nothing else, and the next start tries again.
         tracing::warn!(%error, "half-written files stay");
     }

@@ -262,7 +262,8 @@ impl Miner {
         if mine().any(|r| r.standing() == Standing::Pending) {
             return Some(Next::Wait("the work is in; waiting for its verdict".into()));
         }
-        // A page that is on disk can be pushed later by hand, so the miner may leave without waiting for the pay itself.
+        // A page that is on disk can be pushed later by hand, so the miner may leave without waiting for the pay
+        // itself.
         let page_missing = mine().filter(|r| r.standing() == Standing::Accepted).any(|r| {
             let account = r.receipt.as_ref().map(|receipt| receipt.body.payout);
             account.is_some_and(|a| self.pays.get(r.epoch, &a).is_none())

@@ -1,5 +1,5 @@
-//! `alice-miner generate` as users start it: what it refuses, with which exit code. What it computes is compared with other
-//! programs by `tests/weights.py`.
+//! `alice-miner generate` as users start it: what it refuses, with which exit code. What it computes is compared with
+//! other programs by `tests/weights.py`.
 
 use std::process::{Command, Output};
 

@@ -353,7 +353,8 @@ async fn a_newcomer_should_join_by_snapshot_and_deltas_and_take_nothing_damaged(
         assert!(!task.is_finished(), "a damaged download must not end the miner");
         handle.request();
         task.await.unwrap().unwrap();
-        // Undamaged downloads are kept: the first delta's model where the second is damaged, nothing of half a snapshot.
+        // Undamaged downloads are kept: the first delta's model where the second is damaged, nothing of half a
+        // snapshot.
         let kept = (damaged == delta.blob).then_some(ps.model.deltas[0].model_root);
         assert_eq!(root_on_disk(dir.path(), &ps), kept, "nothing damaged is kept");
         assert_eq!(ps.seen().commits, 0);

@@ -11,8 +11,8 @@
 //! or a chain that denies it.
 //!
 //! **Recovery.** A file is replaced in one step, and memory follows the disk. Nothing here needs a journal: each state
-//! is reached again by asking once more. A lost receipt comes from the server when the same bytes are sent again, a lost
-//! verdict with the next poll ([`verdicts`]), a lost page from any server that has the epoch ([`payout`]).
+//! is reached again by asking once more. A lost receipt comes from the server when the same bytes are sent again, a
+//! lost verdict with the next poll ([`verdicts`]), a lost page from any server that has the epoch ([`payout`]).
 //!
 //! **Durable when.** A receipt before the journal forgets the update; a verdict before the residual gives the update's
 //! values back or lets go of them; a page before it is pushed. A decision in the other direction ("no verdict will

@@ -1,5 +1,5 @@
-//! Payout pages with their proofs, kept so that pay does not depend on the server's disk: anyone who has a page can push
-//! it to the chain.
+//! Payout pages with their proofs, kept so that pay does not depend on the server's disk: anyone who has a page can
+//! push it to the chain.
 //!
 //! **Format.** `pages/<epoch, ten digits>-<account>.json` holds a [`Pay`]: the page as the server sent it
 //! (`docs/spec/merkle-pages.md`), and the state of the pay. One account has one file an epoch, however many submissions
@@ -8,8 +8,8 @@
 //! **States** ([`PayState`]). Kept becomes Paid when the chain, or without a chain the server, reports the epoch
 //! settled. Nothing is final if the chain reports it; the server's report is asked again once there is a chain to ask.
 //!
-//! **Durable when.** [`Pays::put`] returns after the file is synced, and memory changes after the disk. A page is on disk
-//! before anything relies on it, so the miner can push it even if the server is gone by then.
+//! **Durable when.** [`Pays::put`] returns after the file is synced, and memory changes after the disk. A page is on
+//! disk before anything relies on it, so the miner can push it even if the server is gone by then.
 
 use crate::{MinerError, files};
 use alice_api::{Hex32, PayoutPage};

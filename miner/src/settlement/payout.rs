@@ -1,5 +1,5 @@
-//! Watches pay until it arrives: fetches payout pages from the server, follows them on the chain, and pushes a page that
-//! nobody else pushed.
+//! Watches pay until it arrives: fetches payout pages from the server, follows them on the chain, and pushes a page
+//! that nobody else pushed.
 //!
 //! **States of an epoch's pay.** Accepted work is *wanted* until the epoch is attested. Then its page is fetched and
 //! *kept*. A kept page ends as *paid*, or as *nothing* with the reason. With a chain, the chain alone decides the last
@@ -8,8 +8,8 @@
 //! **Recovery.** All state that matters is on disk ([`Pays`]). A [`WatchState`] that is lost with the process costs a
 //! repeated request, or a page pushed a second time, which the chain ignores.
 //!
-//! **Limits.** A poll takes at most [`POLL_TIME_MAX`] and [`EPOCHS_PER_POLL`] epochs, because the miner's own work waits
-//! for it; every step of a poll may be dropped in the middle.
+//! **Limits.** A poll takes at most [`POLL_TIME_MAX`] and [`EPOCHS_PER_POLL`] epochs, because the miner's own work
+//! waits for it; every step of a poll may be dropped in the middle.
 
 use crate::{
     MinerError,

@@ -1,11 +1,11 @@
 //! Submissions with their receipts and verdicts: one JSON file each, kept for ever.
 //!
-//! **Format.** `receipts/<epoch, ten digits>-<submission>.json` holds a [`Record`]; the zeros make the order of names the
-//! order of epochs. Receipt and verdict are signed by the server over the genesis hash, which the record contains, so a
-//! file can be checked years later by anyone who knows the server's key ([`Record::verify`]).
+//! **Format.** `receipts/<epoch, ten digits>-<submission>.json` holds a [`Record`]; the zeros make the order of names
+//! the order of epochs. Receipt and verdict are signed by the server over the genesis hash, which the record contains,
+//! so a file can be checked years later by anyone who knows the server's key ([`Record::verify`]).
 //!
-//! **States** ([`Standing`]). A record begins as Pending (a receipt) or as Late or Refused (a refusal, no receipt), and a
-//! Pending one becomes Accepted, Refused or Voided by its verdict, or Voided when the time for verdicts is over.
+//! **States** ([`Standing`]). A record begins as Pending (a receipt) or as Late or Refused (a refusal, no receipt), and
+//! a Pending one becomes Accepted, Refused or Voided by its verdict, or Voided when the time for verdicts is over.
 //! Receipts are never removed from a record.
 //!
 //! **Durable when.** [`Receipts::put`] returns after the file is synced; memory changes after the disk, so a failed

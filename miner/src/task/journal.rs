@@ -7,11 +7,12 @@
 //!  └────────────────────── residual renamed into place ◀────────────────────────────┘
 //! ```
 //!
-//! **Format.** `journal.json` holds one [`State`] as JSON. `outgoing.update` is the encoded update, `outgoing.ledger` the
-//! [residual's ledger](super::residual) as it will be once the update is committed. Each is replaced in one step.
+//! **Format.** `journal.json` holds one [`State`] as JSON. `outgoing.update` is the encoded update, `outgoing.ledger`
+//! the [residual's ledger](super::residual) as it will be once the update is committed. Each is replaced in one step.
 //!
-//! **States.** `Idle`: no work. `Leased`: a task was claimed, and nothing of its training is on disk. `Ready`: update and
-//! staged ledger are complete; the journal is written last of the three, so it never names a file that is not there.
+//! **States.** `Idle`: no work. `Leased`: a task was claimed, and nothing of its training is on disk. `Ready`: update
+//! and staged ledger are complete; the journal is written last of the three, so it never names a file that is not
+//! there.
 //!
 //! **Recovery.** A start reads the journal and the facts around it ([`Recovered`]: staged ledger, receipt, refusal, the
 //! server's block) and takes the one step that is missing. [`next_step`] is a pure function of the two, and the same
@@ -123,8 +124,8 @@ pub fn next_step(state: &State, facts: Recovered) -> Step {
             Recovered {
                 refusal_stored: true, ..
             } => Step::Clear("refused"),
-            // Even after the deadline, or with damaged bytes: the server may have the update already, and then it answers
-            // with the same receipt.
+            // Even after the deadline, or with damaged bytes: the server may have the update already, and then it
+            // answers with the same receipt.
             _ => Step::Send(outgoing.clone()),
         },
     }
@@ -218,8 +219,8 @@ impl Journal {
         Ok(bytes.filter(|b| Hex32(*blake3::hash(b).as_bytes()) == outgoing.blob))
     }
 
-    /// Goes to `Idle` and removes the task's files. The journal first: the next task overwrites files without a journal,
-    /// but a journal without files would be a damaged update.
+    /// Goes to `Idle` and removes the task's files. The journal first: the next task overwrites files without a
+    /// journal, but a journal without files would be a damaged update.
     ///
     /// # Errors
     /// [`MinerError::Write`].

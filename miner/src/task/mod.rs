@@ -1,8 +1,8 @@
 //! One task, from its lease to the committed update.
 //!
 //! [`pinned_network`] and [`run`] are what a data directory belongs to. [`weights`], [`corpus`] and [`tokenizer`] fetch
-//! what a task needs, [`work`] trains and encodes it, [`residual`] and [`moments`] are kept from task to task, [`send`]
-//! brings the update to the server. [`journal`] names the step that is missing after any crash.
+//! the inputs of a task, [`work`] trains and encodes it, [`residual`] and [`moments`] are kept from task to task,
+//! [`send`] brings the update to the server. [`journal`] names the step that is missing after any crash.
 
 pub mod corpus;
 pub mod journal;

@@ -1,5 +1,5 @@
-//! The optimiser's moments between two tasks of a fragment, one file for each fragment. A convenience: without the file,
-//! or with a damaged one, a task starts from zero moments and learns a little less.
+//! The optimiser's moments between two tasks of a fragment, one file for each fragment. A convenience: without the
+//! file, or with a damaged one, a task starts from zero moments and learns a little less.
 
 use crate::files;
 use alice_trainer::{Carry, MomentsFrom, TaskResult, TrainError};
@@ -66,8 +66,8 @@ fn warn(path: &Path, what: &str, error: &dyn std::fmt::Display) {
     tracing::warn!(%error, path = %path.display(), "{what}");
 }
 
-/// Runs `train` from the moments of `path` and returns the new ones with its result; `None` if they could not be written,
-/// or `stop` was set meanwhile. No failure of a file prevents training.
+/// Runs `train` from the moments of `path` and returns the new ones with its result; `None` if they could not be
+/// written, or `stop` was set meanwhile. No failure of a file prevents training.
 ///
 /// # Errors
 /// Those of `train`.

@@ -1,8 +1,8 @@
 //! The network that a data directory is pinned to at the first contact.
 //!
-//! **Format.** `network.json` holds a [`PinnedNetwork`]: genesis hash, run hash and the server's key. It is written when a
-//! server is first accepted, and again when the chain or the user confirms another run or key. The genesis hash never
-//! changes: receipts, pages and residuals below the directory are worth nothing on another chain.
+//! **Format.** `network.json` holds a [`PinnedNetwork`]: genesis hash, run hash and the server's key. It is written
+//! when a server is first accepted, and again when the chain or the user confirms another run or key. The genesis hash
+//! never changes: receipts, pages and residuals below the directory are worth nothing on another chain.
 
 use crate::{MinerError, files};
 use alice_api::Hex32;

@@ -1,6 +1,6 @@
-//! The error-feedback residual: the part of earlier updates that compression left out, kept on disk for each fragment and
-//! added to the fragment's next update. It may be larger than memory, so it is streamed, once to encode an update and
-//! once to store the remainder.
+//! The error-feedback residual: the part of earlier updates that compression left out, kept on disk for each fragment
+//! and added to the fragment's next update. It may be larger than memory, so it is streamed, once to encode an update
+//! and once to store the remainder.
 //!
 //! **Format.**
 //!
@@ -10,23 +10,23 @@
 //! outgoing.ledger         the ledger as it will be once the update in hand is committed (staged)
 //! ```
 //!
-//! The crate `alice-update` defines the bytes ([`PendingUpdates`]); every file ends with a checksum. Both number formats
-//! are read, whichever is written now.
+//! The crate `alice-update` defines the bytes ([`PendingUpdates`]); every file ends with a checksum. Both number
+//! formats are read, whichever is written now.
 //!
-//! **States.** Generation g is valid while the ledger names it. [`Residuals::prepare`] writes generation g + 1 under its
-//! own name and returns the ledger that names it; the [journal](super::journal) stages that ledger with the update.
+//! **States.** Generation g is valid while the ledger names it. [`Residuals::prepare`] writes generation g + 1 under
+//! its own name and returns the ledger that names it; the [journal](super::journal) stages that ledger with the update.
 //! [`Residuals::adopt`] (committed) or [`Residuals::restore`] (refused: the update's values go back) makes it the valid
 //! one. [`Residuals::settle`] then follows the verdicts: values of accepted updates are dropped, values of all others
 //! return to the residual.
 //!
-//! **Recovery.** The rename of the ledger is the instant at which a new generation counts. Before it, the old residual is
-//! untouched; after it, the old one is removed, and a crash in between leaves a file that no ledger names, which the
+//! **Recovery.** The rename of the ledger is the instant at which a new generation counts. Before it, the old residual
+//! is untouched; after it, the old one is removed, and a crash in between leaves a file that no ledger names, which the
 //! next start removes. While a ledger is staged, the start keeps generation g + 1 of every fragment, because only the
 //! journal knows to which one it belongs.
 //!
-//! **Damage.** A damaged ledger costs the residual and the pending updates of its fragment; a damaged residual costs the
-//! residual only, and pending updates still return if they are refused. A disk that does not answer is an error instead:
-//! files that may be whole are never replaced.
+//! **Damage.** A damaged ledger costs the residual and the pending updates of its fragment; a damaged residual costs
+//! the residual only, and pending updates still return if they are refused. A disk that does not answer is an error
+//! instead: files that may be whole are never replaced.
 //!
 //! **Durable when.** A generation is synced before the ledger that names it is staged.
 
@@ -115,8 +115,8 @@ impl Residuals {
         }
     }
 
-    /// Encodes d + residual. `d` has a value for each parameter of the fragment. A residual that turns out to be damaged
-    /// is zero from here on.
+    /// Encodes d + residual. `d` has a value for each parameter of the fragment. A residual that turns out to be
+    /// damaged is zero from here on.
     ///
     /// # Errors
     /// `d` cannot be encoded, or the disk does not answer.
@@ -157,8 +157,8 @@ impl Residuals {
         Ok(encoder.finish(header).map_err(MinerError::Encode)?)
     }
 
-    /// Stores the residual for the time after `sent` is committed under `id`, as the next generation; returns the ledger
-    /// that names it, to be staged.
+    /// Stores the residual for the time after `sent` is committed under `id`, as the next generation; returns the
+    /// ledger that names it, to be staged.
     ///
     /// # Errors
     /// The disk is full or does not answer; the valid residual is unchanged then.
@@ -254,7 +254,8 @@ impl Residuals {
                 changed = true;
             }
             if changed {
-                // If this fails, memory is ahead of the disk: the next commit writes it, or the next start settles again.
+                // If this fails, memory is ahead of the disk: the next commit writes it, or the next start settles
+                // again.
                 files::write_atomic(path, &pending.to_bytes())?;
             }
         }

@@ -81,7 +81,7 @@ impl Run {
             None => Self::stored_spec(&dir, &hash)
                 .ok_or_else(|| MinerError::untrue("run specification", "it is not stored yet"))?,
         };
-        // What a killed process left half written: no journal names it.
+        // Half-written files of a killed process: no journal names them.
         files::remove_partial(&dir);
         files::remove_partial(&dir.join("shards"));
         crate::task::moments::remove_partial(&dir);

@@ -1,12 +1,12 @@
-//! The model's weights: mapped from `theta.bin`, synchronised to a task's base by the published deltas, and checked by the
-//! model root after every step. Weights without the right root are never trained on.
+//! The model's weights: mapped from `theta.bin`, synchronised to a task's base by the published deltas, and checked by
+//! the model root after every step. Weights without the right root are never trained on.
 //!
-//! **Synchronisation.** [`plan`] picks the shortest path from the weights on disk to the task's model: deltas if they are
-//! on the published path, else the snapshot and the deltas after it. A delta that is no longer served leads to the
+//! **Synchronisation.** [`plan`] picks the shortest path from the weights on disk to the task's model: deltas if they
+//! are on the published path, else the snapshot and the deltas after it. A delta that is no longer served leads to the
 //! snapshot.
 //!
-//! **Durable when.** [`Master`] makes each step crash-safe by its undo journal. A download of a snapshot continues where it
-//! stopped ([`Join`]). After a failed change the file is opened, and checked, again.
+//! **Durable when.** [`Master`] makes each step crash-safe by its undo journal. A download of a snapshot continues
+//! where it stopped ([`Join`]). After a failed change the file is opened, and checked, again.
 
 use crate::{
     MinerError,

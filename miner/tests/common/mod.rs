@@ -153,8 +153,8 @@ impl FakePs {
         .await
     }
 
-    /// Starts a server of a run that names the root of its first state, which does not follow from block 0: the state that
-    /// the server has, or `other`.
+    /// Starts a server of a run that names the root of its first state, which does not follow from block 0: the state
+    /// that the server has, or `other`.
     pub async fn start_named(other: Option<Hex32>) -> (Arc<Self>, String) {
         Self::start_scaled(1.02, other).await
     }
