@@ -192,6 +192,7 @@ impl Cli {
             Command::Audit(args) => return stoppable(async { Ok(audit::run(&args).await?) }).await,
             Command::Export(args) => stoppable(export::run(&args)).await?,
             Command::Verify(args) => stoppable(async { Ok(verify::run(&args).await?) }).await?,
+            // Not stoppable: files under their temporary names are all that an interrupted one leaves.
             Command::Upcycle(args) => tokio::task::block_in_place(|| upcycle::run(&args))?,
             Command::Tokenizer(TokenizerCommand::Train(args)) => tokenizer_train::train(&args)?,
             Command::Spec(SpecCommand::Check {

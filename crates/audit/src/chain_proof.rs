@@ -82,6 +82,7 @@ impl Claim {
 /// The proof does not hold, or the quorum signed another model.
 pub async fn fetch(chain: &Chain, claim: &Claim) -> Result<Option<ChainProof>, AuditError> {
     let epoch = claim.epoch;
+    // Finalised state only: a proof from a block that is replaced later would convince nobody.
     let proved = match chain.finalized_epoch_status(epoch).await {
         Ok(EpochStatus::Final { .. } | EpochStatus::Settled { .. }) => match chain.prove_commitment(epoch).await {
             Ok(Some(proof)) => Ok(proof),
@@ -133,6 +134,7 @@ pub fn genesis(path: &Path) -> Result<Genesis, AuditError> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         std::fs::File::open(path)?
+            // One byte more tells a file that is too large from one that just fits.
             .take(SPEC_BYTES_MAX + 1)
             .read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -175,6 +177,7 @@ pub async fn check_with(alice: &AliceFile, chain: &Chain) -> Result<Option<Prove
     let Some(proof) = of(alice) else { return Ok(None) };
     let proven = proof.open(alice.epoch)?;
     let (block, finalized) = (proven.block, chain.finalized().await?.number);
+    // A proof names its own chain; the node says whether that chain is this one and has this block for good.
     let ours = proven.genesis == chain.genesis_hash() && block.number <= finalized;
     if !ours || chain.block_hash(block.number).await? != Some(block.hash) {
         return Err(OtherWeights::ForeignBlock {

@@ -112,11 +112,13 @@ pub async fn first_state(source: Source<'_>) -> Result<Replayed, AuditError> {
     let status = source.client.status().await?;
     let text = source.client.run().await?;
     let spec = RunSpec::parse(&text).map_err(Finding::Specification)?;
+    // Without a chain, the network is the one that the server names: nothing here could contradict it.
     let genesis = status.genesis_hash.0;
     if let Some(chain) = source.chain {
         let ours = Hex32(chain.genesis_hash());
         same("the genesis hash", None, &status.genesis_hash, &ours)?;
     }
+    // Miners pin the hash of the status: with another text behind it, they would train another run.
     same("the run hash", None, &status.run_hash, &Hex32(spec.run_hash()))?;
     let context = RunContext::new(genesis, text, spec);
     let parent = source.work.map_or_else(std::env::temp_dir, Path::to_path_buf);
@@ -124,6 +126,7 @@ pub async fn first_state(source: Source<'_>) -> Result<Replayed, AuditError> {
         .prefix("alice-weights-")
         .tempdir_in(&parent)
         .map_err(|e| AuditError::file("make a folder for the weights in", &parent, e))?;
+    // Minutes for a large model. Signals must still be heard meanwhile, so the other tasks leave this thread.
     let theta = tokio::task::block_in_place(|| {
         FirstState::new(&context, source.start)?.create(&work.path().join("theta.f32"), &mut |_, _| ())
     })?;
@@ -178,6 +181,7 @@ impl Auditor<'_> {
             all.extend(page);
             before = Some(oldest);
         }
+        // Pages begin with the newest epoch; steps can only be made from the oldest on.
         all.sort_by_key(|s| s.epoch);
         Ok(all)
     }
@@ -186,6 +190,8 @@ impl Auditor<'_> {
         let epoch = summary.epoch;
         let here = Some(epoch);
         let bytes = self.client.manifest_bytes(epoch).await?;
+        // The hash of the bytes and not of what is parsed from them: two texts can parse to the same manifest, and the
+        // quorum signed one of them.
         let manifest_hash = *blake3::hash(&bytes).as_bytes();
         same(
             "the manifest's hash",
@@ -227,6 +233,7 @@ impl Auditor<'_> {
 
     /// Fetches the accepted updates and checks the norm and factor of each (docs/spec/scoring.md#common-norm).
     async fn accepted(&mut self, manifest: &EpochManifest) -> Result<Vec<Accepted>, AuditError> {
+        // The order is a part of the aggregate: sums in another order round differently.
         if !manifest.submissions.is_sorted_by(|a, b| a.receipt.id < b.receipt.id) {
             return Err(Finding::Order { epoch: manifest.epoch }.into());
         }
@@ -279,12 +286,14 @@ impl Auditor<'_> {
         let layouts = self.context.fragments.get(fragment as usize);
         let (layout, reference) = layouts.zip(references.get(fragment as usize)).ok_or_else(unknown)?;
         let rules = &self.context.spec.update;
+        // No run accepts a larger update, so no more is read, whatever the server sends.
         let bytes = self.client.blob(&receipt.blob, rules.budget_bytes).await?;
         let update = EncodedUpdate::check(layout, rules, bytes).map_err(|problem| Finding::Update {
             epoch,
             submission: receipt.id,
             problem,
         })?;
+        // In f64, rounded once, and compared as bits: a rounding elsewhere would be another protocol.
         let norm = update.norm() as f32;
         same("an update's norm", here, &verdict.norm_bits, &norm.to_bits())?;
         let factor = FACTOR_MAX.min(reference / norm);
@@ -379,6 +388,7 @@ impl Auditor<'_> {
             return Err(Finding::StepSize { epoch, alpha }.into());
         }
         if alpha > 0.0 {
+            // A step consumes the weights and keeps no way back: an audit that is killed starts again.
             let theta = self.theta.take().ok_or(AuditError::WeightsLost)?;
             let theta = tokio::task::block_in_place(|| theta.step_for_good(&d, alpha))?;
             self.root = theta.root();
@@ -408,6 +418,7 @@ impl Auditor<'_> {
             Err(ChainError::Forgotten { .. }) => return Ok((Some("forgotten".into()), None)),
             Err(error) => return Err(error.into()),
         };
+        // An epoch in which nobody earned has no commitment.
         if let Some(signed) = chain.commitment(epoch).await? {
             let here = Some(epoch);
             for (what, signed, computed) in [
@@ -420,6 +431,7 @@ impl Auditor<'_> {
             let total = signed.total_score.to_string();
             same("the signed total score", here, &total, &manifest.total_score)?;
         }
+        // Pay is compared only once all pages are paid: before that, any part of the shares is right.
         let paid = chain.ledger(epoch).await?.map(|ledger| ledger.paid);
         if status == "settled" {
             let shares = shares(manifest);
@@ -443,6 +455,7 @@ fn shares(manifest: &EpochManifest) -> u128 {
 /// The payout entries must be the accepted scores by account; returns the root of their pages.
 fn check_entries(manifest: &EpochManifest) -> Result<Hash, AuditError> {
     let epoch = manifest.epoch;
+    // Ordered by account, as the pages are: the root depends on it.
     let mut scores = BTreeMap::<Hex32, u64>::new();
     for record in &manifest.submissions {
         if record.verdict.score > 0 {
@@ -451,6 +464,7 @@ fn check_entries(manifest: &EpochManifest) -> Result<Hash, AuditError> {
                 return Err(Finding::RefusedWithScore { epoch, submission }.into());
             }
             let score = scores.entry(record.receipt.payout).or_default();
+            // A total beyond u64 is no honest one. Saturated, it differs from the published entry and is found.
             *score = score.saturating_add(record.verdict.score);
         }
     }

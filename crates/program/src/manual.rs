@@ -38,6 +38,7 @@ pub struct ManArgs {
 
 /// The completion script of a program.
 pub fn completions(mut command: Command, shell: Shell) -> Vec<u8> {
+    // The name of the command and not of the file that runs: completions are installed for the former.
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     let generator = match shell {

@@ -37,6 +37,7 @@ pub fn quiet_if_closed<T>(result: io::Result<T>) -> io::Result<T> {
 }
 
 fn write_to(out: &mut impl Write, text: &str) -> io::Result<()> {
+    // Flushed here, where an error can still be reported: the buffer's own flush at the end of the process drops it.
     out.write_all(text.as_bytes())?;
     out.flush()
 }

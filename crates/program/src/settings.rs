@@ -110,6 +110,8 @@ pub fn variable(name: &str) -> Option<String> {
 /// The path begins with `~user`, or with `~` while `HOME` is not set.
 pub fn expand_home(path: &Path) -> Result<PathBuf, SettingsError> {
     let mut components = path.components();
+    // Only a whole first component counts: `~backup` next to the program is a name like any other for the system, but a
+    // shell would take it for a user, so it is refused rather than guessed.
     let Some(Component::Normal(first)) = components.next() else {
         return Ok(path.to_path_buf());
     };

@@ -33,6 +33,7 @@ impl Shutdown {
         tokio::spawn(async move {
             signals.next().await;
             handle.request();
+            // A second signal comes from somebody who does not want to wait.
             signals.next().await;
             std::process::exit(exit::INTERRUPTED.into());
         });
@@ -55,6 +56,7 @@ impl Shutdown {
     /// Runs a future until it is done or the request is sent, whichever comes first; `None` for the request.
     pub async fn race<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
+            // The request wins if both are ready: a stopped program should not begin its next step.
             biased;
             () = self.wait() => None,
             result = work => Some(result),
@@ -76,6 +78,7 @@ impl Shutdown {
 /// # Errors
 /// The system refuses to install a handler for signals.
 pub async fn stoppable<T>(command: impl Future<Output = T>, code: u8) -> io::Result<Option<T>> {
+    // Before the command starts, so that a signal in its first instant is not lost.
     let shutdown = Shutdown::on_signals()?;
     let stopped = shutdown.clone();
     tokio::spawn(async move {

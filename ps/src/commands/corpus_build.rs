@@ -227,7 +227,7 @@ fn run_development(text: &Path, args: &BuildArgs) -> Result<String, PsError> {
 const UNREAD_SHOWN_MAX: usize = 10;
 
 /// The unread files with their reasons, a line each.
-fn unread_lines(unread: &[UnreadFile], all: u64) -> String {
+pub(crate) fn unread_lines(unread: &[UnreadFile], all: u64) -> String {
     let shown = unread.iter().take(UNREAD_SHOWN_MAX);
     let mut text: String = shown
         .map(|file| format!("  not read   {}: {}\n", file.path.display(), file.reason))

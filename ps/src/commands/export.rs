@@ -61,6 +61,7 @@ async fn from_data(dir: &Path, epoch: Option<ModelOf>, chain: Option<&Chain>) ->
     let not_initialised = || PsError::NotInitialised(dir.to_path_buf());
     let files = Files::create(dir)?;
     let db = Db::open(&files.database()).await?;
+    // The run as it was when the state was made: the specification's file may have changed since.
     let text = db.meta("run_text").await?;
     let text = text
         .and_then(|text| String::from_utf8(text).ok())
@@ -83,6 +84,7 @@ async fn from_data(dir: &Path, epoch: Option<ModelOf>, chain: Option<&Chain>) ->
     let step = db.model_step().await?.ok_or_else(not_initialised)?;
     let mut summaries = db.epochs(u32::MAX, u32::MAX).await?;
     db.close().await;
+    // Newest first from the database; tokens add up from the oldest on.
     summaries.reverse();
     let blobs = BlobStore::open(&files.blobs())?;
     let mut about = About::new(0);

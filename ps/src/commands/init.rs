@@ -38,6 +38,7 @@ pub async fn init(config: &Config, start: Option<&Path>) -> Result<Initialised, 
     let chain = Chain::connect(&config.chain_url).await?;
     let genesis = chain.genesis_hash();
     check_chain(&spec, &genesis, &genesis, &chain.parameters().await?)?;
+    // Locked last: a refused command leaves no new directory behind.
     let _lock = lock(&config.data_dir)?;
     create_state_from(&config.data_dir, genesis, text, spec, start).await
 }
@@ -69,6 +70,7 @@ pub async fn create_state_from(
             let theta = start.create(&path, &mut |_, _| ())?;
             let blobs = BlobStore::open(&files.blobs())?;
             let first = published(0, theta.publish(&blobs).await?);
+            // The database last: after a crash before this, `init` finds no state and makes the same weights again.
             db.init(&genesis, &net.run_hash, &net.run_text, &first).await?;
             true
         }

@@ -125,19 +125,19 @@ fn from_sources(args: &TrainArgs, documents: &mut u64) -> Result<Tokenizer, PsEr
     );
     // The library takes errors of readers only: the error itself is kept here, and a placeholder ends the training.
     let mut failed = None;
-    let texts =
-        TrainingDocuments::open(&list, (args.document_mib as usize) << 20, args.malformed_permille)?.map(|text| {
-            match text {
-                Ok(text) => {
-                    *documents += 1;
-                    Ok(std::io::Cursor::new(text))
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    Err(std::io::Error::other("a source cannot be read"))
-                }
-            }
-        });
+    let source = TrainingDocuments::open(&list, (args.document_mib as usize) << 20, args.malformed_permille)?;
+    let (unread, all) = source.unread();
+    eprint!("{}", corpus_build::unread_lines(unread, all));
+    let texts = source.map(|text| match text {
+        Ok(text) => {
+            *documents += 1;
+            Ok(std::io::Cursor::new(text))
+        }
+        Err(error) => {
+            failed = Some(error);
+            Err(std::io::Error::other("a source cannot be read"))
+        }
+    });
     let result = alice_tokenizer::train(texts, &TrainOptions::new(args.vocab), &mut progress());
     match failed {
         Some(error) => Err(error.into()),

@@ -227,6 +227,7 @@ fn from_snapshot(file: &Path, spec: &Path) -> Result<Dense, PsError> {
         Master::open(file, &tensors, &mut |_, _| ())?;
     }
     let lock = File::open(file).map_err(|e| PsError::io("open", file, &e))?;
+    // Shared: two readers do no harm, a server that steps its weights meanwhile would.
     if lock.try_lock_shared().is_err() {
         return Err(StoreError::Busy(file.to_path_buf()).into());
     }
@@ -263,6 +264,7 @@ fn write(out: &Path, spec: &RunSpec, dense: &mut Dense) -> Result<Hash, PsError>
         let read = |number: usize, tensor: &TensorShape| {
             let mut values = Vec::new();
             let whole = weights.read(number, tensor, &mut |block| {
+                // A NaN in the first state would stay in the model for ever.
                 if block.iter().any(|v| !v.is_finite()) {
                     return Err(ExportError::NotFinite {
                         tensor: tensor.name.clone(),

@@ -70,6 +70,7 @@ struct Shown {
 /// The text is neither address nor key, or the key file cannot be used.
 pub fn run(command: &AddressCommand) -> Result<String, AuditError> {
     match command {
+        // The public half only: a seed in a terminal ends up in its history and in screenshots.
         AddressCommand::New(args) => show(keyfile::generate(&args.out)?.public().0, args.json),
         AddressCommand::Show(ShowArgs {
             key: Some(path), json, ..
@@ -82,6 +83,7 @@ pub fn run(command: &AddressCommand) -> Result<String, AuditError> {
 
 /// The account that a text names: a public key, or an address of any network.
 fn account_of(text: &str) -> Result<[u8; 32], Ss58Error> {
+    // Hexadecimal first: no address has 64 characters.
     match text.trim().parse::<Hex32>() {
         Ok(public) => Ok(public.0),
         Err(_) => Ok(ss58::decode_with_prefix(text)?.1),

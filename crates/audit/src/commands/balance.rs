@@ -34,6 +34,7 @@ struct Balance {
 /// # Errors
 /// The address is not one of Alice, or the node does not answer.
 pub async fn run(args: &BalanceArgs) -> Result<String, AuditError> {
+    // Addresses of other networks are refused: their owner most likely means another coin. `address show` converts.
     let account = ss58::decode(&args.address)?;
     let planck = Chain::connect(&args.chain).await?.balance(account).await?;
     let address = ss58::encode(&account);

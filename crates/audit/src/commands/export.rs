@@ -161,6 +161,7 @@ pub async fn prepare(args: &OutputArgs, start: Option<&Path>) -> Result<Option<C
     if args.format == Format::Hf && args.numbers == Numbers::Q8_0 {
         return Err(AuditError::TypeOfGguf);
     }
+    // Never over something: the weights of another epoch under this name would be gone.
     if args.out.exists() {
         return Err(ExportError::TargetExists(args.out.clone()).into());
     }
@@ -176,6 +177,7 @@ pub async fn prepare(args: &OutputArgs, start: Option<&Path>) -> Result<Option<C
 /// # Errors
 /// The quorum signed another model, or the weights cannot be written.
 pub async fn finish(args: &OutputArgs, chain: Option<&Chain>, mut model: Model) -> Result<String, AuditError> {
+    // The first state has no commitment, and a GGUF file no place for a proof.
     if let (Some(chain), Some(epoch), Format::Hf) = (chain, newest(&model.about), args.format) {
         let claim = Claim {
             epoch,
@@ -246,6 +248,7 @@ pub async fn from_server(
             manifest,
         );
     }
+    // The epoch was there when it was asked for; a list without it contradicts that.
     if let Some(ModelOf::Epoch(epoch)) = args.epoch
         && Some(epoch) != newest(&about)
     {
@@ -277,6 +280,7 @@ pub fn add_epoch(
 ) {
     let tokens = context.spec.cost().task_tokens.saturating_mul(accepted as u64);
     about.epoch = epoch;
+    // Numbers for the model card: a server that publishes absurd ones must not end the export with an overflow.
     about.tokens_trained = about.tokens_trained.saturating_add(tokens);
     about.manifest_hash = Some(manifest);
     about.losses.push(LossRow {

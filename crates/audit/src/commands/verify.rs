@@ -104,6 +104,7 @@ pub async fn run(args: &VerifyArgs) -> Result<String, AuditError> {
         Some(client) => Some(recompute(args, client).await?),
         None => None,
     };
+    // With recomputed weights the check can show that bf16 shards are their rounding; else only that they are listed.
     let mut weights = match &replayed {
         Some(replayed) => Some(ThetaSlice::new(&replayed.context.tensors, replayed.theta.theta())?),
         None => None,
@@ -143,6 +144,7 @@ async fn sources(args: &VerifyArgs) -> Result<Sources, AuditError> {
     let mut genesis = chain.as_ref().map(Chain::genesis_hash);
     genesis = genesis.or(block_zero.as_ref().map(|genesis| genesis.hash));
     if let Some(client) = &client {
+        // clap admits one source only, so this replaces nothing.
         genesis = Some(client.status().await?.genesis_hash.0);
         if spec.is_none() {
             let text = client.run().await?;
@@ -162,6 +164,7 @@ async fn sources(args: &VerifyArgs) -> Result<Sources, AuditError> {
 async fn reference(sources: &Sources, alice: &AliceFile) -> Result<Option<Reference>, AuditError> {
     Ok(Some(match (&sources.client, &sources.chain, &sources.block_zero) {
         (None, None, None) => return Ok(None),
+        // Before the sources that are asked: none of them has a manifest or commitment of the first state.
         _ if is_first(alice) => first_state(sources.spec.as_ref(), sources.genesis)?,
         (Some(client), _, _) => by_server(client, alice.epoch).await?,
         (None, Some(chain), _) => by_chain(chain, alice).await?,
