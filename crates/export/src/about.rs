@@ -1,4 +1,4 @@
-//! What is said about weights: `ALICE.json`, `config.json`, `generation_config.json` and the model card.
+//! Descriptions of weights: `ALICE.json`, `config.json`, `generation_config.json` and the model card.
 
 use crate::ExportError;
 use alice_primitives::Hash;
@@ -13,9 +13,9 @@ use std::path::Path;
 /// Name of the file that lists the others.
 pub const ALICE_FILE: &str = "ALICE.json";
 /// Version of the folder's format. Raised when any derived file changes for the same run.
-pub const FORMAT: &str = "alice-weights/1";
+pub const FORMAT: &str = "alice-weights/2";
 
-/// Numbers in safetensors shards.
+/// Number format of safetensors shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -62,7 +62,7 @@ pub struct LossRow {
     pub loss: f64,
 }
 
-/// Where the weights come from. What is not known stays empty.
+/// Origin of the weights. Unknown fields stay empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct About {
     /// Epoch whose model this is.
@@ -112,8 +112,8 @@ impl About {
     }
 }
 
-/// Proof that the chain has finalised a commitment, as its node encodes it. What it shows is for a program that knows
-/// the chain; here it is carried.
+/// Proof that the chain has finalised a commitment, as its node encodes it. This crate only carries it; `alice-chain`
+/// checks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainProof {
@@ -150,7 +150,7 @@ pub struct TensorEntry {
     pub shape: Vec<u64>,
     /// The shard that holds it.
     pub file: String,
-    /// BLAKE3 of its f32 little-endian bytes: what the model root's leaf holds.
+    /// BLAKE3 of its f32 little-endian bytes: the content of the model root's leaf.
     #[serde(with = "hex::serde")]
     pub f32_blake3: Hash,
     /// BLAKE3 of its bytes in the shard.
@@ -176,7 +176,7 @@ pub struct AliceFile {
     pub format: String,
     /// `llama` or `mixtral`.
     pub architecture: String,
-    /// Numbers in the shards.
+    /// Number format of the shards.
     pub dtype: Dtype,
     /// The run.
     pub run: RunRef,
@@ -203,7 +203,7 @@ pub struct AliceFile {
 }
 
 impl AliceFile {
-    /// Reads an `ALICE.json`. Nothing in it has been compared with anything; `path` is for the error.
+    /// Reads an `ALICE.json`, without comparing it with anything; `path` is for the error.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, ExportError> {
         let bad = |e: serde_json::Error| ExportError::malformed(path, e.to_string());
         // Version and architecture first, so that a newer file is not called broken.
@@ -285,6 +285,7 @@ pub fn config_json(spec: &RunSpec, dtype: Dtype) -> String {
         "vocab_size": m.vocab,
     });
     if let (Some(moe), Some(config)) = (&m.moe, config.as_object_mut()) {
+        // Fields of `LlamaConfig` that `MixtralConfig` does not have.
         for of_llama in ["attention_bias", "mlp_bias", "pretraining_tp", "rope_scaling"] {
             config.remove(of_llama);
         }
@@ -303,7 +304,7 @@ pub fn config_json(spec: &RunSpec, dtype: Dtype) -> String {
     format!("{config:#}\n")
 }
 
-/// The architecture in words, for the model card.
+/// Architecture in words, for the model card.
 fn architecture(spec: &RunSpec) -> String {
     let m = &spec.model;
     let (family, feed_forward) = match &m.moe {
@@ -322,7 +323,7 @@ fn architecture(spec: &RunSpec) -> String {
     )
 }
 
-/// The parameters in words, for the model card.
+/// Parameters in words, for the model card.
 fn parameters(spec: &RunSpec) -> String {
     match (spec.parameters(), spec.active_parameters()) {
         (all, active) if all == active => all.to_string(),
@@ -407,7 +408,7 @@ pub(crate) fn card(spec: &RunSpec, about: &About, dtype: Dtype, model_root: &Has
     out
 }
 
-/// The run's tensors, once architecture, tokenizer and what is said about the weights have been found possible.
+/// The run's tensors, after checks of architecture, tokenizer and description.
 pub(crate) fn checked(
     spec: &RunSpec,
     tokenizer: &alice_tokenizer::Tokenizer,
@@ -419,7 +420,7 @@ pub(crate) fn checked(
     Ok(all)
 }
 
-/// Refuses an architecture that the program cannot write.
+/// Refuses an architecture that this program cannot write.
 pub(crate) fn check_architecture(found: &str) -> Result<(), crate::ExportError> {
     match found {
         "llama" | "mixtral" => Ok(()),
@@ -459,7 +460,7 @@ pub(crate) fn check_tokenizer(
     })
 }
 
-/// Refuses what would break the card's front matter or its tables.
+/// Refuses text that would break the card's front matter or its tables.
 fn check_about(about: &About) -> Result<(), crate::ExportError> {
     let option = |option, problem: &str| {
         Err(crate::ExportError::Option {
@@ -467,6 +468,7 @@ fn check_about(about: &About) -> Result<(), crate::ExportError> {
             problem: problem.into(),
         })
     };
+    // The licence goes into the card's YAML, where quotes or line breaks would end the field.
     let plain = |c: char| c.is_ascii_alphanumeric() || "-.".contains(c);
     if about.license.is_empty() || about.license.len() > 64 || !about.license.chars().all(plain) {
         return option(
@@ -474,6 +476,7 @@ fn check_about(about: &About) -> Result<(), crate::ExportError> {
             "1 to 64 letters, digits, '-' and '.', for example apache-2.0",
         );
     }
+    // The text goes into Markdown as one paragraph.
     if about.text.len() > 4096 || about.text.chars().any(char::is_control) {
         return option("text", "one line of at most 4096 bytes");
     }

@@ -29,7 +29,7 @@ pub enum ExportError {
     Option {
         /// Name of the option.
         option: &'static str,
-        /// What is wrong and what is allowed.
+        /// The fault, and the allowed values.
         problem: String,
     },
     /// A tokenizer that is not the run's.
@@ -37,7 +37,7 @@ pub enum ExportError {
     Tokenizer {
         /// Name of the run.
         run: String,
-        /// What is wrong.
+        /// The fault.
         problem: String,
     },
     /// A weights file of the wrong size.
@@ -79,20 +79,20 @@ pub enum ExportError {
     /// Weights that do not have the root that was promised.
     #[error("model root is {}, expected {}; these are other weights", hex::encode(.found), hex::encode(.expected))]
     Root {
-        /// What was promised.
+        /// The expected root.
         expected: Hash,
-        /// What the weights have.
+        /// The root of these weights.
         found: Hash,
     },
     /// A folder without `ALICE.json`.
     #[error("{} is not there: this folder was not written by Alice, or the download is not complete", .0.display())]
     NoAliceFile(PathBuf),
-    /// A file that is not what its format says.
+    /// A file that breaks its format.
     #[error("{} is not valid: {problem}", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong and where.
+        /// The fault and its position.
         problem: String,
     },
     /// A format or architecture that this program does not know.
@@ -156,7 +156,7 @@ pub enum ExportError {
     TensorHash {
         /// The tensor.
         tensor: String,
-        /// Which bytes.
+        /// The hashed bytes: stored, f32 or rounded.
         what: &'static str,
         /// Hash in the list.
         expected: Hash,

@@ -8,6 +8,8 @@ pub fn bf16_bits(value: f32) -> u16 {
         // Quiet, so that dropping low bits cannot make an infinity.
         return (bits >> 16) as u16 | 0x40;
     }
+    // Adding just under half of the last place, and one more if the result would be odd, rounds ties to even; a carry
+    // into the exponent is the right result as well.
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
@@ -35,6 +37,7 @@ pub fn f16_bits(value: f32) -> u16 {
             whole + u32::from(rest > half || (rest == half && whole & 1 == 1))
         }
     };
+    // Carries above the largest finite number end at infinity.
     sign | rounded.min(0x7c00) as u16
 }
 
@@ -48,6 +51,7 @@ pub const Q8_0_BYTES: usize = 34;
 pub fn q8_0_block(values: &[f32; Q8_0_VALUES]) -> [u8; Q8_0_BYTES] {
     let largest = values.iter().fold(0f32, |max, v| max.max(v.abs()));
     let scale = largest / 127.0;
+    // As ggml: a multiplication by the inverse, not a division, which rounds differently.
     let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
     let mut block = [0; Q8_0_BYTES];
     let (head, quotients) = block.split_at_mut(2);

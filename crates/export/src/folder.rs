@@ -11,18 +11,19 @@ use std::path::{Path, PathBuf};
 /// Bytes read at a time.
 const BLOCK_BYTES: u64 = 1 << 18;
 
-/// Weights in the shards of a folder, found by their names: f32, or bf16 brought to f32. [`crate::verify`] says whether
-/// they are what `ALICE.json` lists; this only reads them.
+/// Weights in the shards of a folder, found by their names: f32, or bf16 brought to f32. [`crate::verify`] compares
+/// them with `ALICE.json`; this only reads them.
 #[derive(Debug)]
 pub struct FolderWeights {
     dtype: Dtype,
-    /// Where each tensor lies: file, first byte, shape.
+    /// Position of each tensor: file, first byte, shape.
     places: BTreeMap<String, (PathBuf, u64, Vec<u64>)>,
 }
 
 impl FolderWeights {
     /// Reads the headers of the shards that `alice`, the folder's `ALICE.json`, lists.
     pub fn open(dir: &Path, alice: &AliceFile) -> Result<Self, ExportError> {
+        // Each shard once, however many tensors it has.
         let shards: BTreeSet<&String> = alice.tensors.iter().map(|t| &t.file).collect();
         let mut places = BTreeMap::new();
         for shard in shards {
@@ -33,9 +34,10 @@ impl FolderWeights {
             for (name, entry) in entries {
                 let problem = |problem: String| ExportError::malformed(&path, format!("tensor {name}: {problem}"));
                 if entry.dtype != alice.dtype.safetensors() {
-                    return Err(problem(format!("type {}, ALICE.json says another", entry.dtype)));
+                    return Err(problem(format!("type {}, ALICE.json names another", entry.dtype)));
                 }
                 let [start, end] = entry.data_offsets;
+                // The shape comes from the file: its product may overflow.
                 let values = entry.shape.iter().try_fold(1u64, |all, n| all.checked_mul(*n));
                 if values.and_then(|n| n.checked_mul(alice.dtype.bytes())) != Some(end - start) {
                     return Err(problem(format!("{} bytes for shape {:?}", end - start, entry.shape)));

@@ -62,7 +62,7 @@ impl GgufType {
 pub struct GgufOptions {
     /// Numbers of the matrices.
     pub kind: GgufType,
-    /// Where the weights come from.
+    /// Origin of the weights.
     pub about: About,
     /// Root that the weights must have. It is in the file's head, and the file is written in one pass, so it is needed
     /// beforehand.
@@ -120,6 +120,7 @@ pub fn export_gguf(
         )?;
     }
     let found = root_of(all.iter().zip(leaves).map(|(t, leaf)| (&t.name, &t.shape, leaf)));
+    // Only now is the root known; the temporary file is removed when it is dropped.
     if found != options.model_root {
         return Err(ExportError::Root {
             expected: options.model_root,
@@ -155,6 +156,7 @@ fn write_header(
         info.extend_from_slice(&kind.ggml().to_le_bytes());
         info.extend_from_slice(&offset.to_le_bytes());
         out.write(&info)?;
+        // Offsets count from the start of the data, and each tensor is padded to the alignment.
         offset += kind.bytes(tensor.len()).next_multiple_of(ALIGNMENT);
     }
     pad(out)
@@ -222,6 +224,7 @@ fn plan(all: &[TensorShape]) -> Vec<Stored<'_>> {
             }),
         }
     }
+    // Only now the number of experts is known: the stacked tensor gets it as its outermost size.
     for Stored { tensor, parts } in &mut stored {
         if tensor.name.ends_with("_exps.weight") {
             tensor.shape.insert(0, parts.len() as u64);
@@ -299,11 +302,13 @@ impl TensorWriter {
 
     fn push(&mut self, values: &[f32], out: &mut HashedFile) -> Result<(), ExportError> {
         // Values that are converted together: a head, a block, or any number.
+        // Blocks come in any length, and heads and q8_0 blocks end inside them.
         let unit = match (self.head, self.kind) {
             (Some((head, _)), _) => head,
             (None, GgufType::Q8_0) => Q8_0_VALUES,
             _ => 1,
         };
+        // The usual case, without a copy.
         if self.waiting.is_empty() && values.len().is_multiple_of(unit) {
             return self.convert(values, unit, out);
         }
@@ -320,6 +325,7 @@ impl TensorWriter {
         let Some((head, row)) = self.head else {
             return self.store(values, out);
         };
+        // Row i of the first half goes before row i of the second: pairs become neighbours.
         let half = head / 2;
         let mut permuted = Vec::with_capacity(unit.min(values.len()));
         for head in values.chunks_exact(head) {
@@ -419,6 +425,7 @@ fn metadata(spec: &RunSpec, tokenizer: &Tokenizer, options: &GgufOptions) -> Met
     out.string("general.name", &format!("alice {} {}", spec.name, about.model_name()));
     out.string("general.license", &about.license);
     out.u32("general.file_type", options.kind.file_type());
+    // `GGML_QNT_VERSION` of ggml: the version of q8_0's layout.
     out.u32("general.quantization_version", 2);
     out.u32("llama.vocab_size", m.vocab);
     out.u32("llama.context_length", m.context);
@@ -456,6 +463,7 @@ fn put_tokenizer(out: &mut Metadata, tokenizer: &Tokenizer) {
     if tokenizer.is_bytes() {
         out.string("tokenizer.ggml.model", "gpt2");
         out.string("tokenizer.ggml.pre", "gpt-2");
+        // Names of the first three, then GPT-2's characters of the bytes.
         let special = pieces.iter().take(alice_tokenizer::BYTE_FIRST as usize);
         let tokens: Vec<String> = special
             .map(|p| p.text.clone())
@@ -465,6 +473,7 @@ fn put_tokenizer(out: &mut Metadata, tokenizer: &Tokenizer) {
         out.array("tokenizer.ggml.token_type", I32, pieces.len());
         for piece in pieces {
             let kind = match piece.kind {
+                // GPT-2's kind has no byte pieces: here they are its characters.
                 PieceKind::Byte => PieceKind::Normal,
                 other => other,
             };

@@ -29,9 +29,9 @@ pub struct HfOptions {
     pub dtype: Dtype,
     /// A shard is closed before it would exceed this; a tensor is never cut, so one that is larger has its own shard.
     pub shard_bytes: u64,
-    /// Where the weights come from.
+    /// Origin of the weights.
     pub about: About,
-    /// Root that the weights must have; without it the export says the root it found.
+    /// Root that the weights must have. `None`: any; the root found is in the result.
     pub model_root: Option<Hash>,
 }
 
@@ -69,6 +69,7 @@ pub fn export_hf(
             problem: "must be at least 1".into(),
         });
     }
+    // After all checks, so that a wrong option leaves no temporary folder.
     let folder = TargetFolder::start(target)?;
     let shards = plan(&all, options.dtype, options.shard_bytes);
     let mut files = BTreeMap::new();
@@ -193,10 +194,12 @@ pub(crate) type Shards = Vec<(String, std::ops::Range<usize>)>;
 
 /// Packs tensors into shards in canonical order.
 fn plan(all: &[TensorShape], dtype: Dtype, shard_bytes: u64) -> Shards {
+    // Canonical order and no sorting by size: the same run must always give the same shards.
     let mut starts = vec![0];
     let mut open = 0u64;
     for (number, tensor) in all.iter().enumerate() {
         let bytes = tensor.len().saturating_mul(dtype.bytes());
+        // A shard has at least one tensor, however large.
         if open > 0 && open.saturating_add(bytes) > shard_bytes {
             starts.push(number);
             open = 0;
@@ -284,6 +287,7 @@ impl TensorHasher {
     pub(crate) fn finish(&self) -> (Hash, Hash) {
         let exact = *self.exact.finalize().as_bytes();
         match self.dtype {
+            // Stored and exact bytes are the same, and so are their hashes.
             Dtype::F32 => (exact, exact),
             Dtype::Bf16 => (exact, *self.stored.finalize().as_bytes()),
         }

@@ -9,7 +9,7 @@
 //! # Proof
 //! The chain knows one hash for the model of an epoch: the model root, over the names, shapes and BLAKE3 hashes of the
 //! f32 tensors. `ALICE.json` lists these hashes, so a root from the chain proves the list, and the list proves the
-//! files, as far as they hold f32. Most folders hold bf16, whose bytes the root says nothing about; three strengths of
+//! files, as far as they hold f32. Most folders hold bf16, which the root does not cover; three strengths of
 //! [`Proof`] follow:
 //!
 //! * `Root`: the shards hold f32, and their hashes give the root.

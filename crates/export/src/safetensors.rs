@@ -33,6 +33,7 @@ pub(crate) fn header<'a>(tensors: impl Iterator<Item = &'a TensorShape>, dtype: 
         start = end;
     }
     json.push('}');
+    // Other programs map the file and read the numbers in place.
     while json.len() % 8 != 0 {
         json.push(' ');
     }
@@ -52,7 +53,7 @@ pub(crate) struct Entry {
 /// A header's bytes as they are, and its tensors in the order of their data.
 pub(crate) type Header = (Vec<u8>, Vec<(String, Entry)>);
 
-/// Where a tensor lies in a safetensors file.
+/// Position of a tensor in a safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorPlace {
     /// Its name.
@@ -124,12 +125,14 @@ pub(crate) fn read_header(input: &mut impl Read, path: &Path, file_bytes: u64) -
         serde_json::from_slice(json).map_err(|e| bad(format!("its header is no JSON: {e}")))?;
     let mut entries = Vec::with_capacity(all.len());
     for (name, value) in all {
+        // Free text of whoever wrote the file; the tensors do not depend on it.
         if name == "__metadata__" {
             continue;
         }
         let entry: Entry = serde_json::from_value(value).map_err(|e| bad(format!("tensor {name}: {e}")))?;
         entries.push((name, entry));
     }
+    // JSON objects have no order; the data has one.
     entries.sort_by_key(|(_, e)| e.data_offsets);
     // A gap or an overlap would be bytes that no hash of a tensor covers, or that two tensors share.
     let mut covered = 0;
@@ -145,7 +148,7 @@ pub(crate) fn read_header(input: &mut impl Read, path: &Path, file_bytes: u64) -
     let data_bytes = file_bytes - LENGTH_BYTES - json_bytes;
     if covered != data_bytes {
         return Err(bad(format!(
-            "it holds {data_bytes} bytes of tensors, its header says {covered}"
+            "it holds {data_bytes} bytes of tensors, its header lists {covered}"
         )));
     }
     Ok((raw, entries))

@@ -1,4 +1,5 @@
-//! Outputs that are complete or not there: a temporary name beside the target, renamed at the end.
+//! Outputs that are either complete or absent: written under a temporary name next to the target, synced, and renamed
+//! at the end. An interrupted export leaves at most a hidden `.NAME.partial-…`.
 
 use crate::ExportError;
 use alice_primitives::Hash;
@@ -8,7 +9,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Bytes gathered before a write.
+/// Size of the write buffer, bytes.
 const BUFFER_BYTES: usize = 1 << 20;
 
 fn parent_of(path: &Path) -> &Path {
@@ -23,11 +24,11 @@ fn prefix_for(path: &Path) -> String {
     format!(".{}.partial-", name.unwrap_or_default())
 }
 
-/// Refuses a target that is there, unless it is an empty folder and a folder is to be written.
+/// Refuses an existing target, except an empty folder if a folder is to be written.
 fn check_free(target: &Path, folder: bool) -> Result<(), ExportError> {
     match std::fs::symlink_metadata(target) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(ExportError::io("look at", target)(e)),
+        Err(e) => Err(ExportError::io("read the properties of", target)(e)),
         Ok(found) if folder && found.is_dir() => {
             let mut entries = std::fs::read_dir(target).map_err(ExportError::io("read the folder", target))?;
             match entries.next() {
@@ -39,15 +40,16 @@ fn check_free(target: &Path, folder: bool) -> Result<(), ExportError> {
     }
 }
 
-/// Where the temporary is made, and how its name begins, for a target that may be written.
+/// Folder and name prefix of the temporary, for a target that may be written.
 fn prepare(target: &Path, folder: bool) -> Result<(&Path, String), ExportError> {
     check_free(target, folder)?;
+    // In the same folder, so that the rename at the end stays within one file system.
     let parent = parent_of(target);
     std::fs::create_dir_all(parent).map_err(ExportError::io("make the folder", parent))?;
     Ok((parent, prefix_for(target)))
 }
 
-/// A folder in the making. Dropped before [`TargetFolder::finish`], it is removed.
+/// An unfinished folder. Dropped before [`TargetFolder::finish`], it is removed.
 pub(crate) struct TargetFolder {
     temporary: TempDir,
     target: PathBuf,
@@ -59,6 +61,7 @@ impl TargetFolder {
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]
+        // Readable by others, as far as the umask allows: temporary folders are private by default.
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
         let temporary = builder
             .tempdir_in(parent)
@@ -71,6 +74,7 @@ impl TargetFolder {
 
     pub(crate) fn file(&self, name: &str) -> Result<HashedFile, ExportError> {
         let path = self.temporary.path().join(name);
+        // Never an existing file: the folder is ours, and each name is written once.
         let file = File::create_new(&path).map_err(ExportError::io("write", &path))?;
         Ok(HashedFile::new(file, path))
     }
@@ -81,6 +85,7 @@ impl TargetFolder {
         // Again: somebody may have used the name since. A rename replaces nothing but an empty folder.
         check_free(&self.target, true)?;
         #[cfg(not(unix))]
+        // Windows renames onto nothing at all, not even an empty folder.
         let _ = std::fs::remove_dir(&self.target);
         std::fs::rename(self.temporary.path(), &self.target).map_err(ExportError::io("rename to", &self.target))?;
         // The folder has another name now: there is nothing to remove.
@@ -90,7 +95,7 @@ impl TargetFolder {
     }
 }
 
-/// A file in the making beside its target.
+/// An unfinished file next to its target. Dropped before [`TargetFile::finish`], it is removed.
 pub(crate) struct TargetFile {
     pub(crate) file: HashedFile,
     temporary: tempfile::TempPath,
@@ -103,6 +108,7 @@ impl TargetFile {
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix);
         #[cfg(unix)]
+        // As for folders: others may read a finished export.
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
         let (file, temporary) = builder
             .tempfile_in(parent)
@@ -119,6 +125,7 @@ impl TargetFile {
     pub(crate) fn finish(self) -> Result<(u64, Hash), ExportError> {
         let done = self.file.finish()?;
         self.temporary
+            // A name that was taken meanwhile is not replaced.
             .persist_noclobber(&self.target)
             .map_err(|e| ExportError::io("rename to", &self.target)(e.error))?;
         sync_folder(parent_of(&self.target))?;
@@ -160,6 +167,7 @@ impl HashedFile {
     /// Size and BLAKE3, once the file is on the disk.
     pub(crate) fn finish(self) -> Result<(u64, Hash), ExportError> {
         let failed = || ExportError::io("write", &self.path);
+        // On the disk before the folder gets its name: after a crash a named export is a complete one.
         let file = self.out.into_inner().map_err(|e| failed()(e.into_error()))?;
         file.sync_all().map_err(failed())?;
         Ok((self.bytes, *self.hasher.finalize().as_bytes()))

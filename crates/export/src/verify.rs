@@ -52,7 +52,7 @@ pub enum Proof {
 pub struct VerifyReport {
     /// Its `ALICE.json`.
     pub alice: AliceFile,
-    /// How strongly the numbers are proved.
+    /// Strength of the proof for the numbers.
     pub proof: Proof,
     /// Whether the model root was compared with one from outside. If not, the folder is only consistent in itself.
     pub root_from_outside: bool,
@@ -62,7 +62,7 @@ pub struct VerifyReport {
     pub bytes: u64,
 }
 
-/// Checks a folder: every listed file's size and BLAKE3, nothing beside them, every tensor's name, shape and hash, the
+/// Checks a folder: every listed file's size and BLAKE3, no other files, every tensor's name, shape and hash, the
 /// model root over the tensors' f32 hashes, and whatever the options add. The first fault found is the error.
 ///
 /// ```no_run
@@ -90,6 +90,7 @@ pub fn verify(
 ) -> Result<VerifyReport, ExportError> {
     let alice = read_alice_file(dir)?;
     check_claims(&alice, &options)?;
+    // Existence and sizes of all files, before the first is read.
     check_listing(dir, &alice)?;
     let mut done = Progress {
         done_bytes: 0,
@@ -150,7 +151,7 @@ pub fn read_alice_file(dir: &Path) -> Result<AliceFile, ExportError> {
     AliceFile::parse(&bytes, &path)
 }
 
-/// What `ALICE.json` says, against itself and against what the caller knows.
+/// Compares the claims of `ALICE.json` with one another and with the caller's facts.
 fn check_claims(alice: &AliceFile, options: &VerifyOptions<'_>) -> Result<(), ExportError> {
     if let Some(spec) = options.spec {
         if alice.run.hash != spec.run_hash() {
@@ -161,6 +162,7 @@ fn check_claims(alice: &AliceFile, options: &VerifyOptions<'_>) -> Result<(), Ex
                 found: alice.run.hash,
             });
         }
+        // Order too: the root is over the tensors in canonical order.
         let listed = alice.tensors.iter().map(|t| (&t.name, &t.shape));
         let expected = spec.tensors();
         if !listed.eq(expected.iter().map(|t| (&t.name, &t.shape))) {
@@ -177,6 +179,7 @@ fn check_claims(alice: &AliceFile, options: &VerifyOptions<'_>) -> Result<(), Ex
         });
     }
     let found = alice.listed_root();
+    // First against the folder's own claim: a list that contradicts itself is damaged, whatever was expected.
     for expected in [Some(alice.model_root), options.model_root].into_iter().flatten() {
         if found != expected {
             return Err(ExportError::Root { expected, found });
@@ -203,7 +206,7 @@ fn check_listing(dir: &Path, alice: &AliceFile) -> Result<(), ExportError> {
         let path = dir.join(name);
         let found = match std::fs::metadata(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ExportError::Missing(path)),
-            other => other.map_err(ExportError::io("look at", &path))?,
+            other => other.map_err(ExportError::io("read the size of", &path))?,
         };
         // Pointers are a few lines long: the size is what tells them apart first.
         if found.is_file() && found.len() != entry.bytes && is_lfs_pointer_file(&path) {
@@ -280,6 +283,7 @@ fn check_tensors(
     hasher: &mut blake3::Hasher,
     read: &mut dyn FnMut(u64),
 ) -> Result<Option<ExportError>, ExportError> {
+    // Names are removed as they are found: what remains is missing.
     let mut listed: BTreeMap<&str, _> = alice.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     listed.retain(|_, t| t.file == name);
     let mut wrong = None;
@@ -335,6 +339,7 @@ fn copy_hashed(
     hashers: &mut [&mut blake3::Hasher],
     read: &mut dyn FnMut(u64),
 ) -> Result<(), ExportError> {
+    // No larger than the tensor: models have thousands of small ones.
     let mut buffer = vec![0; BLOCK_BYTES.min(usize::try_from(limit).unwrap_or(BLOCK_BYTES))];
     let mut remaining = limit;
     while remaining > 0 {

@@ -1,4 +1,4 @@
-//! Where weights come from: one tensor after the other, in blocks.
+//! Sources of weights: one tensor after the other, in blocks.
 
 use crate::ExportError;
 use alice_spec::TensorShape;
@@ -184,6 +184,7 @@ pub(crate) fn read_checked(
 /// Position of each tensor's first value, and the number of all values.
 fn starts(tensors: &[TensorShape]) -> (Vec<u64>, u64) {
     let mut total = 0u64;
+    // Saturating: sizes come from a specification that may be anybody's.
     let starts = tensors.iter().map(|tensor| {
         let start = total;
         total = total.saturating_add(tensor.len());

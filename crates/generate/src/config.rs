@@ -104,6 +104,7 @@ impl Config {
         let raw: Raw = serde_json::from_value(value).map_err(|e| GenerateError::malformed(&path, e.to_string()))?;
         let model = model(&path, &raw, sparse)?;
         let generation: Generation = read_json(&dir.join(GENERATION_CONFIG_FILE))?.unwrap_or_default();
+        // `transformers` lets the generation's configuration win.
         let end = generation.eos_token_id.clone().or(raw.eos_token_id);
         Ok(Self {
             model,
@@ -160,6 +161,7 @@ fn model(path: &Path, raw: &Raw, sparse: bool) -> Result<DecoderConfig, Generate
     if raw.quantization_config.is_some() {
         return unsupported("quantised weights (quantization_config)".into());
     }
+    // A window as long as the context changes nothing.
     if let Some(window) = raw
         .sliding_window
         .filter(|window| *window < raw.max_position_embeddings)
@@ -167,6 +169,7 @@ fn model(path: &Path, raw: &Raw, sparse: bool) -> Result<DecoderConfig, Generate
         return unsupported(format!("attention to the last {window} tokens only (sliding_window)"));
     }
     let mut rope_theta = raw.rope_theta;
+    // `transformers` 5 writes `rope_parameters`, older versions `rope_scaling` and `rope_theta`.
     for rope in [&raw.rope_scaling, &raw.rope_parameters].into_iter().flatten() {
         let kind = rope.get("rope_type").or_else(|| rope.get("type"));
         // `rope_scaling` without a type, `{"factor": …}`, scales as well.
@@ -193,6 +196,7 @@ fn model(path: &Path, raw: &Raw, sparse: bool) -> Result<DecoderConfig, Generate
             top_k: raw.num_experts_per_tok.unwrap_or(2),
         }),
         context: raw.max_position_embeddings,
+        // The defaults of `LlamaConfig` and `MixtralConfig`, which differ.
         rope_theta: rope_theta.unwrap_or(if sparse { 1e6 } else { 1e4 }),
         rms_norm_eps: raw.rms_norm_eps.unwrap_or(if sparse { 1e-5 } else { 1e-6 }),
         tied: raw.tie_word_embeddings,
@@ -228,6 +232,7 @@ pub(crate) fn read_json_up_to<T: DeserializeOwned>(path: &Path, bytes_max: u64) 
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(GenerateError::io("open", path))?,
     };
+    // One byte more than allowed tells a file of the maximum size from a larger one.
     let mut bytes = Vec::new();
     let read = file.take(bytes_max + 1).read_to_end(&mut bytes);
     read.map_err(GenerateError::io("read", path))?;

@@ -20,12 +20,12 @@ pub enum GenerateError {
         /// The reason.
         source: std::io::Error,
     },
-    /// A file that is not what its format says.
+    /// A file that breaks its format.
     #[error("{} is not valid: {problem}", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong and where.
+        /// The fault and its position.
         problem: String,
     },
     /// A model of a kind that is not computed here.
@@ -40,7 +40,7 @@ pub enum GenerateError {
     #[error("{} is missing; download it again", .0.display())]
     Missing(PathBuf),
     /// A shard of the wrong size.
-    #[error("{} holds {found} bytes of tensors, its header says {expected}; it is cut off or damaged, download it again", .path.display())]
+    #[error("{} holds {found} bytes of tensors, its header lists {expected}; it is cut off or damaged, download it again", .path.display())]
     ShardSize {
         /// The shard.
         path: PathBuf,
@@ -104,7 +104,7 @@ pub enum GenerateError {
         allowed: &'static str,
     },
     /// Nothing to continue.
-    #[error("the prompt is empty; give at least one character to go on from")]
+    #[error("the prompt is empty; give at least one character to continue")]
     EmptyPrompt,
     /// A prompt that does not fit.
     #[error("the prompt has {tokens} tokens, the model's context is {context}; shorten the prompt")]

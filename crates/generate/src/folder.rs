@@ -60,7 +60,7 @@ impl Folder {
         &self.config.end
     }
 
-    /// How the model's authors choose tokens (`generation_config.json`); greedily where they do not say.
+    /// Sampling options of the model's authors (`generation_config.json`); greedy if they give none.
     pub fn sampling(&self) -> Sampling {
         let g = &self.config.generation;
         if !g.do_sample {

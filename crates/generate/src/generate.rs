@@ -131,6 +131,7 @@ pub fn generate(
     let room = prompt.len().saturating_add(request.max_tokens - 1).min(context);
     let mut cache = decoder.cache(room)?;
     let prompt_logits = decoder.forward(&prompt, &mut cache)?;
+    // The penalty is for the whole text, as in `transformers`.
     sampler.saw(&prompt);
     let mut logits = None;
     let mut prefill = None;
@@ -144,6 +145,7 @@ pub fn generate(
         prefill.get_or_insert_with(|| started.elapsed());
         tokens.push(token);
         sampler.saw(&[token]);
+        // The end token is counted, and it has no text.
         if folder.end().contains(&token) {
             break StopReason::End;
         }

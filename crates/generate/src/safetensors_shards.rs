@@ -117,6 +117,7 @@ impl Shards {
                 // The header was checked: offsets ascend, and shape and kind give their difference.
                 bytes: end.saturating_sub(start),
             };
+            // Two tensors of one name: whichever was taken, another program might take the other.
             if self.places.insert(name.clone(), place).is_some() {
                 return Err(GenerateError::malformed(
                     &path,

@@ -41,6 +41,7 @@ impl TextStream {
                 }
             }
         }
+        // At most three bytes stay: the start of one character.
         self.pending.drain(..done);
         text
     }

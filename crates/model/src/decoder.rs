@@ -123,6 +123,7 @@ impl Decoder {
         if let Some(token) = tokens.iter().find(|token| i64::from(**token) >= vocab) {
             return Err(ModelError::Batch(format!("token {token}; the vocabulary has {vocab}")));
         }
+        // Checked before the first block writes, so that an error leaves the cache as it was.
         cache.reserve(tokens.len())?;
         let _guard = tch::no_grad_guard();
         let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
@@ -146,6 +147,7 @@ impl Decoder {
             let normed = rms_norm(&x, &block.post_attention_layernorm, eps)?;
             let _ = x.f_add_(&block.feed_forward.forward(&normed)?)?;
         }
+        // The head is the largest product of a small model, and only the last position is asked for.
         let last = x.f_narrow(0, n - 1, 1)?;
         self.lm_head
             .apply(&rms_norm(&last, &self.norm, eps)?)?

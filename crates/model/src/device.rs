@@ -3,8 +3,8 @@
 //! Programs link the CPU part of libtorch only. For CUDA, `libtorch_cuda.so` of a full installation of the same version
 //! is loaded when a CUDA device is first asked for, so one binary serves both kinds of machine.
 //!
-//! CUDA has run on one GPU, with an older libtorch (docs/measurements.md says what was checked there). **Metal has
-//! never run**: what was tried is every error that a machine without a GPU can give.
+//! CUDA has run on one GPU, with an older libtorch (checks: docs/measurements.md). **Metal has
+//! never run**: tried were the errors that a machine without a GPU can give.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ pub const LIBTORCH_VERSION: &str = "2.13.0";
 pub const LIBTORCH_CUDA_VARIABLE: &str = "ALICE_LIBTORCH_CUDA";
 /// File name of libtorch's CUDA part.
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
-/// How to install the full libtorch. In a virtual environment, because Debian 12 and its descendants refuse
+/// Command that installs the full libtorch. In a virtual environment, because Debian 12 and its descendants refuse
 /// `pip install` outside of one (PEP 668).
 const INSTALL: &str = "python3 -m venv ~/.cache/alice/torch && ~/.cache/alice/torch/bin/pip install torch==2.13.0";
 
@@ -41,7 +41,7 @@ pub enum DeviceChoice {
     Metal,
 }
 
-/// Why a device cannot be used. Each message says what to install or set.
+/// Why a device cannot be used. Each message ends with what to install or set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Not the name of a device.
@@ -68,7 +68,7 @@ pub enum DeviceError {
     CudaLoad {
         /// The library.
         path: PathBuf,
-        /// What the linker says.
+        /// Message of the linker.
         reason: String,
     },
     /// The library is there, a GPU is not.

@@ -43,7 +43,7 @@ pub enum ModelError {
 impl From<TchError> for ModelError {
     fn from(error: TchError) -> Self {
         let text = error.to_string();
-        // libtorch appends a C++ backtrace of many lines; the first says what is wrong.
+        // libtorch appends a C++ backtrace of many lines; the error is the first.
         let line = text.lines().next().unwrap_or_default().to_string();
         // CUDA and MPS say "out of memory", the CPU's allocator "can't allocate memory".
         if ["out of memory", "can't allocate memory", "not enough memory"]

@@ -133,6 +133,7 @@ impl Llama {
         for (index, tensor) in spec.tensors().into_iter().enumerate() {
             let shape: Vec<i64> = tensor.shape.iter().map(|n| *n as i64).collect();
             let learns = learning.contains(&index);
+            // Steps of the optimiser are far below the resolution of bf16: they would be rounded away.
             let kind = if learns { Kind::Float } else { precision.kind() };
             let parameter = Tensor::f_zeros(&shape[..], (kind, device))?.f_set_requires_grad(learns)?;
             ranges.push(start..start + tensor.len() as usize);
@@ -406,6 +407,7 @@ impl Block {
             _ => t.f_repeat_interleave_self_int(groups, 1, None),
         };
         let (key, value) = (repeat(key)?, repeat(value)?);
+        // libtorch takes a fused kernel where it has one, which does not hold the whole matrix of scores.
         let mixed =
             Tensor::f_scaled_dot_product_attention::<Tensor>(&query, &key, &value, None, 0.0, true, None, false)?;
         linear(

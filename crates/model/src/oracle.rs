@@ -77,6 +77,7 @@ impl TorchOracle {
             .iter()
             .map(|s| self.reserve.sequence((*s).into()))
             .collect::<Result<Vec<_>, _>>()?;
+        // Means in f64: scores are differences of losses that agree in most of their digits.
         let losses = tch::no_grad(|| self.model.sequence_losses(&self.model.batch(&tokens)?))?;
         let losses = Vec::<f64>::try_from(losses)?;
         Ok(losses

@@ -51,6 +51,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode_all(&mut self, text: &[u8], out: &mut Vec<u32>) {
+        // Nothing to merge, and run `dev` tokenises all of its corpus this way.
         if self.tokenizer.is_bytes() {
             out.extend(text.iter().map(|b| u32::from(*b) + BYTE_FIRST));
             return;
@@ -100,6 +101,7 @@ impl<'a> Encoder<'a> {
             }
             start = end;
         }
+        // The first words of a text are the frequent ones, so a full cache need not replace any.
         if word.len() <= CACHE_WORD_BYTES_MAX && self.known.len() < CACHE_WORDS_MAX {
             let ids = out.get(first..).unwrap_or_default();
             let place = (self.known_ids.len() as u32, ids.len() as u32);
@@ -165,7 +167,8 @@ impl Work {
         }
     }
 
-    /// The same in O(n log n): a linked list of symbols and a queue of candidates. A merged-away symbol has length 0.
+    /// [`Work::merge_by_scan`] in O(n log n): a linked list of symbols and a queue of candidates. A symbol that was
+    /// merged into its left neighbour has length 0.
     fn merge_by_queue(&mut self, tokenizer: &Tokenizer) {
         // Positions are u32 to keep candidates small. A word of 2^32 characters would take 32 GiB here alone; it is
         // left unmerged, which is a valid encoding, because its characters are symbols too.

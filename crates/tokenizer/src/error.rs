@@ -39,18 +39,18 @@ pub enum TokenizerError {
     Option {
         /// Name of the option.
         option: &'static str,
-        /// What is wrong and what is allowed.
+        /// The fault, and the allowed values.
         problem: String,
     },
     /// Bytes that are no SentencePiece model, or one of a kind that is not read here.
     #[error("not a tokenizer.model of this kind: {0}")]
     Model(#[from] ModelProblem),
-    /// The same of a file.
+    /// [`TokenizerError::Model`] of a file.
     #[error("{} is not a tokenizer.model of this kind: {problem}", .path.display())]
     ModelFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         problem: ModelProblem,
     },
     /// The operating system refused.
@@ -91,7 +91,7 @@ impl TokenizerError {
     }
 }
 
-/// What is wrong with the bytes of a `tokenizer.model`.
+/// Fault in the bytes of a `tokenizer.model`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelProblem {
     /// A pointer of Git Large File Storage in place of the file.
@@ -123,7 +123,7 @@ pub enum ModelProblem {
     Piece {
         /// Its id.
         id: usize,
-        /// What is wrong with it.
+        /// The fault.
         problem: &'static str,
     },
     /// A kind of piece that is not read here.

@@ -26,6 +26,7 @@ impl Hasher for FastHasher {
         for (to, from) in last.iter_mut().zip(rest) {
             *to = *from;
         }
+        // The length goes in too: a key and the same key with zeros appended must differ.
         self.mix(u64::from_le_bytes(last) ^ ((rest.len() as u64) << 56));
     }
 

@@ -27,6 +27,7 @@ impl Tokenizer {
             normalizers.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE}));
             decoders.push(json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}));
         }
+        // Order matters: bytes are joined to characters before the pieces are.
         decoders.push(json!({"type": "ByteFallback"}));
         decoders.push(json!({"type": "Fuse"}));
         if self.normalizer.dummy_prefix {
@@ -90,6 +91,9 @@ impl Tokenizer {
             "eos_token": "</s>",
             "legacy": false,
             "model_max_length": context,
+            // Text never becomes a control piece, as for SentencePiece. The library has no such field in
+            // `tokenizer.json`.
+            "split_special_tokens": true,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": "<unk>",
         });

@@ -1,7 +1,7 @@
 //! Pointers of Git Large File Storage: what a clone without `git lfs` has in place of the weights.
 //!
-//! They are told apart here because this is the lowest crate that reads files of downloaded model folders; without the
-//! check a pointer would be reported as a damaged file, and downloading it again would not help.
+//! The check is here because this is the lowest crate that reads files of downloaded model folders. Without it a
+//! pointer would be reported as a damaged file, and downloading it again would not help.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +10,7 @@ use std::path::Path;
 /// First bytes of every pointer (<https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>).
 const POINTER_START: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// What the file is, and what to do about it.
+/// Name of the fault, and its remedy.
 pub const LFS_POINTER_ADVICE: &str = "a Git LFS pointer: run git lfs pull";
 
 /// Whether a file that begins with these bytes is a Git LFS pointer in place of the file itself.

@@ -67,6 +67,7 @@ impl Merger {
         let by_char: FastMap<char, u32> = characters.iter().copied().zip(0..).collect();
         let mut words = Vec::new();
         for (word, count) in counted {
+            // Counts are signed, because merges subtract from them.
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             let mut part = Vec::new();
             // A character outside the coverage is bytes, so it ends what can be merged.
@@ -98,6 +99,7 @@ impl Merger {
             }
         }
         merger.words = words;
+        // In any order: the heap sorts them, and no two proposals are equal.
         let pairs: Vec<(u32, u32)> = merger.pairs.keys().copied().collect();
         for pair in pairs {
             merger.propose(pair);
@@ -108,6 +110,7 @@ impl Merger {
     fn count(&mut self, pair: (u32, u32), count: i64, word: u32) {
         let entry = self.pairs.entry(pair).or_default();
         entry.count += count;
+        // Words are visited in ascending order, so a repetition within one word is the last entry.
         if count > 0 && entry.words.last() != Some(&word) {
             entry.words.push(word);
         }
@@ -136,6 +139,7 @@ impl Merger {
             pair,
             left_len,
         };
+        // A pair above the limit is never proposed, and neither is anything that contains it.
         if proposal.chars <= self.piece_chars_max {
             self.queue.push(proposal);
         }
@@ -169,6 +173,7 @@ impl Merger {
                     }
                     return Some(text);
                 }
+                // Refused for good: whatever its count becomes, the reason stays.
                 None => drop(self.pairs.remove(&proposal.pair)),
             }
         }

@@ -96,6 +96,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn varint(&mut self) -> Result<u64, ModelProblem> {
         let mut value = 0u64;
+        // Ten groups of seven bits are more than 64: a longer number is no number.
         for shift in (0..64).step_by(7) {
             let (first, rest) = self.rest.split_first().ok_or(ModelProblem::Truncated("a number"))?;
             self.rest = rest;

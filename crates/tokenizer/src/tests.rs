@@ -103,7 +103,7 @@ fn files_should_match_the_golden_values() {
 const GOLDEN: [&str; 5] = [
     "1e5ced9cb9ef5b9a",
     "76d055e9c6d28632",
-    "3a353b6f007967ed",
+    "ae8cc9ab437e2896",
     "3f9fee7bfa2dfd89",
     "d824f1fbb010e7e2",
 ];

@@ -28,7 +28,7 @@ pub struct Tokenizer {
     pairs: FastMap<(u32, u32), (u32, u32)>,
     /// Bit `b` of entry `a`: characters a and b, both below 128 ([`SPACE`] as 32), are neighbours in a piece.
     ascii_joins: [u128; 128],
-    /// The same for other characters.
+    /// Neighbours in pieces, for all other characters.
     joins: FastSet<(char, char)>,
 }
 
@@ -70,6 +70,7 @@ impl Tokenizer {
             learned.filter(|(piece, _)| piece.kind == PieceKind::Normal)
         };
         let mut symbols: FastMap<&str, u32> = normal().map(|(piece, id)| (piece.text.as_str(), id)).collect();
+        // Characters without a piece get numbers beyond the vocabulary: they can be merged, but not be ids.
         let mut next = pieces.len() as u32;
         for (piece, _) in normal() {
             let mut before = None;
@@ -187,6 +188,7 @@ impl Tokenizer {
         let mut out = Vec::with_capacity(ids.len() * 4);
         let mut strip = self.normalizer.dummy_prefix;
         for id in ids {
+            // Only the first text of a sequence has the space that was put before it.
             strip &= !self.append(*id, strip, &mut out);
         }
         out

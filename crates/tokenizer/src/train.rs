@@ -253,6 +253,7 @@ impl Trainer {
             return self.end_word();
         }
         if class != self.word_class {
+            // Digits stand alone even after a space, so that numbers have few forms.
             let starts_after_space = self.word_class == Class::Space && class != Class::Digit;
             if starts_after_space && self.word_chars > 0 {
                 // "a   b" is a, two spaces, and b with the last one.
@@ -366,7 +367,9 @@ impl Trainer {
             return Err(TokenizerError::NoText { bytes: self.bytes });
         }
         let mut counted: Vec<(u64, char)> = self.chars.iter().map(|(c, n)| (*n, *c)).collect();
+        // Ties by code point: the order of a hash map must not show.
         counted.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        // In u128: a count of 2^64 times a million must not overflow.
         let wanted = total * u128::from(self.options.coverage_millionths);
         let mut covered = 0u128;
         let mut characters = Vec::new();
@@ -377,6 +380,7 @@ impl Trainer {
             covered += u128::from(count);
             characters.push(c);
         }
+        // Encoders write every space as this character, whether the corpus has one or not.
         if !characters.contains(&SPACE) {
             characters.push(SPACE);
         }

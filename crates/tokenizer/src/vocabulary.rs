@@ -79,7 +79,7 @@ pub(crate) fn fixed_pieces() -> Vec<Piece> {
     pieces
 }
 
-/// How text becomes the characters that pieces are made of.
+/// Rewriting of spaces, before text is cut into the characters that pieces are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Normalizer {
     /// A space is put before every text (Llama 2 does, Alice does not).

@@ -30,6 +30,7 @@ impl State {
         let len = parameter.numel() as i64;
         match moments {
             Moments::Bits8 if len as u64 >= QUANTIZED_MIN => Ok(Self::Bits8(
+                // The first moment has signs, the second has none.
                 Quantized::zeros(len, true, parameter.device())?,
                 Quantized::zeros(len, false, parameter.device())?,
             )),
@@ -110,9 +111,11 @@ impl<'a> AdamW<'a> {
                 .iter()
                 .map(Tensor::f_grad)
                 .collect::<Result<Vec<_>, _>>()?;
+            // The norm of the norms is the global one, and it takes one transfer to the host for all tensors.
             let norms = gradients.iter().map(Tensor::f_norm).collect::<Result<Vec<_>, _>>()?;
             let norm = Tensor::f_stack(&norms, 0)?.f_norm()?.f_double_value(&[])?;
             let factor = self.spec.clip_norm / (norm + CLIP_EPSILON);
+            // Only ever smaller: gradients within the bound keep their size.
             if factor < 1.0 {
                 for mut gradient in gradients {
                     let _ = gradient.f_mul_scalar_(factor)?;
@@ -129,11 +132,13 @@ impl<'a> AdamW<'a> {
         tch::no_grad(|| {
             for (parameter, moments) in self.parameters.iter().zip(&mut self.moments) {
                 let rule = Rule {
+                    // Norms' weights are scales near 1, and decay would pull them to 0.
                     decay: if parameter.dim() > 1 { rule.decay } else { 0.0 },
                     ..rule
                 };
                 let gradient = parameter.f_grad()?.f_reshape([-1])?;
                 let parameter = parameter.f_view([-1])?;
+                // In parts, so that temporaries do not grow with the largest tensor.
                 let (total, part) = (parameter.size1()?, part_of(parameter.device()));
                 let mut start = 0;
                 while start < total {
@@ -190,6 +195,7 @@ impl Rule {
     ///
     /// m ← m + (1 − β₁)(g − m); v ← v + (1 − β₂)(g² − v); θ ← θ(1 − ηλ) − η m̂ / (√v̂ + ε).
     fn apply(&self, theta: &mut Tensor, g: &Tensor, m: &mut Tensor, v: &mut Tensor) -> Result<(), TchError> {
+        // All in place, in the fewest passes over memory: on a CPU the step is bound by it.
         let _ = m.f_lerp_(g, 1.0 - self.beta1)?;
         let _ = v.f_lerp_(&g.f_square()?, 1.0 - self.beta2)?;
         let mut denominator = v.f_sqrt()?;

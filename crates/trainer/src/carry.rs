@@ -84,6 +84,7 @@ pub fn write(optimizer: &AdamW, label: &[u8; 32], to: &mut dyn Write) -> Result<
             }
         }
     }
+    // At the end, so that a stream that was cut off anywhere is refused.
     let digest = to.hasher.finalize();
     to.inner.write_all(digest.as_bytes())?;
     Ok(to.inner.flush()?)
@@ -102,10 +103,12 @@ pub fn read(optimizer: &mut AdamW, label: &[u8; 32], from: &mut dyn Read) -> Res
         return Err(CarryError::Other("run or fragment"));
     }
     let steps = u32::from_le_bytes(from.array()?);
+    // State, not part of a graph: copies into it must not be recorded.
     tch::no_grad(|| -> Result<(), CarryError> {
         for tensor in optimizer.state() {
             let [kind] = from.array()?;
             let len = u64::from_le_bytes(from.array()?);
+            // Before anything of that length is allocated: the stream may be anything.
             if kind != kind_code(tensor) || len != tensor.numel() as u64 {
                 return Err(CarryError::Other("kind of moments"));
             }

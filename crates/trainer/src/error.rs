@@ -29,7 +29,7 @@ pub enum TrainError {
     },
     /// The task does not fit the device, even one sequence at a time.
     #[error(
-        "the device has too little memory for this task{tried}; try {advice} (`alice-miner plan` says what fits): {problem}"
+        "the device has too little memory for this task{tried}; try {advice} (`alice-miner plan` lists what fits): {problem}"
     )]
     OutOfMemory {
         /// Saving options that were already on.

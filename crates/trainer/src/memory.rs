@@ -17,6 +17,7 @@ impl MemoryWatch {
             Device::Cpu => status("RssAnon:")?,
             _ => taken(device)?,
         };
+        // The peak so far may be of loading the model: it is not training's.
         let watch = Self { device, base };
         watch.forget_peak();
         Some(watch)

@@ -18,6 +18,7 @@ pub fn in_micro_batches<T>(
     loop {
         reset();
         match batch.chunks(*size).map(&mut part).sum() {
+            // Halving keeps the number of retries small, and what did not fit once will not fit in the next batch.
             Err(ModelError::OutOfMemory(_)) if *size > 1 => *size /= 2,
             result => return result,
         }

@@ -58,6 +58,7 @@ impl Quantized {
     /// `len` values from `start`, a multiple of 256, on.
     pub fn read(&self, start: i64, len: i64) -> Result<Tensor, TchError> {
         let (first, blocks) = (start / BLOCK, (len + BLOCK - 1) / BLOCK);
+        // Codes are indices into the map, and libtorch indexes with 32 bits at least.
         let codes = self
             .codes
             .f_narrow(0, first * BLOCK, blocks * BLOCK)?
@@ -74,11 +75,13 @@ impl Quantized {
         let padding = blocks * BLOCK - len;
         let padded = match padding {
             0 => values.shallow_clone(),
+            // Zeros never raise the scale of the block that they fill up.
             _ => values.f_constant_pad_nd([0, padding])?,
         };
         let rows = padded.f_view([blocks, BLOCK])?;
         let scales = rows.f_abs()?.f_amax([1], true)?;
         let mut shares = rows.f_div(&scales.f_clamp_min(SCALE_MIN)?)?;
+        // The nearest number of the map: as many middles are below the value as numbers before it.
         let codes = shares.f_clamp_(-1.0, 1.0)?.f_bucketize(&self.middles, true, false)?;
         self.codes
             .f_narrow(0, first * BLOCK, blocks * BLOCK)?

@@ -109,7 +109,7 @@ pub struct HostNeed {
     pub loading: u64,
     /// The pseudo-gradient d; the residual is streamed from its file and back.
     pub update: u64,
-    /// What the encoder keeps of d + residual: six bytes for each candidate.
+    /// The encoder's candidates of d + residual, six bytes each.
     pub encoder: u64,
     /// The entries of the update three times: as they are, among the pending updates, and encoded; 12 bytes each.
     pub sent: u64,
@@ -177,6 +177,7 @@ pub fn need(spec: &RunSpec, fragment: u32, options: Options, device: Device) -> 
         working: step,
         ..Pass::default()
     }]);
+    // These moments of a step follow one another, so the largest is the peak.
     let peak = passes.max_by_key(Pass::total).unwrap_or_default();
     Need {
         copies: peak.copies,
@@ -207,6 +208,7 @@ impl Shape {
         let learning = tensors.get(spec.fragment_tensors(fragment)).unwrap_or_default();
         let layer = |name: &str| -> Option<u64> { name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok() };
         let layers: Vec<u64> = learning.iter().filter_map(|t| layer(&t.name)).collect();
+        // A fragment is a run of neighbouring blocks, so its ends say everything.
         let first = layers.iter().min().copied().unwrap_or(m.layers.into());
         let end = layers.iter().max().map_or(first, |last| last + 1);
         let largest = |of: &mut dyn Iterator<Item = u64>| of.max().unwrap_or(0);
@@ -390,6 +392,7 @@ fn entries_max(update: &UpdateSpec) -> u64 {
 /// The fragment that needs the most memory with these options, and its need.
 pub fn worst(spec: &RunSpec, options: Options, device: Device) -> (u32, Need) {
     let needs = (0..spec.task.fragments.max(1)).map(|p| (p, need(spec, p, options, device)));
+    // `max_by_key` takes the last of equals: reversed, the lowest fragment.
     needs.rev().max_by_key(|(_, need)| need.total()).unwrap_or_default()
 }
 
@@ -413,6 +416,7 @@ pub fn micro_batch(spec: &RunSpec, fragment: Option<u32>, options: Options, devi
         if size == 1 {
             return None;
         }
+        // As the trainer does when the device runs out of memory, so that both arrive at the same size.
         size /= 2;
     }
 }

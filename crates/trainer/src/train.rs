@@ -105,11 +105,14 @@ fn run(
             tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
             micro_batch: micro_batch as u32,
         };
+        // After every step, so that stopping a task never takes longer than a step.
         if progress(report).is_break() {
             return Err(TrainError::Cancelled { step });
         }
     }
+    // The speed that is reported is that of the steps, without writing the moments.
     let seconds = started.elapsed().as_secs_f64();
+    // A full disk costs the next task its moments, and not this one its update.
     let written = carry.to.map_or(Ok(()), |to| carry::write(&optimizer, &label, to));
     // Its moments are freed before the update is computed, which needs as much memory as one of them.
     drop(optimizer);
@@ -143,6 +146,7 @@ fn optimizer<'a>(
             let steps = optimizer.steps();
             Ok((optimizer, MomentsFrom::Carried { steps }))
         }
+        // A device that fails would fail again in the first step; everything else is about the file.
         Err(CarryError::Torch(error)) => Err(error.into()),
         Err(error) => {
             // Some of its moments have been overwritten. The new one is made after the old one's memory is free.

@@ -34,6 +34,7 @@ impl KvCache {
         }
         let _guard = tch::no_grad_guard();
         let shape = [config.kv_heads, capacity, config.head_dim];
+        // All of it now: growing would copy every key at every step, and a text that cannot fit should not begin.
         let room = || Tensor::f_zeros(shape, (precision.kind(), device));
         let blocks = (0..config.layers)
             .map(|_| Ok((room()?, room()?)))

@@ -103,6 +103,7 @@ impl DecoderConfig {
             ));
         }
         if let Some(Experts { count, .. }) = self.experts
+            // Both were bounded above: the product cannot overflow.
             && count * self.layers > EXPERTS_ALL_MAX
         {
             return bad(format!(

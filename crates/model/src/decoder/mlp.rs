@@ -20,7 +20,7 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let both = self.gate_up.apply(x)?.f_chunk(2, -1)?;
         let [gate, up] = &both[..] else {
-            return Err(TchError::Shape("gate and up cannot be told apart".into()));
+            return Err(TchError::Shape("gate and up cannot be separated".into()));
         };
         self.down.apply(&gate.f_silu()?.f_mul(up)?)
     }

@@ -45,7 +45,7 @@ fn open_global(_: &Path) -> Result<(), String> {
     Err("this system has no dlopen".into())
 }
 
-/// Path of the CUDA library: where the variable says, else in the places where pip puts torch.
+/// Path of the CUDA library: from the variable, else in the places where pip puts torch.
 fn find_cuda(variable: &dyn Fn(&str) -> Option<OsString>) -> Result<PathBuf, DeviceError> {
     if let Some(value) = variable(LIBTORCH_CUDA_VARIABLE).filter(|value| !value.is_empty()) {
         let named = PathBuf::from(value);
@@ -89,7 +89,7 @@ fn candidates(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     found
 }
 
-/// Where pip puts the CUDA library below a prefix, for each Python 3 of that prefix.
+/// Paths below a prefix at which pip puts the CUDA library, for each Python 3 of that prefix.
 fn in_prefix(prefix: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(prefix.join("lib")) else {
         return Vec::new();
@@ -100,6 +100,7 @@ fn in_prefix(prefix: &Path) -> Vec<PathBuf> {
             .and_then(OsStr::to_str)
             .is_some_and(|n| n.starts_with("python3"))
     });
+    // Directories are listed in any order; the choice must not depend on it.
     pythons.sort_unstable();
     let packages = |python: &PathBuf| ["site-packages", "dist-packages"].map(|name| python.join(name));
     let packages = pythons.iter().flat_map(packages);

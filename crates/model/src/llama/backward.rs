@@ -63,6 +63,7 @@ impl Llama {
             balance.f_backward()?;
         }
         let mut upstream = last;
+        // Blocks before the first that learns have no gradients to compute.
         for (index, block) in self.blocks.iter().enumerate().skip(first).rev() {
             let Some(input) = inputs.pop() else { break };
             let input = leaf(&input, index > first || self.embed_tokens.requires_grad())?;
