@@ -1,8 +1,20 @@
 //! Typed client of the parameter server's API (`docs/spec/http-api.md`).
 //!
 //! Every answer is bounded in size before it is kept, and every blob is checked against the hash it was asked for.
-//! Requests that could not be delivered, and those answered 503, are sent again after a jittered back-off: all
-//! requests of the protocol may be repeated safely (a repeated commit returns the same receipt).
+//! Requests that could not be delivered, and those answered 502, 503 or 504, are sent again after a jittered back-off:
+//! all requests of the protocol may be repeated safely (a repeated commit returns the same receipt).
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), alice_api::ClientError> {
+//! let client = alice_api::Client::new("https://ps.example.org")?;
+//! let status = client.status().await?;
+//! println!("{} is at step {}", status.run, status.model_step);
+//! for epoch in client.epochs().await? {
+//!     println!("epoch {}: loss {:.3} -> {:.3}", epoch.epoch, epoch.loss_before, epoch.loss_after);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod error;
 mod transport;
@@ -19,17 +31,18 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 use transport::Transport;
 
-/// Longest JSON answer that is read, bytes.
+/// Maximum JSON answer, bytes.
 pub const JSON_BYTES_MAX: u64 = 16 << 20;
-/// Longest epoch manifest that is read, bytes: 100,000 submissions of about 1 KiB.
+/// Maximum epoch manifest, bytes: 100,000 submissions of about 1 KiB.
 pub const MANIFEST_BYTES_MAX: u64 = 128 << 20;
-/// Longest list of shards that is read, bytes: a million, which are 10^12 tokens, have about 95 MB.
+/// Maximum list of shards, bytes: a million shards, which are 10^12 tokens, have about 95 MB.
 pub const CORPUS_BYTES_MAX: u64 = 128 << 20;
-/// Longest run specification that is read, bytes.
+/// Maximum run specification, bytes: as much as `alice-spec` reads.
 pub const RUN_BYTES_MAX: u64 = 64 << 10;
-/// Largest part that is sent in one request, whatever the server would take, bytes.
+/// Maximum part of an upload sent in one request, bytes, even if the server would take more: a broken connection costs
+/// at most that much.
 pub const PART_BYTES_MAX: u64 = 4 << 20;
-/// How often an upload asks the server where to go on before it gives up.
+/// Maximum times that an upload asks the server for its offset without progress before it gives up.
 const RESYNCS_MAX: u32 = 8;
 
 /// A parameter server.
@@ -56,19 +69,20 @@ impl Client {
         self.transport.url()
     }
 
-    /// What the server is doing.
+    /// State of the server.
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status").await
     }
 
     /// Text of the run specification. The caller parses it and checks its hash.
     pub async fn run(&self) -> Result<String, ClientError> {
+        // As text: its hash is of the parsed fields, and the caller stores the file as the operator wrote it.
         let path = "/v1/run";
         let bytes = self.transport.fetch(Method::GET, path, None, RUN_BYTES_MAX).await?;
         String::from_utf8(bytes.to_vec()).map_err(|e| self.transport.decode_error(path, &e))
     }
 
-    /// How to get the current model.
+    /// Snapshot and deltas of the current model.
     pub async fn model(&self) -> Result<ModelManifest, ClientError> {
         self.get("/v1/model").await
     }
@@ -78,7 +92,7 @@ impl Client {
         self.json(Method::GET, "/v1/corpus", None, CORPUS_BYTES_MAX).await
     }
 
-    /// The shards of the public yardstick; refused with `not_found` where the run has none.
+    /// The shards of the yardstick (public evaluation set); refused with `not_found` if the run has none.
     pub async fn yardstick(&self) -> Result<CorpusManifest, ClientError> {
         self.json(Method::GET, "/v1/yardstick", None, CORPUS_BYTES_MAX).await
     }
@@ -88,8 +102,8 @@ impl Client {
         self.blob_with(hash, bytes_max, &mut |_| ()).await
     }
 
-    /// The same, calling `progress` with the number of bytes that have come so far. A broken transfer goes on where
-    /// it stopped (`Range`).
+    /// The same, calling `progress` with the number of bytes received so far. A broken transfer resumes at the byte
+    /// where it stopped (`Range`).
     pub async fn blob_with(
         &self,
         hash: &Hex32,
@@ -98,6 +112,7 @@ impl Client {
     ) -> Result<Vec<u8>, ClientError> {
         let path = format!("/v1/blobs/{hash}");
         let bytes = self.transport.fetch_resumed(&path, bytes_max, progress).await?;
+        // At the end: a part cannot be checked against the hash of the whole.
         let found = Hex32(*blake3::hash(&bytes).as_bytes());
         if found != *hash {
             return Err(ClientError::BlobHash {
@@ -152,8 +167,10 @@ impl Client {
             if state.committed || state.offset == total {
                 return Ok(state);
             }
+            // At least one byte: a server that allows none would keep the loop from ending.
             let size = state.part_bytes_max.clamp(1, PART_BYTES_MAX);
             let end = state.offset.saturating_add(size).min(total);
+            // A server that counts more bytes than there are: the slice below would panic.
             if state.offset > total {
                 return Err(ClientError::UploadDesync {
                     id,
@@ -165,7 +182,7 @@ impl Client {
             let part = bytes.slice(state.offset as usize..end as usize);
             let before = state.offset;
             let answer = match self.upload_part(&id, before, part).await {
-                // Another part of ours arrived although its answer was lost: go on where the server is.
+                // An earlier part arrived although its answer was lost: continue at the server's offset.
                 Err(e) if e.code() == Some(ErrorCode::WrongOffset) => self.upload_state(&id).await,
                 other => other,
             };
@@ -198,7 +215,7 @@ impl Client {
         self.get("/v1/epochs").await
     }
 
-    /// Summaries of up to 1000 epochs before `before` (none: the newest), newest first.
+    /// Summaries of up to 1000 epochs before `before` (`None`: the newest), newest first.
     pub async fn epochs_before(&self, before: Option<u32>) -> Result<Vec<EpochSummary>, ClientError> {
         match before {
             Some(before) => self.get(&format!("/v1/epochs?limit=1000&before={before}")).await,

@@ -30,6 +30,7 @@ macro_rules! hex_type {
             type Err = hex::FromHexError;
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 let mut bytes = [0; $len];
+                // Wallets and explorers write `0x`; the API does not.
                 hex::decode_to_slice(text.strip_prefix("0x").unwrap_or(text), &mut bytes)?;
                 Ok(Self(bytes))
             }
@@ -41,6 +42,7 @@ macro_rules! hex_type {
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                // Borrowed unless the JSON has escapes: manifests hold hundreds of thousands of these.
                 let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
                 text.parse()
                     .map_err(|e| D::Error::custom(format!("expected {} hexadecimal digits: {e}", $len * 2)))

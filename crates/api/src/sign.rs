@@ -32,13 +32,21 @@ impl Key {
         Hex32(self.0.public.to_bytes())
     }
 
-    /// Signs bytes.
+    /// Signs bytes. sr25519 signatures are randomised: two signatures over the same bytes differ, both verify.
     pub fn sign(&self, payload: &[u8]) -> Hex64 {
         Hex64(self.0.sign(signing_context(CONTEXT).bytes(payload)).to_bytes())
     }
 }
 
 /// Whether `signature` is `key`'s over `payload`. False for keys and signatures that are not valid encodings.
+///
+/// ```
+/// use alice_api::{Key, sign::verify};
+/// let key = Key::from_seed(&[7; 32]);
+/// let signature = key.sign(b"payload");
+/// assert!(verify(&key.public(), b"payload", &signature));
+/// assert!(!verify(&key.public(), b"another payload", &signature));
+/// ```
 pub fn verify(key: &Hex32, payload: &[u8], signature: &Hex64) -> bool {
     let (Ok(key), Ok(signature)) = (PublicKey::from_bytes(&key.0), Signature::from_bytes(&signature.0)) else {
         return false;
@@ -58,11 +66,14 @@ pub fn submission_id(task: &Hex32, miner: &Hex32, blob: &Hex32) -> Hex32 {
 
 impl ClaimRequest {
     fn payload(&self, genesis: &Hash, run_hash: &Hash) -> Vec<u8> {
+        // The run's hash is signed although the request does not carry it: a claim cannot be replayed to a server of
+        // another run.
         (tags::CLAIM, genesis, run_hash, self.epoch, &self.miner, &self.payout).encode()
     }
 
     /// A signed claim.
     pub fn new(key: &Key, genesis: &Hash, run_hash: &Hash, epoch: u32, payout: Hex32) -> Self {
+        // The payload does not cover the signature, so it can be made from the unsigned request.
         let mut request = Self {
             miner: key.public(),
             payout,
@@ -81,6 +92,7 @@ impl ClaimRequest {
 
 impl DeclareRequest {
     fn payload(&self, genesis: &Hash) -> Vec<u8> {
+        // The size is signed, so a server can refuse an upload by it before a byte is sent.
         (
             tags::DECLARE,
             genesis,
@@ -118,6 +130,7 @@ impl DeclareRequest {
 
 impl CommitRequest {
     fn payload(&self, genesis: &Hash) -> Vec<u8> {
+        // The identifier covers task, miner and blob ([`submission_id`]), so these are signed as well.
         (tags::COMMIT, genesis, &self.id, &self.miner).encode()
     }
 
@@ -141,55 +154,53 @@ impl CommitRequest {
 impl Lease {
     /// Signs a task over to its miner.
     pub fn new(key: &Key, genesis: &Hash, task: Task) -> Self {
-        let signature = key.sign(&(tags::LEASE, genesis, &task).encode());
+        let signature = key.sign(&server_payload(tags::LEASE, genesis, &task));
         Self { task, signature }
     }
 
     /// Whether `ps` signed it.
     pub fn verify(&self, ps: &Hex32, genesis: &Hash) -> bool {
-        verify(ps, &(tags::LEASE, genesis, &self.task).encode(), &self.signature)
+        verify(ps, &server_payload(tags::LEASE, genesis, &self.task), &self.signature)
     }
+}
+
+/// The bytes that the server signs: SCALE of tag, network and contents. The tag keeps one kind of document from passing
+/// as another, the genesis hash one network's from passing on another.
+fn server_payload(tag: &[u8], genesis: &Hash, contents: &impl Encode) -> Vec<u8> {
+    (tag, genesis, contents).encode()
 }
 
 impl Receipt {
     /// Signs a receipt.
     pub fn new(key: &Key, genesis: &Hash, body: ReceiptBody) -> Self {
-        let signature = key.sign(&(tags::RECEIPT, genesis, &body).encode());
         Self {
-            body,
+            signature: key.sign(&server_payload(tags::RECEIPT, genesis, &body)),
             ps_key: key.public(),
-            signature,
+            body,
         }
     }
 
     /// Whether the server that it names signed it.
     pub fn verify(&self, genesis: &Hash) -> bool {
-        verify(
-            &self.ps_key,
-            &(tags::RECEIPT, genesis, &self.body).encode(),
-            &self.signature,
-        )
+        let payload = server_payload(tags::RECEIPT, genesis, &self.body);
+        verify(&self.ps_key, &payload, &self.signature)
     }
 }
 
 impl Verdict {
     /// Signs a verdict.
     pub fn new(key: &Key, genesis: &Hash, body: VerdictBody) -> Self {
-        let signature = key.sign(&(tags::VERDICT, genesis, &body).encode());
         Self {
-            body,
+            signature: key.sign(&server_payload(tags::VERDICT, genesis, &body)),
             ps_key: key.public(),
-            signature,
+            body,
         }
     }
 
     /// Whether the server that it names signed it.
     pub fn verify(&self, genesis: &Hash) -> bool {
-        verify(
-            &self.ps_key,
-            &(tags::VERDICT, genesis, &self.body).encode(),
-            &self.signature,
-        )
+        let payload = server_payload(tags::VERDICT, genesis, &self.body);
+        verify(&self.ps_key, &payload, &self.signature)
     }
 }
 

@@ -2,14 +2,14 @@
 //! BLAKE2b-512 over `"SS58PRE" ‖ prefix ‖ account` (<https://docs.polkadot.com/polkadot-protocol/basics/accounts/>).
 //!
 //! Every Alice network has prefix 300, so its addresses start with `a`. Addresses of other networks are refused: a
-//! payout to an account whose owner thinks of another chain is most likely a mistake, and it could not be undone.
+//! payout to an address of another chain is most likely a mistake, and it could not be undone.
 
 use alice_primitives::SS58_PREFIX;
 use blake2::{Blake2b512, Digest};
 
 /// Prefixes above this are not defined.
 pub const PREFIX_MAX: u16 = 16_383;
-/// Longest text that is looked at; a 32-byte account needs at most 50 characters.
+/// Maximum text, bytes; a 32-byte account needs at most 50 characters.
 const TEXT_MAX: usize = 128;
 /// Bytes of checksum behind a 32-byte account.
 const CHECKSUM_BYTES: usize = 2;
@@ -75,7 +75,11 @@ fn prefix_bytes(prefix: u16) -> Vec<u8> {
 }
 
 fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let digest = Blake2b512::new().chain_update(b"SS58PRE").chain_update(body).finalize();
+    let digest: [u8; 64] = Blake2b512::new()
+        .chain_update(b"SS58PRE")
+        .chain_update(body)
+        .finalize()
+        .into();
     [digest[0], digest[1]]
 }
 
@@ -89,6 +93,14 @@ pub fn encode_with_prefix(account: &[u8; 32], prefix: u16) -> String {
 }
 
 /// Address of an account on Alice.
+///
+/// ```
+/// use alice_api::ss58;
+/// let address = ss58::encode(&[7; 32]);
+/// assert!(address.starts_with('a'));
+/// assert_eq!(ss58::decode(&address)?, [7; 32]);
+/// # Ok::<(), ss58::Ss58Error>(())
+/// ```
 pub fn encode(account: &[u8; 32]) -> String {
     encode_with_prefix(account, SS58_PREFIX)
 }
@@ -99,19 +111,21 @@ pub fn decode_with_prefix(text: &str) -> Result<(u16, [u8; 32]), Ss58Error> {
     if text.is_empty() {
         return Err(Ss58Error::Empty);
     }
+    // Before it is decoded, which takes time with the square of the length.
     if text.len() > TEXT_MAX {
         return Err(Ss58Error::TooLong(text.chars().count()));
     }
+    // Before base58, which would only report a `0` as a wrong character.
     if text.parse::<crate::Hex32>().is_ok() {
         return Err(Ss58Error::Hexadecimal);
     }
     let bytes = bs58::decode(text).into_vec().map_err(|_| {
         let alphabet = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
         let bad = text.chars().enumerate().find(|(_, c)| !alphabet.contains(*c));
-        let (at, character) = bad.unwrap_or((0, '?'));
+        let (index, character) = bad.unwrap_or((0, '?'));
         Ss58Error::NotBase58 {
             character,
-            place: at + 1,
+            place: index + 1,
         }
     })?;
     let (prefix, prefix_len) = match bytes.as_slice() {
@@ -139,6 +153,8 @@ pub fn decode_with_prefix(text: &str) -> Result<(u16, [u8; 32]), Ss58Error> {
 /// Account of an Alice address. Addresses of other networks are refused with the account's Alice address as a hint.
 pub fn decode(text: &str) -> Result<[u8; 32], Ss58Error> {
     let (prefix, account) = decode_with_prefix(text)?;
+    // The account is the same on every network, so the Alice address of the same key can be shown. It is not taken
+    // silently: the owner may hold the key in a wallet that does not know Alice.
     if prefix != SS58_PREFIX {
         return Err(Ss58Error::OtherNetwork {
             prefix,

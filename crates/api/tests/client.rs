@@ -298,3 +298,49 @@ async fn an_upload_that_the_server_never_stores_should_end() {
     let error = client.upload(&request, &bytes, &mut |_| ()).await.unwrap_err();
     assert!(matches!(error, ClientError::UploadDesync { .. }), "{error}");
 }
+
+fn compressed(body: Vec<u8>) -> Response {
+    (
+        [("content-encoding", "zstd")],
+        zstd::encode_all(body.as_slice(), 1).unwrap(),
+    )
+        .into_response()
+}
+
+#[tokio::test]
+async fn compressed_answers_should_be_read_and_bounded_by_what_they_expand_to() {
+    let blob = vec![7; 100_000];
+    let served = blob.clone();
+    let router = Router::new()
+        .route("/v1/blobs/{hash}", get(move || async move { compressed(served) }))
+        // 64 MiB of white space in a few KiB: JSON that never ends.
+        .route("/v1/epochs", get(|| async { compressed(vec![b' '; 64 << 20]) }));
+    let client = serve(router).await;
+    assert_eq!(client.blob(&hash(&blob), 100_000).await.unwrap(), blob);
+    for error in [
+        client.blob(&hash(&blob), 99_999).await.unwrap_err(),
+        client.epochs().await.unwrap_err(),
+    ] {
+        assert!(matches!(error, ClientError::TooLarge { .. }), "{error}");
+    }
+}
+
+/// Without certificates, as in a minimal container: in a process of its own, since the system's are found once.
+#[test]
+fn trust_store_should_be_needed_for_https_only() {
+    const CHILD: &str = "ALICE_API_TEST_WITHOUT_TRUST_STORE";
+    if std::env::var_os(CHILD).is_some() {
+        Client::new("http://127.0.0.1:1").unwrap();
+        let error = Client::new("https://127.0.0.1:1").unwrap_err();
+        assert!(error.to_string().contains("ca-certificates"), "{error}");
+        return;
+    }
+    Client::new("http://127.0.0.1:1").unwrap();
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "trust_store_should_be_needed_for_https_only"])
+        .env(CHILD, "1")
+        .env("SSL_CERT_FILE", "/nonexistent")
+        .env("SSL_CERT_DIR", "/nonexistent")
+        .status();
+    assert!(status.unwrap().success());
+}

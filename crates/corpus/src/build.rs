@@ -120,10 +120,12 @@ pub fn build(
             "must be at least 1",
         ));
     }
+    // Before the folder is made: a mistyped path should leave nothing behind.
     let inputs = inputs::find(list)?;
     let _lock = files::claim(out)?;
     let model = tokenizer.model_bytes();
     let limit = (options.document_bytes_max as u64).to_le_bytes();
+    // Only settings that change the output: threads and checkpoints may differ when a build is resumed.
     let fingerprint = inputs::fingerprint(list, &inputs.files, &[CORPUS_FORMAT.as_bytes(), &model, &limit]);
     let streams = stream_of(Part::Reserve(list.split.generations));
     let (mut state, seen, resumed) = State::open(out, fingerprint, list.source.len(), streams)?;
@@ -146,6 +148,7 @@ pub fn build(
         files::forget(out)?;
         return Err(error);
     }
+    // Next to the shards, because these cannot be read without it.
     if !tokenizer.is_bytes() {
         alice_store::file::write_atomic(&out.join(TOKENIZER_MODEL_FILE), |file| file.write_all(&model))?;
     }
@@ -180,6 +183,7 @@ fn check_parts(counts: &[SourceCounts], split: &SplitRule) -> Result<(), CorpusE
             raise,
         })
     };
+    // Every live generation is drawn from for a whole part of the run.
     for generation in split.retired..split.generations {
         if documents(counts, stream_of(Part::Reserve(generation))) == 0 {
             return empty(
@@ -217,6 +221,7 @@ fn write_manifests(
     };
     let reserves: Vec<(u32, Manifest)> = (0..)
         .zip(manifests)
+        // The stream of a retired generation is empty: its documents are training text.
         .filter(|(generation, _)| *generation >= list.split.retired)
         .collect();
     for (generation, reserve) in &reserves {

@@ -104,6 +104,7 @@ impl State {
             .zip(opens)
             .map(|(stream, open)| ShardWriter::resume(out, stream.shards, open))
             .collect();
+        // A new build's head has no streams yet.
         writers.resize_with(streams, || ShardWriter::new(out));
         let (log, seen) = open_log(out, head.digests)?;
         let state = Self {
@@ -147,9 +148,11 @@ impl State {
         let failed = |e: serde_json::Error| CorpusError::io("write", &path)(e.into());
         let mut bytes = serde_json::to_vec(&head).map_err(failed)?;
         bytes.push(b'\n');
+        // Raw, behind the line of JSON: as numbers in JSON they would take several times the room.
         for writer in &self.streams {
             bytes.extend(writer.open().iter().flat_map(|token| token.to_le_bytes()));
         }
+        // Checked when it is read: the open tokens go into shards without any other check.
         let hash = blake3::hash(&bytes);
         alice_store::file::write_atomic(&path, |file| {
             file.write_all(hash.as_bytes())?;
@@ -192,6 +195,8 @@ fn load(out: &Path, inputs: &[u8; 32]) -> Result<Option<Stored>, CorpusError> {
     let end = content.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
     let (json, open) = content.split_at(end);
     let head: Head = serde_json::from_slice(json).map_err(|_| damaged())?;
+    // Other inputs would be appended to the shards of these: refused rather than started over, since hours of work may
+    // be in the folder.
     if head.inputs != *inputs {
         let dir = out.to_path_buf();
         return Err(CorpusError::OtherBuild { dir, state });
@@ -226,6 +231,7 @@ fn open_log(out: &Path, digests: u64) -> Result<(BufWriter<File>, Seen), CorpusE
             state: build_folder(out),
         });
     }
+    // Digests behind the checkpoint are of documents that will be read again: kept, they would make these duplicates.
     file.set_len(bytes).map_err(failed())?;
     let seen = Seen::read(&mut file, digests).map_err(failed())?;
     file.seek(SeekFrom::End(0)).map_err(failed())?;

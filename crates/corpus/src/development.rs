@@ -53,6 +53,7 @@ pub fn build_development(text_dir: &Path, out_dir: &Path) -> Result<DevelopmentC
     let mut reserve_documents = 0;
     for path in &listing.documents {
         let text = read_document(path)?;
+        // By the exact bytes, unlike `build`: the shipped roots depend on it.
         if text.is_empty() || !seen.insert(blob_hash(text.as_bytes())) {
             continue;
         }
@@ -115,6 +116,7 @@ impl Listing {
             return Err(CorpusError::NoText(dir.to_path_buf()));
         }
         documents.sort_unstable_by(|a, b| a.file_name().cmp(&b.file_name()));
+        // Names with a dot at the start are for programs, not text.
         others.retain(|path| !path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".")));
         others.sort_unstable();
         let name = dir

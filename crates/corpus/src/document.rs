@@ -58,6 +58,7 @@ pub fn digest(text: &str) -> Hash {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = Vec::with_capacity(HASH_BYTES + 1);
     let mut first = true;
+    // Word by word: no second copy of the text is made.
     for word in text.split_whitespace() {
         if !first {
             buffer.push(b' ');
@@ -87,6 +88,7 @@ pub fn part_of(rule: &SplitRule, digest: &Hash) -> Part {
     let thousandth = number(16) % 1000;
     if thousandth < u64::from(rule.reserve_permille) {
         let generation = number(24) % u64::from(rule.generations.max(1));
+        // A document keeps its generation when an earlier one is retired, so nothing else moves.
         return match generation < u64::from(rule.retired) {
             true => Part::Training,
             false => Part::Reserve(generation as u32),

@@ -10,7 +10,7 @@ pub enum CorpusError {
     List {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// A setting outside its bounds.
@@ -18,7 +18,7 @@ pub enum CorpusError {
     Setting {
         /// Which one.
         field: String,
-        /// What is wrong and what is allowed.
+        /// The problem, and the allowed values.
         problem: String,
     },
     /// A source whose licence is not an SPDX expression.
@@ -29,9 +29,9 @@ pub enum CorpusError {
     License {
         /// The source.
         name: String,
-        /// What was given.
+        /// The given text.
         license: String,
-        /// What the parser says.
+        /// The parser's reason.
         problem: String,
     },
     /// A source whose path does not exist.
@@ -131,7 +131,7 @@ pub enum CorpusError {
         path: PathBuf,
         /// Its line, from 1.
         line: u64,
-        /// What is wrong and what to do.
+        /// The problem, and the remedy.
         problem: String,
     },
     /// A Parquet file that is damaged or without the column.
@@ -139,7 +139,7 @@ pub enum CorpusError {
     Parquet {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem, and the remedy.
         problem: String,
     },
     /// A compressed file that cannot be decompressed.
@@ -173,7 +173,7 @@ pub enum CorpusError {
         .state.display()
     )]
     Checkpoint {
-        /// What is wrong.
+        /// The problem.
         problem: String,
         /// Folder of the build's state.
         state: PathBuf,

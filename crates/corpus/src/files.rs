@@ -26,6 +26,7 @@ pub(crate) fn claim(out: &Path) -> Result<File, CorpusError> {
     }
     std::fs::create_dir_all(&state).map_err(CorpusError::io("make the folder", &state))?;
     let path = state.join("lock");
+    // The system releases the lock when the process ends, however it ends: a crash leaves no stale lock.
     let lock = File::create(&path).map_err(CorpusError::io("write", &path))?;
     lock.try_lock().map_err(|_| CorpusError::Locked(out.to_path_buf()))?;
     alice_store::file::remove_partial(out)?;

@@ -80,6 +80,7 @@ pub(crate) fn find(list: &SourceList) -> Result<Inputs, CorpusError> {
                 }
             };
             let meta = std::fs::metadata(&path).map_err(CorpusError::io("get the size of", &path))?;
+            // Some file systems have no time of change; the size is compared all the same.
             let changed = meta.modified().ok();
             let changed = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
             inputs.files.push(Input {
@@ -92,6 +93,7 @@ pub(crate) fn find(list: &SourceList) -> Result<Inputs, CorpusError> {
                 changed: changed.map_or(0, |since| since.as_nanos()),
             });
         }
+        // Refused rather than left out: its share of the run's text would be missing for good.
         if inputs.files.len() == before.0 {
             let unread = inputs.unread.get(before.1).cloned().map(Box::new);
             return Err(no_files(source, unread));
@@ -132,7 +134,7 @@ pub(crate) fn fingerprint(list: &SourceList, inputs: &[Input], settings: &[&[u8]
     *hasher.finalize().as_bytes()
 }
 
-/// What a source's path leads to.
+/// Files and other entries at a source's path.
 struct Entries {
     files: Vec<PathBuf>,
     /// Entries that are no files, with the reason why they are not read.
@@ -238,8 +240,10 @@ fn format_of(source: &Source, path: &Path, named: bool) -> Result<Known, CorpusE
     let compression = Compression::of(path).0;
     let by_name = Format::of(path);
     let format = match (source.format, by_name) {
+        // Named one by one, with a format: the ending does not matter.
         (Some(format), _) if named => format,
         (Some(format), Some(found)) if format == found => format,
+        // A folder of one format may hold others.
         (Some(format), _) => return Ok(Err(format!("not .{}", format.extensions().join(" or .")))),
         (None, Some(found)) => found,
         (None, None) if named => {
@@ -269,6 +273,7 @@ fn format_of(source: &Source, path: &Path, named: bool) -> Result<Known, CorpusE
 fn unknown_ending(path: &Path) -> String {
     let ending = path.extension().map_or_else(OsString::new, OsStr::to_ascii_lowercase);
     let hint = match ending.to_str() {
+        // Ambiguous: one value in the whole file as a rule, JSON lines in many data sets.
         Some("json") => "; if every line of it is a JSON object, name the file itself as a source of format jsonl",
         Some("bz2" | "xz" | "lz4" | "zip" | "7z" | "rar" | "tar" | "tgz" | "br" | "lzma") => {
             "; decompress it first (.gz and .zst are read)"

@@ -12,6 +12,7 @@
 //! Nothing is left out silently: documents and files that are in no part are counted by reason, and files are named
 //! ([`BuildReport`]).
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod build;
 mod checkpoint;

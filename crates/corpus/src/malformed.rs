@@ -30,6 +30,7 @@ pub(crate) fn check_early(source: &str, found: &Found<'_>, permille_max: u32) ->
 /// The check at the end of a source. One malformed line is always left out, unless the maximum is 0; a source of which
 /// every line is malformed has a wrong key.
 pub(crate) fn check_source(source: &str, found: &Found<'_>, permille_max: u32) -> Result<(), CorpusError> {
+    // Rounded down: the maximum is a promise.
     let share = u128::from(found.documents) * u128::from(permille_max) / 1000;
     let malformed_max = if permille_max == 0 { 0 } else { share.max(1) };
     let none_is_well_formed = found.malformed > 0 && found.malformed == found.documents;

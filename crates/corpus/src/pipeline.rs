@@ -79,6 +79,7 @@ pub(crate) fn run(
         let mut feed = Feed {
             job,
             seen,
+            // The reader is ahead of the writer and counts by itself; the state takes its counts with each written batch.
             counts: state.counts.clone(),
             position: state.position,
             batch: Batch::default(),
@@ -160,6 +161,7 @@ impl Feed<'_> {
                 return Ok(());
             }
         };
+        // By the first half of the digest across all sources, so that no text of the reserve is in the training text.
         let digest = digest(&text);
         if !self.seen.insert(&digest) {
             counts.left_out.duplicate += 1;
@@ -170,6 +172,7 @@ impl Feed<'_> {
             *documents += 1;
             *bytes += text.len() as u64;
         }
+        // In the same batch as the text: a checkpoint never has the digest of a document whose tokens it lacks.
         self.batch.keys.extend_from_slice(&Seen::key(&digest));
         self.batch.bytes += text.len();
         self.batch.documents.push((stream, text));
@@ -245,8 +248,9 @@ fn write(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<(), CorpusError> {
     let mut since_checkpoint = 0;
+    // In the order in which batches were sent, whichever encoder is faster.
     for from in encoders.iter().cycle() {
-        // An encoder is gone before its last batch only if a thread has panicked, which the scope passes on.
+        // An encoder ends before its last batch only if a thread has panicked, which the scope passes on.
         let Ok(encoded) = from.recv() else { break };
         let Encoded {
             documents,
@@ -269,6 +273,7 @@ fn write(
         if batch.last {
             return Ok(());
         }
+        // Whichever is larger: a compressed file has fewer bytes than its text, a duplicate has no text here.
         since_checkpoint += batch.read.1.max(batch.bytes as u64);
         if since_checkpoint >= job.options.checkpoint_bytes {
             state.save()?;

@@ -37,6 +37,7 @@ impl Seen {
     /// Reads a log of `digests` [`Seen::key`]s, one after the other.
     pub(crate) fn read(log: &mut impl Read, digests: u64) -> std::io::Result<Self> {
         let mut seen = Self::default();
+        // At once: growing a table of many millions step by step would move it over and over.
         seen.0.reserve(usize::try_from(digests).unwrap_or(0));
         let mut log = BufReader::with_capacity(1 << 16, log.take(digests.saturating_mul(SEEN_BYTES as u64)));
         let mut key = [0; SEEN_BYTES];

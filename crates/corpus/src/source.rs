@@ -105,12 +105,14 @@ impl SourceList {
         };
         let file = std::fs::File::open(path).map_err(CorpusError::io("read", path))?;
         let mut text = String::new();
+        // One byte more than allowed shows a file that is too large.
         file.take(LIST_BYTES_MAX + 1)
             .read_to_string(&mut text)
             .map_err(CorpusError::io("read", path))?;
         if text.len() as u64 > LIST_BYTES_MAX {
             return Err(bad(format!("it is larger than {LIST_BYTES_MAX} bytes")));
         }
+        // Relative to the list, so that list and texts can be moved together.
         let mut list: Self = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for source in &mut list.source {
@@ -176,6 +178,7 @@ impl Source {
     /// Whether the path is a pattern and not the name of a file or folder.
     pub(crate) fn is_pattern(&self) -> bool {
         let path = self.path.to_string_lossy();
+        // A file whose name has brackets is that file.
         !self.path.exists() && path.contains(['*', '?', '['])
     }
 
@@ -201,6 +204,7 @@ impl Source {
         if self.license.is_empty() || !plain(&self.license) {
             return Err(bad("one line of text is needed".into()));
         }
+        // Checked, because the licence is published with the run and nobody can correct it there.
         spdx::Expression::parse(&self.license).map_err(|e| bad(e.reason.to_string()))?;
         Ok(())
     }

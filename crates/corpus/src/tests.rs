@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Two columns, `id` and an optional one of strings, in groups of so many rows.
+/// Two columns, `id` and an optional one of strings, in groups of `group` rows.
 pub(crate) fn write_parquet(path: &Path, column: &str, rows: &[Option<String>], group: usize) {
     write_compressed(path, column, rows, group, Compression::SNAPPY);
 }
@@ -346,7 +346,7 @@ fn child(name: &str, dir: &Path, shell: &str) -> Command {
     command
 }
 
-/// What a child of a test builds.
+/// The build of a test's child process.
 fn build_as_child(dir: &Path) -> Result<BuildReport, CorpusError> {
     let sources = dir.parent().unwrap().join("in");
     let list = list(vec![
@@ -732,6 +732,8 @@ fn files_that_are_not_read_should_be_named_and_counted() {
         assert!(*name == expected_name && reason.contains(words), "{name}: {reason}");
     }
     assert_eq!(report.left_out.unread_files, expected.len() as u64);
+    let training = TrainingDocuments::open(&list(vec![source("in", &input)]), DOCUMENT_BYTES_MAX, 10).unwrap();
+    assert_eq!(training.unread(), (&report.unread[..], expected.len() as u64));
     let about = report.training.about.unwrap();
     assert_eq!(about.sources[0].left_out.unwrap().unread_files, expected.len() as u64);
 
@@ -769,7 +771,7 @@ fn a_few_malformed_lines_should_be_left_out_and_many_should_stop_the_build() {
     let dir = tempfile::tempdir().unwrap();
     let (path, out) = (dir.path().join("lines.jsonl"), dir.path().join("out"));
     let list = list(vec![source("lines", &path)]);
-    // What Python's json module writes for float("nan").
+    // Python's json module writes float("nan") like this.
     let bad = "{\"text\": \"one\", \"score\": NaN}\n";
     std::fs::write(&path, lines(0..150) + bad + &lines(150..300)).unwrap();
     let report = built(&list, &out).unwrap();

@@ -4,7 +4,7 @@ use crate::document::{Part, Unusable, digest, part_of};
 use crate::inputs::{self, Input};
 use crate::read::{Place, Reader};
 use crate::seen::Seen;
-use crate::{CorpusError, SourceList, malformed};
+use crate::{CorpusError, SourceList, UnreadFile, malformed};
 use alice_data::SplitRule;
 use std::collections::VecDeque;
 
@@ -19,6 +19,8 @@ pub struct TrainingDocuments {
     reader: Option<Reader>,
     /// Malformed lines of each source.
     tallies: Vec<Tally>,
+    unread: Vec<UnreadFile>,
+    unread_files: u64,
 }
 
 /// Lines of a source so far.
@@ -57,15 +59,23 @@ impl TrainingDocuments {
             name: source.name.clone(),
             ..Tally::default()
         };
+        let inputs = inputs::find(list)?;
         Ok(Self {
-            inputs: inputs::find(list)?.files.into(),
+            inputs: inputs.files.into(),
             rule: list.split,
             document_bytes_max,
             malformed_permille_max,
             seen: Seen::default(),
             reader: None,
             tallies: list.source.iter().map(tally).collect(),
+            unread_files: inputs.unread_counts.iter().sum(),
+            unread: inputs.unread,
         })
+    }
+
+    /// The files that are not read, the first [`UNREAD_NAMED_MAX`](crate::UNREAD_NAMED_MAX) of them, and their number.
+    pub fn unread(&self) -> (&[UnreadFile], u64) {
+        (&self.unread, self.unread_files)
     }
 
     fn next_document(&mut self) -> Result<Option<String>, CorpusError> {
@@ -102,7 +112,7 @@ impl TrainingDocuments {
                     tally.first.get_or_insert(problem);
                     tally.check(malformed::check_early, self.malformed_permille_max)?;
                 }
-                // Counted when the corpus is built.
+                // Left out; the build counts them.
                 Err(_) => {}
             }
         }

@@ -5,6 +5,7 @@
 //! Everything here is a pure function of its inputs: two machines that write the same tokens get the same roots, and
 //! whoever knows an epoch's seed knows every task's sequences.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod about;
 mod error;

@@ -50,6 +50,7 @@ impl Manifest {
 
     /// Reads a manifest and checks its shards against its root.
     pub fn read(path: &Path) -> Result<Self, DataError> {
+        // The size first: the manifest may come from another machine.
         let file = std::fs::File::open(path).map_err(DataError::io(path))?;
         let bytes = file.metadata().map_err(DataError::io(path))?.len();
         if bytes > MANIFEST_BYTES_MAX {
@@ -86,6 +87,7 @@ impl Manifest {
 
     /// Checks that the shards have the root that the run specification (or the manifest itself) names.
     pub fn verify(&self, expected: &Hash) -> Result<(), DataError> {
+        // Both roots: the manifest's own may be wrong although its shards are the expected ones.
         let found = root_of(&self.shards);
         match found == *expected && found == self.root {
             true => Ok(()),
@@ -108,6 +110,7 @@ impl Manifest {
         let context = u64::from(context);
         let mut spans: Vec<(u64, u64)> = sequences
             .iter()
+            // Saturating: sequences come from servers, and an absurd one must not wrap around to a real shard.
             .map(|s| (s.saturating_mul(context), s.saturating_add(1).saturating_mul(context)))
             .collect();
         spans.sort_unstable();
@@ -133,6 +136,8 @@ fn root_of(shards: &[ShardEntry]) -> Hash {
     let leaves: Vec<Hash> = shards
         .iter()
         .enumerate()
+        // The index is in the leaf, so that shards cannot change places; the count of tokens, so that nobody has to
+        // download a shard to know which sequences are in it.
         .map(|(index, shard)| tagged_hash(tags::CORPUS_LEAF, &[&(index as u32, shard.blob, shard.tokens).encode()]))
         .collect();
     merkle::root(tags::CORPUS_NODE, &leaves)

@@ -1,4 +1,4 @@
-//! Who trains on what, and what is scored: permutations and draws that anyone can recompute
+//! Sequences of tasks and of validation splits: permutations and draws that anyone can recompute
 //! (docs/spec/manifest.md#draws).
 
 use alice_primitives::{Hash, tagged_hash, tags};
@@ -12,6 +12,13 @@ const FEISTEL_ROUNDS: u8 = 8;
 /// two, walked until it lands inside (Black and Rogaway 2002). Takes no memory, whatever `n`.
 ///
 /// `i` is taken modulo `n`; zero for an empty domain.
+///
+/// ```
+/// use alice_data::sampling::permutation;
+/// let mut images: Vec<u64> = (0..5).map(|i| permutation(&[7; 32], 5, i)).collect();
+/// images.sort();
+/// assert_eq!(images, [0, 1, 2, 3, 4]);
+/// ```
 pub fn permutation(seed: &[u8; 32], n: u64, i: u64) -> u64 {
     if n <= 1 {
         return 0;
@@ -33,22 +40,30 @@ pub fn permutation(seed: &[u8; 32], n: u64, i: u64) -> u64 {
 }
 
 fn round_function(seed: &[u8; 32], round: u8, input: u64) -> u64 {
-    let mut message = [0; 9];
-    message[0] = round;
-    message[1..].copy_from_slice(&input.to_le_bytes());
-    let digest = blake3::keyed_hash(seed, &message);
-    let mut out = [0; 8];
-    out.copy_from_slice(&digest.as_bytes()[..8]);
-    u64::from_le_bytes(out)
+    let mut hasher = blake3::Hasher::new_keyed(seed);
+    hasher.update(&[round]).update(&input.to_le_bytes());
+    let digest = hasher.finalize();
+    // A digest has 32 bytes.
+    u64::from_le_bytes(digest.as_bytes().first_chunk().copied().unwrap_or_default())
 }
 
-/// How many slices of a task's size the training sequences make: no more tasks than these in one epoch.
+/// Maximum tasks of an epoch: slices of a task's size in the training sequences.
 pub fn tasks_available(spec: &RunSpec, n_sequences: u64) -> u32 {
     u32::try_from(n_sequences / spec.task_sequences().max(1)).unwrap_or(u32::MAX)
 }
 
 /// Training sequences of slice `slice` of the epoch's permutation, in the order of the task's steps. Slices of one
 /// epoch are disjoint. Empty beyond [`tasks_available`].
+///
+/// ```
+/// use alice_data::{epoch_seed, task_sequences, tasks_available};
+/// let spec = alice_spec::RunSpec::parse(alice_spec::preset("dev").ok_or("no such preset")?)?;
+/// let seed = epoch_seed(&[1; 32], &spec.run_hash(), 0);
+/// let sequences = task_sequences(&spec, 10_000, &seed, 0);
+/// assert_eq!(sequences.len() as u64, spec.task_sequences());
+/// assert!(task_sequences(&spec, 10_000, &seed, tasks_available(&spec, 10_000)).is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn task_sequences(spec: &RunSpec, n_sequences: u64, epoch_seed: &[u8; 32], slice: u32) -> Vec<u64> {
     if slice >= tasks_available(spec, n_sequences) {
         return Vec::new();
@@ -76,6 +91,7 @@ pub fn validation_seed(vrf_outputs: &[[u8; 32]]) -> Hash {
 /// split first.
 pub fn draw_splits(spec: &RunSpec, validation_seed: &[u8; 32], reserve_sequences: u64) -> (Vec<u32>, Vec<u32>) {
     let n = reserve_sequences.min(u64::from(u32::MAX));
+    // One permutation, cut in two: the splits are disjoint by construction.
     let scoring = u64::from(spec.score.sequences).min(n);
     let both = (u64::from(spec.score.sequences) + u64::from(spec.score.guard_sequences)).min(n);
     let draw = |range: std::ops::Range<u64>| range.map(|i| permutation(validation_seed, n, i) as u32).collect();

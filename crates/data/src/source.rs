@@ -6,9 +6,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A corpus on disk as sequences of `context` tokens. Sequence i is tokens `i·context .. (i+1)·context`; a rest at the
-/// end that fills no sequence is not used. Shards are checked when the source is opened and read on demand, so that a
-/// large corpus takes no memory.
+/// A corpus on disk as sequences of `context` tokens. Sequence i is tokens `i·context .. (i+1)·context`; an incomplete
+/// last sequence is not used. Shards are checked when the source is opened and read on demand, so that a large corpus
+/// takes no memory.
 #[derive(Debug)]
 pub struct TokenSource {
     shards: Vec<OpenShard>,
@@ -21,7 +21,7 @@ struct OpenShard {
     /// First token.
     start: u64,
     tokens: u64,
-    /// None where the shard was not asked for. The lock guards the file's cursor.
+    /// `None` if the shard was not asked for. The lock guards the file's cursor.
     file: Option<(Mutex<File>, PathBuf)>,
 }
 
@@ -83,28 +83,31 @@ impl TokenSource {
             });
         }
         let context = u64::from(self.context);
-        let (mut at, end) = (index * context, (index + 1) * context);
+        let (mut position, end) = (index * context, (index + 1) * context);
         let mut tokens = Vec::with_capacity(self.context as usize);
-        // The last shard that starts at or before the sequence; shards without tokens are stepped over.
-        let mut number = self.shards.partition_point(|shard| shard.start <= at).saturating_sub(1);
-        while at < end {
+        // The last shard that starts at or before the sequence; shards without tokens are skipped.
+        let mut number = self
+            .shards
+            .partition_point(|shard| shard.start <= position)
+            .saturating_sub(1);
+        while position < end {
             let shard = self.shards.get(number).ok_or(DataError::NoSequence {
                 index,
                 sequences: self.sequences,
             })?;
             let until = end.min(shard.start + shard.tokens);
-            if at < until {
+            if position < until {
                 let Some((file, path)) = &shard.file else {
                     return Err(DataError::ShardNotOpened { index, shard: number });
                 };
-                let mut bytes = vec![0; (until - at) as usize * 2];
-                // A reader that panicked holds no state but the cursor, which is set here.
+                let mut bytes = vec![0; (until - position) as usize * 2];
+                // A poisoned lock is harmless: the only state is the cursor, which is set here.
                 let mut file = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                file.seek(SeekFrom::Start((at - shard.start) * 2))
+                file.seek(SeekFrom::Start((position - shard.start) * 2))
                     .map_err(DataError::io(path))?;
                 file.read_exact(&mut bytes).map_err(DataError::io(path))?;
                 tokens.extend(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)));
-                at = until;
+                position = until;
             }
             number += 1;
         }
@@ -120,6 +123,7 @@ fn open_verified(index: usize, path: &Path, blob: &[u8; 32], tokens: u64) -> Res
         },
         _ => DataError::io(path)(e),
     })?;
+    // Read once in full here, so that a task cannot train on damaged text; later reads trust the disk.
     let mut hasher = blake3::Hasher::new();
     let copied = std::io::copy(&mut file, &mut hasher).map_err(DataError::io(path))?;
     if hasher.finalize().as_bytes() != blob || Some(copied) != tokens.checked_mul(2) {
@@ -201,7 +205,7 @@ mod tests {
             .to_string();
         assert!(message.starts_with("shard 2 is missing"), "{message}");
 
-        // What does not need that shard works without it.
+        // Sequences of other shards can be read without it.
         let needed = manifest.shards_for(4, &[0, 1]);
         let source = TokenSource::open_shards(manifest.clone(), dir.path(), 4, &needed).unwrap();
         assert_eq!(source.sequence(1).unwrap(), [4, 5, 6, 7]);

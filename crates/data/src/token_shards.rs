@@ -47,6 +47,7 @@ impl ShardWriter {
             let (fits, rest) = tokens.split_at(tokens.len().min(room));
             self.open.extend_from_slice(fits);
             tokens = rest;
+            // Written as soon as it is full: memory is one shard, and a crash loses one at most.
             if self.open.len() >= SHARD_TOKENS {
                 self.flush()?;
             }
@@ -65,6 +66,7 @@ impl ShardWriter {
     fn flush(&mut self) -> Result<(), DataError> {
         let bytes: Vec<u8> = self.open.iter().flat_map(|t| t.to_le_bytes()).collect();
         let blob = blob_hash(&bytes);
+        // Named by its content: writing it again after a crash changes nothing.
         write_atomic(&self.dir.join(hex::encode(blob)), |out| out.write_all(&bytes))?;
         self.shards.push(ShardEntry {
             blob,

@@ -1,4 +1,4 @@
-//! What a run asks of disks, networks and devices: estimates from the specification, stated with their formulas.
+//! Needs of a run: disks, networks and devices, estimated from the specification by the formulas given here.
 
 use crate::RunSpec;
 use serde::Serialize;
@@ -20,12 +20,12 @@ pub struct DevicePlan {
 /// A kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceClass {
-    /// What people call it.
+    /// Common name.
     pub name: &'static str,
     /// Its memory, bytes.
     pub memory_bytes: u64,
-    /// What a task can have of it, percent: drivers and allocator take the rest of a card, and Metal gives a process
-    /// about three quarters of a Mac's memory (`recommendedMaxWorkingSetSize`).
+    /// Share of it that a task can use, percent: drivers and allocator take the rest of a card, and Metal gives a
+    /// process about three quarters of a Mac's memory (`recommendedMaxWorkingSetSize`).
     pub usable_percent: u64,
 }
 
@@ -39,7 +39,7 @@ impl DeviceClass {
     }
 }
 
-/// Machines that a run is priced for.
+/// Machines for which a run's memory is compared.
 pub const DEVICE_CLASSES: [DeviceClass; 4] = [
     DeviceClass::gib("24 GB card", 24, 92),
     DeviceClass::gib("80 GB card", 80, 92),
@@ -50,7 +50,7 @@ pub const DEVICE_CLASSES: [DeviceClass; 4] = [
 /// Weights, gradients and moments of a task in one way of holding them.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaskMemory {
-    /// What is trained and how the weights are held.
+    /// The trained part and the precision of the weights.
     pub way: &'static str,
     /// Bytes, without activations.
     pub state_bytes: u64,
@@ -69,7 +69,7 @@ pub struct Cost {
     pub snapshot_bytes: u64,
     /// Weights in bfloat16, bytes.
     pub bf16_bytes: u64,
-    /// One update at most, bytes.
+    /// Maximum update, bytes.
     pub update_bytes_max: u64,
     /// Bits of an update for each parameter of the largest fragment.
     pub update_bits_per_parameter: f64,
@@ -79,16 +79,16 @@ pub struct Cost {
     pub fragment_parameters_max: u64,
     /// Tokens in a task.
     pub task_tokens: u64,
-    /// Tokens of an epoch with as many tasks as it may have.
+    /// Tokens of an epoch with the maximum number of tasks.
     pub epoch_tokens_max: u64,
     /// Tokens of the training text.
     pub corpus_tokens: u64,
-    /// Floating point operations of a task that trains everything: 6 · active parameters · tokens. A fragment's gradients
-    /// take less: (4 · active + 2 · fragment) · tokens at most.
+    /// Floating point operations of a task that trains everything: 6 · active parameters · tokens. A fragment's
+    /// gradients take less: (4 · active + 2 · fragment) · tokens at most.
     pub task_flops: f64,
     /// Tokens scored for each submission.
     pub score_tokens: u64,
-    /// Epochs until the reserve is used up; none where sequences may be drawn again.
+    /// Epochs until the reserve is used up; `None` if sequences may be drawn again.
     pub reserve_epochs: Option<u64>,
     /// Full task in f32.
     pub device: DevicePlan,
@@ -97,16 +97,18 @@ pub struct Cost {
 }
 
 impl RunSpec {
-    /// Prices the run.
+    /// Estimates the run's needs.
     pub fn cost(&self) -> Cost {
         let parameters = self.parameters();
         let active_parameters = self.active_parameters();
+        // The largest fragment decides: a miner cannot choose which one it trains.
         let fragment_parameters_max = (0..self.task.fragments).map(|p| self.fragment_parameters(p)).max();
         let fragment_parameters_max = fragment_parameters_max.unwrap_or(parameters);
         let m = &self.model;
         let task_tokens = self.task_sequences() * u64::from(m.context);
         let per_epoch = u64::from(self.score.sequences) + u64::from(self.score.guard_sequences);
         let context = u64::from(m.context);
+        // Logits and their gradients in f32: 8 bytes for each id.
         let (layers, hidden, logits) = (u64::from(m.layers), u64::from(m.hidden), u64::from(m.vocab) * 8);
         let activations = context * (layers * 34 * hidden * 2 + logits);
         let checkpointed = context * ((layers + 34) * hidden * 2 + logits);
@@ -135,11 +137,12 @@ impl RunSpec {
         }
     }
 
-    /// A trained parameter takes 4 bytes each of f32 weight, gradient and two moments, which in 8 bits take a byte each and share
-    /// an f32 scale among 256; a frozen one its weight only, which a bf16 task keeps in bfloat16. What a task takes beside these
-    /// (`alice-miner plan` has all of it) depends on the machine's choices.
+    /// A trained parameter takes 4 bytes each of f32 weight, gradient and two moments, which in 8 bits take a byte each
+    /// and share an f32 scale among 256; a frozen one its weight only, which a bf16 task keeps in bfloat16. What a task
+    /// takes beside these (`alice-miner plan` has all of it) depends on the machine's choices.
     fn task_memory(&self, fragment: u64, activations: u64) -> Vec<TaskMemory> {
         let (all, block) = (self.parameters(), self.block_parameters());
+        // One byte for each of two moments, and an f32 scale for 256 of them.
         let bits8 = |parameters: u64| 2 * (parameters + 4 * parameters.div_ceil(256));
         let ways = [
             ("everything trained, f32", 16 * all),

@@ -26,9 +26,10 @@ impl TensorShape {
 }
 
 impl RunSpec {
-    /// All tensors in canonical order: embedding, blocks from the first to the last, final norm, head, then the experts,
-    /// where there are any: all blocks of the first, all of the second, so that a group of experts is one range. This
-    /// order is the order of the master weights on disk, of the update's chunks and of the model root's leaves.
+    /// All tensors in canonical order: embedding, blocks from the first to the last, final norm, head, then the
+    /// experts, where there are any: all blocks of the first, all of the second, so that a group of experts is one
+    /// range. This order is the order of the master weights on disk, of the update's chunks and of the model root's
+    /// leaves.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let m = &self.model;
         let [vocab, hidden, ffn] = [m.vocab, m.hidden, m.ffn].map(u64::from);
@@ -54,6 +55,7 @@ impl RunSpec {
         }
         all.push(tensor("model.norm.weight".into(), vec![hidden]));
         all.push(tensor("lm_head.weight".into(), vec![vocab, hidden]));
+        // By expert, then by block: a fragment of whole experts is one range of coordinates.
         for expert in 0..m.moe.as_ref().map_or(0, |moe| moe.experts) {
             for layer in 0..m.layers {
                 // Gate, down and up projection.
@@ -94,6 +96,7 @@ impl RunSpec {
 
     /// Tensors of a block that are no expert's.
     fn block_tensors(&self) -> usize {
+        // Two norms and four projections, then the router, or three feed-forward matrices.
         if self.model.moe.is_some() { 7 } else { 9 }
     }
 
@@ -107,8 +110,8 @@ impl RunSpec {
         self.shared_tensors() + 3 * self.expert_units() as usize
     }
 
-    /// Fragment that the task of a slice trains: (epoch + slice) mod P. It follows from what is public, so nobody chooses
-    /// it, and every fragment has its turn however few miners there are.
+    /// Fragment that the task of a slice trains: (epoch + slice) mod P. It follows from what is public, so nobody
+    /// chooses it, and every fragment has its turn however few miners there are.
     pub fn fragment_of(&self, epoch: u32, slice: u32) -> u32 {
         let count = u64::from(self.task.fragments.max(1));
         ((u64::from(epoch) + u64::from(slice)) % count) as u32

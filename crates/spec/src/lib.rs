@@ -2,12 +2,13 @@
 //! commitment.
 //!
 //! [`RunSpec::parse`] reads and validates; [`RunSpec::run_hash`] hashes the *meaning* (SCALE of the parsed fields in a
-//! fixed order, floats by their bits), so that comments and layout of the file do not matter; [`RunSpec::cost`] estimates
-//! what the run needs of disks, networks and devices. The layout of the model's tensors follows from the specification
-//! alone ([`RunSpec::tensors`]).
+//! fixed order, floats by their bits), so that comments and layout of the file do not matter; [`RunSpec::cost`]
+//! estimates what the run needs of disks, networks and devices. The layout of the model's tensors follows from the
+//! specification alone ([`RunSpec::tensors`]).
 //!
 //! Fields have the names of their TOML keys, so that a search for one finds both.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod cost;
 mod layout;
@@ -45,7 +46,7 @@ pub enum SpecError {
     Field {
         /// Path of the field, for example `model.heads`.
         field: &'static str,
-        /// What is wrong and what is allowed.
+        /// The problem, and the allowed values.
         problem: String,
     },
 }
@@ -113,8 +114,8 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
-    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback). Or the
-    /// BLAKE3 of a `tokenizer.model`, hex: the shards are encoded with that one.
+    /// `bytes`: ids 0..3 are unknown, begin, end; byte b is id b + 3 (the order of SentencePiece's byte fallback). Or
+    /// the BLAKE3 of a `tokenizer.model`, hex: the shards are encoded with that one.
     pub tokenizer: String,
     /// Root of the training shards, hex.
     pub corpus_root: String,
@@ -132,8 +133,8 @@ pub struct DataSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskSpec {
-    /// Fragments P that the model is cut into. 1: every task trains all parameters. More: a task goes forward through all
-    /// layers and trains one fragment, see [`RunSpec::fragment_tensors`].
+    /// Fragments P that the model is cut into. 1: every task trains all parameters. More: a task goes forward through
+    /// all layers and trains one fragment, see [`RunSpec::fragment_tensors`].
     pub fragments: u32,
 }
 
@@ -148,8 +149,8 @@ pub struct InnerSpec {
     pub batch_sequences: u32,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps of linear warm-up at the start of a task whose optimiser starts without moments. A task that starts with the
-    /// moments of the fragment's last one has no warm-up.
+    /// Steps of linear warm-up at the start of a task whose optimiser starts without moments. A task that starts with
+    /// the moments of the fragment's last one has no warm-up.
     pub warmup_steps: u32,
     /// AdamW β₁.
     pub beta1: f64,
@@ -259,6 +260,7 @@ impl RunSpec {
         if text.len() > SPEC_BYTES_MAX {
             return Err(SpecError::TooLarge(text.len()));
         }
+        // Unknown keys are refused by every table: a mistyped key would otherwise be a default that is hashed for good.
         let spec: Self = toml::from_str(text)?;
         spec.validate()?;
         Ok(spec)
@@ -266,6 +268,7 @@ impl RunSpec {
 
     /// Root of the training shards.
     pub fn corpus_root(&self) -> Hash {
+        // `validate` has refused text that is not a hash.
         parse_hash(&self.data.corpus_root).unwrap_or_default()
     }
 
@@ -286,6 +289,7 @@ impl RunSpec {
 
     /// First block of an epoch.
     pub fn epoch_start(&self, epoch: u32) -> u32 {
+        // Saturating: an epoch from a hostile request must not wrap around to an early block.
         epoch.saturating_mul(self.round.epoch_blocks)
     }
 
@@ -333,7 +337,7 @@ mod tests {
         let mut other = spec.clone();
         other.outer.alpha = 0.5;
         assert_ne!(spec.run_hash(), other.run_hash());
-        // What is left out is the mean over all, and the hash of runs that say nothing is what it always was.
+        // Without the key it is the mean over all, and the hash is that of runs from before the key existed.
         let with = |line: &str| {
             RunSpec::parse(&DEV.replace("entry_weight = 4\n", line))
                 .unwrap()

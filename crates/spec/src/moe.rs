@@ -5,13 +5,15 @@ use crate::{RunSpec, SpecError};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Experts in a block, at most.
+/// Maximum experts in a block.
 const EXPERTS_MAX: u32 = 256;
-/// Fragments of a model with experts, at most: each has a residual of its own at every miner.
+/// Maximum fragments of a model with experts: each has a residual of its own at every miner.
 const FRAGMENTS_MAX: u32 = 4096;
+/// Maximum fragments of a dense model, which has at most one for each layer anyway.
+const DENSE_FRAGMENTS_MAX: u32 = 256;
 
-/// Mixture of experts as in Mixtral (Jiang et al. 2024): in every block a router, a linear layer with a softmax over all
-/// experts, picks `top_k` feed-forward layers for each token; their outputs are added, weighted by the router's
+/// Mixture of experts as in Mixtral (Jiang et al. 2024): in every block a router, a linear layer with a softmax over
+/// all experts, picks `top_k` feed-forward layers for each token; their outputs are added, weighted by the router's
 /// probabilities divided by their sum over the picked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -74,11 +76,11 @@ impl RunSpec {
         }
     }
 
-    /// Whether the model can be cut into so many fragments.
+    /// Checks that the model can be cut into the run's number of fragments.
     pub(crate) fn check_fragments(&self) -> Result<(), SpecError> {
         let (count, layers) = (self.task.fragments, self.model.layers);
         let Some(moe) = &self.model.moe else {
-            let max = layers.min(256);
+            let max = layers.min(DENSE_FRAGMENTS_MAX);
             return match (1..=max).contains(&count) {
                 true => Ok(()),
                 false => refuse("task.fragments", format!("{count} must be between 1 and {max}")),
@@ -88,6 +90,7 @@ impl RunSpec {
             return Ok(());
         }
         let max = FRAGMENTS_MAX.min(layers.saturating_add(moe.experts.saturating_mul(layers)));
+        // Which counts fit is hard to see from the rule, so the error names the nearest ones.
         let below = (1..count.min(max)).rev().find(|n| self.expert_fragments_fit(*n));
         let above = (count.saturating_add(1)..=max).find(|n| self.expert_fragments_fit(*n));
         let near: Vec<String> = below.into_iter().chain(above).map(|n| n.to_string()).collect();
@@ -106,6 +109,7 @@ impl RunSpec {
         let Some(moe) = &self.model.moe else {
             return false;
         };
+        // The whole model in one fragment needs no rule for its experts.
         if count == 1 {
             return true;
         }
@@ -136,8 +140,8 @@ impl RunSpec {
         (2 * vocab + 1) * hidden + layers * hidden * (2 * hidden + 2 * kv + 2 + experts)
     }
 
-    /// Of `count` fragments so many hold what is not an expert: its share of all parameters, rounded, at least one and at
-    /// most one a block. So all fragments are of about the same size.
+    /// Number of fragments, of `count`, that hold the tensors outside the experts: their share of all parameters,
+    /// rounded, at least one and at most one a block. So all fragments are of about the same size.
     fn shared_fragments(&self, count: u32) -> u32 {
         let shared = u128::from(self.shared_parameters());
         let total = shared + u128::from(self.expert_units()) * u128::from(self.expert_parameters());
@@ -146,9 +150,9 @@ impl RunSpec {
         (u32::try_from(rounded).unwrap_or(u32::MAX)).clamp(1, max)
     }
 
-    /// Tensors of fragment p < P of a model with experts, where P > 1: first the fragments of what all tokens go through,
-    /// cut between blocks, then those of experts. Each of the X fragments of experts holds the (expert, block) pairs
-    /// ⌊q·E·L/X⌋ to ⌊(q+1)·E·L/X⌋: whole experts, or a band of one expert's blocks.
+    /// Tensors of fragment p < P of a model with experts, where P > 1: first the fragments of what all tokens go
+    /// through, cut between blocks, then those of experts. Each of the X fragments of experts holds the (expert, block)
+    /// pairs ⌊q·E·L/X⌋ to ⌊(q+1)·E·L/X⌋: whole experts, or a band of one expert's blocks.
     pub(crate) fn expert_fragment_tensors(&self, p: u32) -> Range<usize> {
         let shared = self.shared_fragments(self.task.fragments);
         if p < shared {

@@ -18,6 +18,7 @@ impl RunSpec {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn run_hash(&self) -> Hash {
+        // The order is the format: a field moved here changes the hash of every run.
         let mut bytes = (&self.name, self.version).encode();
         encode_model(&self.model, &mut bytes);
         encode_data(&self.data, &mut bytes);
@@ -62,11 +63,13 @@ fn encode_model(model: &ModelSpec, bytes: &mut Vec<u8>) {
 }
 
 fn encode_data(data: &DataSpec, bytes: &mut Vec<u8>) {
+    // As text, so the same root in capital digits is another run.
     (&data.tokenizer, &data.corpus_root, &data.reserve_root).encode_to(bytes);
     (data.corpus_tokens, data.reserve_tokens, data.reserve_reuse).encode_to(bytes);
 }
 
 fn encode_inner(inner: &InnerSpec, bytes: &mut Vec<u8>) {
+    // Integers before floats: the order of the first version, not that of the table.
     [inner.steps, inner.batch_sequences, inner.warmup_steps].encode_to(bytes);
     [
         inner.learning_rate,

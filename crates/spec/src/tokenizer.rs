@@ -1,23 +1,24 @@
-//! Which tokenizer a run has.
+//! The run's tokenizer.
 
 use crate::{DataSpec, RunSpec, SpecError, parse_hash};
 use alice_primitives::Hash;
 
 /// `data.tokenizer` of a run whose tokens are bytes.
 pub const BYTES: &str = "bytes";
-/// Ids that a shard's 16 bits hold.
+/// Maximum learned vocabulary: an id in a shard has 16 bits.
 const VOCABULARY_MAX: u32 = 1 << 16;
 
 impl RunSpec {
-    /// BLAKE3 of the run's `tokenizer.model`; none where tokens are bytes.
+    /// BLAKE3 of the run's `tokenizer.model`; `None` if tokens are bytes.
     pub fn tokenizer_hash(&self) -> Option<Hash> {
         parse_hash(&self.data.tokenizer)
     }
 
-    /// Why a tokenizer is not the run's, and what to do; none if it is. `name` is what `data.tokenizer` would have to be
-    /// for it (`bytes` or a hash in hexadecimal), `vocab` the number of its ids.
+    /// Why a tokenizer is not the run's, and what to do; `None` if it is the run's. `name` is what `data.tokenizer`
+    /// would have to be for it (`bytes` or a hash in hexadecimal), `vocab` the number of its ids.
     pub fn tokenizer_problem(&self, name: &str, vocab: u32) -> Option<String> {
         let expected = &self.data.tokenizer;
+        // Hashes are pasted in capitals, too.
         if !name.eq_ignore_ascii_case(expected) {
             return Some(match (name, expected.as_str()) {
                 (BYTES, _) => format!(
@@ -57,8 +58,9 @@ pub(crate) fn check(data: &DataSpec, vocab: u32) -> Result<(), SpecError> {
         );
         return refuse("data.tokenizer", problem);
     }
+    // Byte tokens have 259 ids; only a learned vocabulary can be too large.
     if vocab > VOCABULARY_MAX {
-        let problem = format!("{vocab}; token shards hold ids of 16 bits, so {VOCABULARY_MAX} is the most");
+        let problem = format!("{vocab}; token shards hold ids of 16 bits, so {VOCABULARY_MAX} is the maximum");
         return refuse("model.vocab", problem);
     }
     Ok(())

@@ -61,6 +61,7 @@ impl RunSpec {
     /// [`SpecError::Field`] with the first field that is outside its bounds.
     pub fn validate(&self) -> Result<(), SpecError> {
         self.check_header()?;
+        // First, since the other fields of the model depend on it.
         self.check_architecture()?;
         check_model(&self.model)?;
         check_data(&self.data, &self.model)?;
@@ -72,6 +73,7 @@ impl RunSpec {
         check_update(&self.update)?;
         check_outer(&self.outer)?;
         check_score(&self.score)?;
+        // After the model's bounds: the context is divided by.
         self.check_reserve_size()?;
         check_round(&self.round)?;
         self.check_corpus_size()
@@ -157,6 +159,7 @@ fn check_inner(inner: &InnerSpec) -> Result<(), SpecError> {
 }
 
 fn check_update(update: &UpdateSpec) -> Result<(), SpecError> {
+    // A power of two, so that positions in a chunk are whole numbers of bits.
     check(update.chunk.is_power_of_two(), "update.chunk", "must be a power of two")?;
     range(update.chunk, CHUNK_MIN, CHUNK_MAX, "update.chunk")?;
     range(

@@ -1,4 +1,4 @@
-//! What a model step costs on mapped weights, against reading, hashing and writing all of them.
+//! Measures a model step on mapped weights, against reading, hashing and writing all of them.
 //!
 //! `cargo run --release -p alice-store --example master_step -- [parameters] [folder]`
 //!
@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let master = timed("the same again, pages warm", || master.step(&again, 0.7))?;
     hashed = report(&master, hashed);
     let everything = touched(0, parameters, 3);
-    // What scoring does: the copy moves, a loss would be measured there, and it is put back or thrown away.
+    // As in scoring: the copy moves, a loss would be measured there, and it is put back or discarded.
     let resting = anonymous();
     let mut scratch = master.scratch()?;
     timed("move a scratch copy, 0.1 % of one eighth", || {

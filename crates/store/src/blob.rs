@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 
-/// Bytes of one part when a file is copied into the store.
+/// Part of a file that is in memory while it is copied into the store, bytes.
 const PART_BYTES: usize = 8 << 20;
 
 /// A store of immutable blobs. Cheap to clone. Writing is atomic: a reader sees a whole blob or none, and the same blob
@@ -45,8 +45,20 @@ impl BlobStore {
         self.dir.join(hex::encode(hash))
     }
 
-    /// Stores bytes and returns their name. They survive a power failure: object_store's local files are not synced, so
-    /// what other things rest on is written here.
+    /// Stores bytes and returns their name. They survive a power failure: object_store does not sync its local files,
+    /// so they are written by [`write_atomic`].
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = alice_store::BlobStore::open(dir.path())?;
+    /// let hash = store.put(&b"some bytes"[..]).await?;
+    /// assert_eq!(hash, alice_store::blob_hash(b"some bytes"));
+    /// assert_eq!(&store.get(&hash).await?[..], b"some bytes");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub async fn put(&self, bytes: impl Into<Bytes>) -> Result<Hash, StoreError> {
         let bytes = bytes.into();
         let hash = blob_hash(&bytes);
@@ -80,7 +92,8 @@ impl BlobStore {
                 hasher.update(&part);
                 upload.put_part(part.into()).await.map_err(object("write a blob"))?;
             }
-            // Hashed once for the name and once more for what was copied: a file that changes must not get a wrong name.
+            // Hashed once for the name and once more for what was copied: a file that changes must not get a wrong
+            // name.
             if *hasher.finalize().as_bytes() == hash {
                 Ok(())
             } else {
@@ -109,6 +122,7 @@ impl BlobStore {
 
     /// Reads a blob and checks it against its name.
     pub async fn get(&self, hash: &Hash) -> Result<Bytes, StoreError> {
+        // Checked at every read, not only when it was put: disks lose bits, and operators copy folders.
         let result = self.objects.get(&key(hash)).await.map_err(|e| self.missing(hash, e))?;
         let bytes = result.bytes().await.map_err(object("read a blob"))?;
         let found = blob_hash(&bytes);
@@ -157,7 +171,7 @@ impl BlobStore {
         }
     }
 
-    /// Reads a blob's file in full and says whether it still is what its name says.
+    /// Reads a blob's file in full and checks it against its name, a block at a time.
     pub async fn verify(&self, hash: &Hash) -> Result<(), StoreError> {
         if !self.exists(hash).await? {
             return Err(StoreError::Missing {
@@ -173,7 +187,7 @@ impl BlobStore {
         }
     }
 
-    /// Removes a blob; no error if it is not there. Histories have a limit, and the owner of the store keeps it.
+    /// Removes a blob, if it is there.
     pub async fn remove(&self, hash: &Hash) -> Result<(), StoreError> {
         match self.objects.delete(&key(hash)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),

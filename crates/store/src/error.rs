@@ -1,4 +1,4 @@
-//! What can go wrong in a store.
+//! Errors of the store.
 
 use alice_primitives::Hash;
 use std::path::PathBuf;
@@ -14,12 +14,12 @@ pub enum StoreError {
         /// Folder of the store.
         store: PathBuf,
     },
-    /// The bytes on disk are not those that the name says.
+    /// The bytes on disk do not have the hash of their name.
     #[error("blob {} is corrupted: its bytes hash to {}; delete it and fetch or build it again", hex::encode(.expected), hex::encode(.found))]
     Corrupted {
         /// The hash asked for.
         expected: Hash,
-        /// The hash of what is there.
+        /// The hash of the bytes on disk.
         found: Hash,
     },
     /// A range that goes beyond the blob's end.
@@ -35,7 +35,7 @@ pub enum StoreError {
         len: u64,
     },
     /// A file that changed while it was read.
-    #[error("{} changed while it was being stored; store it again when nothing writes to it", .0.display())]
+    #[error("{} changed while it was being stored; store it again while nothing writes to it", .0.display())]
     Changed(PathBuf),
     /// A file that is longer than its reader accepts.
     #[error("{} has more than {bytes_max} bytes; move it away if it is damaged", .path.display())]
@@ -48,7 +48,7 @@ pub enum StoreError {
     /// The operating system refused.
     #[error("cannot {what} {}: {source}", .path.display())]
     Io {
-        /// What was tried.
+        /// The failed operation, as a verb.
         what: &'static str,
         /// On which file.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum StoreError {
     /// The object store refused.
     #[error("cannot {what} in the store: {source}")]
     Object {
-        /// What was tried.
+        /// The failed operation, as a verb.
         what: &'static str,
         /// The reason.
         source: object_store::Error,
@@ -79,9 +79,9 @@ pub enum StoreError {
     /// Weights that do not have the root that was promised.
     #[error("model root is {}, expected {}; fetch the model again from another server", hex::encode(.found), hex::encode(.expected))]
     Root {
-        /// What was promised.
+        /// The promised root.
         expected: Hash,
-        /// What the weights have.
+        /// The root of the weights.
         found: Hash,
     },
     /// The undo journal could not be written, so no step was begun.

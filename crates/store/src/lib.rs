@@ -1,9 +1,11 @@
 //! Content-addressed storage: blobs by their BLAKE3 ([`BlobStore`]), the model's root ([`model_root`]), snapshots in
-//! verified chunks ([`snapshot`]), the format of weights on disk ([`theta`]) and the master weights in place ([`Master`]).
+//! verified chunks ([`snapshot`]), the format of weights on disk ([`theta`]) and the master weights in place
+//! ([`Master`]).
 //!
 //! Whatever comes back from here has been checked against the hash that named it, except ranges of blobs
 //! ([`BlobStore::get_range`]), which are for serving to peers that check the whole.
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod blob;
 mod error;

@@ -8,11 +8,11 @@ use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
 /// A file of little-endian f32, mapped shared and writable, under an exclusive lock for as long as it lives. Pages are
-/// loaded when they are touched and belong to the file: nothing of it lies on the heap.
+/// loaded when they are touched and belong to the file: none of it is on the heap.
 ///
-/// What is written to it reaches the file in any order and at any time, at the latest with [`FloatMap::flush`]. On a file
-/// system that has to find room when a page is first written to (one that copies on write, or a file with holes), a full
-/// disk ends the process by SIGBUS, as for every mapped file; whoever writes must survive being killed anyway.
+/// Writes reach the file in any order and at any time, at the latest with [`FloatMap::flush`]. On a
+/// file system that has to find room when a page is first written to (one that copies on write, or a file with holes),
+/// a full disk ends the process by SIGBUS, as for every mapped file; whoever writes must survive being killed anyway.
 #[derive(Debug)]
 pub(crate) struct FloatMap {
     map: MmapMut,
@@ -48,9 +48,9 @@ impl FloatMap {
             });
         }
         // SAFETY: a mapping is sound as long as nobody else changes or shortens the file while slices of it are alive.
-        // In this process only this value maps the file, and it hands slices out under the borrow rules. Other processes
-        // of Alice are kept out by the lock above. A program that ignores the lock could be refused by no check here,
-        // with or without a mapping; values of any bits are valid f32.
+        // In this process only this value maps the file, and it hands slices out under the borrow rules. Other
+        // processes of Alice are kept out by the lock above. A program that ignores the lock could be refused by no
+        // check here, with or without a mapping; values of any bits are valid f32.
         let map = unsafe { MmapMut::map_mut(&file) }.map_err(StoreError::io("map", path))?;
         Ok(Self {
             map,
@@ -82,9 +82,9 @@ impl FloatMap {
     /// The values as they are now, to be changed without changing the file: a second mapping whose pages become this
     /// process's own when they are written to. It is gone when it is dropped.
     pub fn scratch(&self) -> Result<Scratch<'_>, StoreError> {
-        // Linux would otherwise count all of it against memory, of which most is never written to.
-        // SAFETY: as in `open`; that the file does not change under it is what the borrow of `self` is for, since only a
-        // `&mut self` writes to the file.
+        // Linux would otherwise count all of it against memory, of which most is never written to. SAFETY: as in
+        // `open`; that the file does not change under it is what the borrow of `self` is for, since only a `&mut self`
+        // writes to the file.
         let map = unsafe { MmapOptions::new().no_reserve_swap().map_copy(&self.file) }
             .map_err(StoreError::io("map", &self.path))?;
         Ok(Scratch { map, _of: self })
@@ -96,7 +96,7 @@ impl FloatMap {
         self.file.sync_all().map_err(StoreError::io("sync", &self.path))
     }
 
-    /// When the file was last changed, nanoseconds since 1970; zero where the system does not say.
+    /// Time of the file's last change, nanoseconds since 1970; zero if the system has none.
     pub fn changed_at(&self) -> Result<u64, StoreError> {
         let time = self
             .file
@@ -114,7 +114,7 @@ impl FloatMap {
         Ok(())
     }
 
-    /// Where the file is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -132,8 +132,8 @@ impl Deref for Scratch<'_> {
 
     fn deref(&self) -> &[f32] {
         let bytes: &[u8] = &self.map;
-        // SAFETY: as in `FloatMap::values`: a mapping of the same file, whose length was checked when that was opened and
-        // cannot change while it is borrowed.
+        // SAFETY: as in `FloatMap::values`: a mapping of the same file, whose length was checked when that was opened
+        // and cannot change while it is borrowed.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / 4) }
     }
 }

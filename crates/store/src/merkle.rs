@@ -6,6 +6,7 @@ use alice_primitives::{Hash, tagged_hash};
 /// Root over leaf hashes; the hash of nothing under the node's tag where there is no leaf.
 pub fn root(node_tag: &str, leaves: &[Hash]) -> Hash {
     let mut level = leaves.to_vec();
+    // Domain tags keep a node from passing as a leaf, so the depth need not be known.
     while level.len() > 1 {
         level = level
             .chunks(2)

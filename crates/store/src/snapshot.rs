@@ -1,4 +1,5 @@
-//! Snapshots: the weights cut into chunks that are verified one by one, so that a download can stop and go on.
+//! Snapshots: the weights cut into chunks that are verified one by one, so that a download can be interrupted and
+//! resumed.
 
 use crate::master::{Progress, fresh_path};
 use crate::theta::to_le_bytes;
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 /// Size of a published snapshot's chunks but the last, bytes.
 pub const SNAPSHOT_CHUNK_BYTES: u32 = 4 << 20;
-/// Largest chunk that is accepted from a server, bytes.
+/// Maximum chunk accepted from a server, bytes: a chunk is held in memory while it is checked.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: u32 = 64 << 20;
 
-/// A published snapshot: what a joining machine needs to fetch and check the weights.
+/// Description of a published snapshot: with it a joining machine fetches and checks the weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// Root of the model.
@@ -30,6 +31,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// Checks that the description can be one of the run's model: nothing is written or allocated for a false size.
     pub fn check(&self, tensors: &[TensorShape]) -> Result<(), StoreError> {
+        // The size first: the number of chunks follows from it, and memory and disk are used by these numbers.
         let parameters: u64 = tensors.iter().map(TensorShape::len).sum();
         let problem = |text: String| Err(StoreError::Snapshot(text));
         if self.bytes != parameters * 4 {
@@ -63,6 +65,22 @@ impl Snapshot {
 }
 
 /// Cuts weights into chunks, stores them as blobs and describes them.
+///
+/// ```
+/// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+/// # let dir = tempfile::tempdir()?;
+/// use alice_store::{BlobStore, snapshot};
+/// let tensors = [alice_spec::TensorShape { name: "w".into(), shape: vec![2, 3] }];
+/// let theta = [0.5f32; 6];
+/// let store = BlobStore::open(dir.path())?;
+/// let published = snapshot::publish(&store, &tensors, &theta).await?;
+/// published.check(&tensors)?;
+/// assert_eq!(published.bytes, 24);
+/// assert_eq!(published.model_root, alice_store::model_root(&tensors, &theta));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub async fn publish(store: &BlobStore, tensors: &[TensorShape], theta: &[f32]) -> Result<Snapshot, StoreError> {
     publish_rooted(store, model_root(tensors, theta), theta).await
 }
@@ -84,8 +102,8 @@ pub(crate) async fn publish_rooted(store: &BlobStore, root: Hash, theta: &[f32])
 /// Weights that are put together on disk from chunks that arrive in order, in constant memory. Each chunk is checked
 /// before it is written, the root before the weights take their place.
 ///
-/// What is there is what hashes right: after a kill or a power failure, [`Join::open`] hashes the file again and goes on
-/// after the last good chunk. Chunks are appended, so a full disk is an error and leaves no hole.
+/// Only chunks with the right hash count: after a kill or a power failure, [`Join::open`] hashes the file again and
+/// goes on after the last good chunk. Chunks are appended, so a full disk is an error and leaves no hole.
 #[derive(Debug)]
 pub struct Join<'a> {
     tensors: &'a [TensorShape],
@@ -96,7 +114,7 @@ pub struct Join<'a> {
 }
 
 impl<'a> Join<'a> {
-    /// Begins to put the weights at `path` together, or goes on. Weights that are there stay until the new ones are whole.
+    /// Starts to put the weights at `path` together, or resumes. Old weights stay until the new ones are complete.
     pub fn open(path: &Path, tensors: &'a [TensorShape], snapshot: &'a Snapshot) -> Result<Self, StoreError> {
         snapshot.check(tensors)?;
         let fresh = fresh_path(path);
@@ -107,6 +125,7 @@ impl<'a> Join<'a> {
             .truncate(false)
             .open(&fresh)
             .map_err(StoreError::io("open", &fresh))?;
+        // Two processes that fetch the same snapshot would cut off each other's chunks.
         file.try_lock().map_err(|_| StoreError::Busy(fresh.clone()))?;
         let mut join = Self {
             tensors,
@@ -123,31 +142,32 @@ impl<'a> Join<'a> {
     fn find_good(&mut self) -> std::io::Result<()> {
         let mut buffer = vec![0; 1 << 20];
         'chunks: for (index, expected) in self.snapshot.chunks.iter().enumerate() {
-            let (mut hasher, mut left) = (blake3::Hasher::new(), self.snapshot.chunk_len(index));
-            while left > 0 {
-                let take = left.min(buffer.len() as u64) as usize;
+            let (mut hasher, mut remaining) = (blake3::Hasher::new(), self.snapshot.chunk_len(index));
+            while remaining > 0 {
+                let take = remaining.min(buffer.len() as u64) as usize;
                 let part = buffer.get_mut(..take).unwrap_or_default();
                 match self.file.read_exact(part) {
                     Ok(()) => hasher.update(part),
                     Err(error) if error.kind() == ErrorKind::UnexpectedEof => break 'chunks,
                     Err(error) => return Err(error),
                 };
-                left -= take as u64;
+                remaining -= take as u64;
             }
             if hasher.finalize().as_bytes() != expected {
                 break;
             }
             self.next += 1;
         }
+        // Cut off rather than overwritten later: the file's length must be that of its good chunks.
         self.file.set_len(self.bytes())
     }
 
-    /// Bytes that are there.
+    /// Bytes of the good chunks.
     pub fn bytes(&self) -> u64 {
         (self.next as u64 * u64::from(self.snapshot.chunk_bytes)).min(self.snapshot.bytes)
     }
 
-    /// Hash of the chunk that [`Join::push`] expects; none when all are there.
+    /// Hash of the chunk that [`Join::push`] expects; `None` if all are there.
     pub fn next_chunk(&self) -> Option<Hash> {
         self.snapshot.chunks.get(self.next).copied()
     }
@@ -163,13 +183,14 @@ impl<'a> Join<'a> {
             return Err(StoreError::Chunk { index, expected, found });
         }
         let size = self.snapshot.chunk_len(self.next);
-        // The hash is the server's word, so a chunk of the right hash may still have the wrong size.
+        // The server chose the hash, so a chunk of the right hash may still have the wrong size.
         if bytes.len() as u64 != size {
             return Err(StoreError::Snapshot(format!(
                 "chunk {index} has {} bytes instead of {size}",
                 bytes.len()
             )));
         }
+        // Sought each time: a failed write may have left the cursor anywhere.
         let start = SeekFrom::Start(self.bytes());
         self.file
             .seek(start)
@@ -179,8 +200,8 @@ impl<'a> Join<'a> {
         Ok(())
     }
 
-    /// Checks the model root and puts the weights in their place. Where the root is false, what was fetched is removed:
-    /// its chunks are what the server announced, so the announcement is wrong.
+    /// Checks the model root and puts the weights in their place. If the root is wrong, the fetched chunks are removed:
+    /// each is as announced, so the announcement itself is wrong.
     pub fn finish(self, progress: Progress<'_>) -> Result<Master, StoreError> {
         let (got, all) = (self.next, self.snapshot.chunks.len());
         if got != all {
@@ -188,7 +209,7 @@ impl<'a> Join<'a> {
         }
         let fresh = fresh_path(&self.path);
         self.file.sync_all().map_err(StoreError::io("sync", &fresh))?;
-        // Lets go of the lock, which the mapping takes.
+        // Releases the lock, which the mapping takes.
         drop(self.file);
         let adopted = Master::adopt(&self.path, self.tensors, Some(self.snapshot.model_root), progress);
         if matches!(adopted, Err(StoreError::Root { .. })) {
@@ -252,7 +273,7 @@ mod tests {
         let fresh = fresh_path(&path);
         let whole = chunks.concat();
         let chunk = SNAPSHOT_CHUNK_BYTES as usize;
-        // What a killed process may have left: nothing, a part of a chunk, whole chunks, too much.
+        // Possible remains of a killed process: nothing, a part of a chunk, whole chunks, too much.
         for (left, good) in [
             (0, 0),
             (17, 0),

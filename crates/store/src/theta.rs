@@ -59,13 +59,13 @@ pub fn read_theta(path: &Path, parameters: u64) -> Result<Vec<f32>, StoreError> 
     }
     let mut theta = Vec::with_capacity(parameters as usize);
     let mut buffer = vec![0; BLOCK * 4];
-    let mut left = parameters as usize;
-    while left > 0 {
-        let take = left.min(BLOCK);
-        let bytes = &mut buffer[..take * 4];
+    let mut remaining = parameters as usize;
+    while remaining > 0 {
+        let take = remaining.min(BLOCK);
+        let bytes = buffer.get_mut(..take * 4).unwrap_or_default();
         file.read_exact(bytes).map_err(StoreError::io("read", path))?;
         extend_from_le_bytes(&mut theta, bytes);
-        left -= take;
+        remaining -= take;
     }
     Ok(theta)
 }

@@ -10,9 +10,9 @@ pub enum ClientError {
         "'{url}' is not the address of a parameter server ({problem}); write it as http://host:port or https://host"
     )]
     Url {
-        /// What was given.
+        /// The given text.
         url: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// The HTTP client could not be set up.
@@ -20,15 +20,15 @@ pub enum ClientError {
         "the HTTP client cannot start: {0}; for https, the system's trust store is needed (package ca-certificates)"
     )]
     Setup(String),
-    /// Nobody answered, after all repetitions.
+    /// No answer, after all repetitions.
     #[error("cannot reach the parameter server at {url}: {problem}; check the address and the network connection")]
     Unreachable {
         /// Server.
         url: String,
-        /// What the network said.
+        /// The network's reason.
         problem: String,
     },
-    /// The server refused and said why.
+    /// The server refused, with a reason.
     #[error("{url} refused ({}): {}; {}", .body.error.code(), .body.message, .body.hint)]
     Api {
         /// Server.
@@ -46,7 +46,7 @@ pub enum ClientError {
         /// HTTP status.
         status: u16,
     },
-    /// The answer is not what the API promises.
+    /// The answer does not have the form that the API promises.
     #[error(
         "{url}{path} sent an answer that this version cannot read: {problem}; compare the versions of server and miner"
     )]
@@ -55,35 +55,35 @@ pub enum ClientError {
         url: String,
         /// Path and query.
         path: String,
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// The answer is longer than it may be.
+    /// An answer over the maximum size.
     #[error("{url}{path} sent more than the {bytes_max} bytes that were expected; nothing of it was kept")]
     TooLarge {
         /// Server.
         url: String,
         /// Path and query.
         path: String,
-        /// The bound.
+        /// Maximum size, bytes.
         bytes_max: u64,
     },
     /// A blob with other contents.
-    #[error("{url} sent a blob with hash {found} for {expected}; it was thrown away")]
+    #[error("{url} sent a blob with hash {found} for {expected}; it was discarded")]
     BlobHash {
         /// Server.
         url: String,
         /// Hash asked for.
         expected: Hex32,
-        /// Hash of what came.
+        /// Hash of the received bytes.
         found: Hex32,
     },
-    /// The server does not get on with an upload.
-    #[error("upload {id} does not get on: the server stays at byte {offset} of {total}; try again later")]
+    /// The server's offset of an upload does not advance.
+    #[error("upload {id} makes no progress: the server stays at byte {offset} of {total}; try again later")]
     UploadDesync {
         /// Upload.
         id: Hex32,
-        /// Where the server is.
+        /// The server's offset.
         offset: u64,
         /// Size of the upload.
         total: u64,
@@ -91,7 +91,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// The server's stable code, where it gave one.
+    /// The server's stable code; `None` if it did not refuse with one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Api { body, .. } => Some(body.error),
@@ -102,6 +102,7 @@ impl ClientError {
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_temporary(&self) -> bool {
         match self {
+            // A wrong hash too: the bytes may have been damaged on their way.
             Self::Unreachable { .. } | Self::UploadDesync { .. } | Self::BlobHash { .. } => true,
             Self::Http { status, .. } => *status >= 500 || *status == 429,
             Self::Api { body, .. } => matches!(

@@ -12,11 +12,12 @@ use std::{
 
 /// Time for a connection to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest silence in the middle of an answer.
+/// Maximum silence in the middle of an answer: beyond it the connection counts as broken.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest error body that is read, bytes.
+/// Maximum error body, bytes.
 const ERROR_BYTES_MAX: u64 = 64 << 10;
-/// Room that is set aside for an answer before any of it has come, bytes at most.
+/// Maximum memory reserved for an answer before any of it is received, bytes: the announced length is not to be
+/// trusted.
 const RESERVE_BYTES_MAX: u64 = 1 << 20;
 
 /// Back-off between repetitions.
@@ -26,7 +27,7 @@ pub struct Retry {
     pub attempts: u32,
     /// Pause after the first failure; it doubles with each further one.
     pub first: Duration,
-    /// Longest pause.
+    /// Maximum pause.
     pub max: Duration,
 }
 
@@ -46,6 +47,7 @@ impl Retry {
     pub fn pause(&self, failures: u32) -> Duration {
         let doubled = self
             .first
+            // Beyond 2^20 the maximum applies anyway, and a shift of 32 bits would overflow.
             .saturating_mul(1 << failures.saturating_sub(1).min(20))
             .min(self.max);
         // The standard library's per-map random keys are randomness enough for spreading out requests.
@@ -61,7 +63,7 @@ pub(super) struct Transport {
     retry: Retry,
 }
 
-/// Why one attempt failed: worth another, or not.
+/// A failed attempt: worth repeating, or not.
 enum Failure {
     Again(ClientError),
     Final(ClientError),
@@ -84,6 +86,7 @@ impl Transport {
         let http = http_client(&parsed)?;
         Ok(Self {
             http,
+            // Paths of the API begin with a slash.
             url: parsed.as_str().trim_end_matches('/').to_owned(),
             retry,
         })
@@ -101,7 +104,7 @@ impl Transport {
         }
     }
 
-    /// Sends a request, repeating it as the back-off says, and returns the body of a successful answer.
+    /// Sends a request, with repetitions, and returns the body of a successful answer.
     pub(super) async fn fetch(
         &self,
         method: Method,
@@ -113,6 +116,7 @@ impl Transport {
         loop {
             let mut request = self.http.request(method.clone(), format!("{}{path}", self.url));
             if let Some((kind, bytes)) = &body {
+                // `Bytes` are shared, not copied, so a repetition costs no memory.
                 request = request.header(header::CONTENT_TYPE, *kind).body(bytes.clone());
             }
             let mut kept = BytesMut::new();
@@ -123,7 +127,7 @@ impl Transport {
         }
     }
 
-    /// A `GET` that goes on where a broken transfer stopped.
+    /// A `GET` that resumes at the byte where a broken transfer stopped.
     pub(super) async fn fetch_resumed(
         &self,
         path: &str,
@@ -141,7 +145,7 @@ impl Transport {
             match self.attempt(request, path, bytes_max, &mut kept, progress).await {
                 Ok(()) => return Ok(kept.into()),
                 Err(failure) => {
-                    // Only attempts that brought nothing count: a slow line may take many.
+                    // Only attempts without a new byte count: a large blob over a bad line may need many.
                     if kept.len() > before {
                         failures = 0;
                     }
@@ -166,7 +170,7 @@ impl Transport {
         Ok(())
     }
 
-    /// One request. Appends the body to `kept`, or replaces it where the server does not know ranges.
+    /// One request. Appends the body to `kept`, or replaces it if the server does not know ranges.
     async fn attempt(
         &self,
         request: RequestBuilder,
@@ -178,7 +182,7 @@ impl Transport {
         let response = request.send().await.map_err(|e| self.network(&e))?;
         let status = response.status();
         if status == StatusCode::RANGE_NOT_SATISFIABLE && !kept.is_empty() {
-            // All of it had come, only the end of the answer was lost; the caller checks the hash.
+            // The whole blob was received, only the end of the answer was lost; the caller checks the hash.
             return Ok(());
         }
         if !status.is_success() {
@@ -192,6 +196,7 @@ impl Transport {
             path: path.to_owned(),
             bytes_max,
         };
+        // Absent for a compressed answer; the loop below bounds what it decompresses to.
         let announced = response.content_length().unwrap_or(0);
         if announced.saturating_add(kept.len() as u64) > bytes_max {
             return Err(Failure::Final(too_large()));
@@ -239,6 +244,7 @@ impl Transport {
                 status: status.as_u16(),
             },
         };
+        // 502 and 504 are a proxy's: the server behind it may be starting.
         match status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
                 Failure::Again(error)

@@ -62,6 +62,7 @@ impl Content {
                     compressed_bytes: None,
                 });
             }
+            // Multi: a file made by `cat a.gz b.gz` has several members, and the first alone would be text lost.
             Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER_BYTES, counted))),
             Compression::Zstd => {
                 let buffered = BufReader::with_capacity(BUFFER_BYTES, counted);

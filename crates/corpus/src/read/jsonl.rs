@@ -127,6 +127,7 @@ impl<R: Read> JsonLines<R> {
         };
         let mut json = serde_json::Deserializer::from_slice(line);
         let found = Column(&self.column).deserialize(&mut json).and_then(|found| {
+            // A second value in the line would be lost.
             json.end()?;
             Ok(found)
         });
@@ -168,6 +169,7 @@ impl<R: Read> JsonLines<R> {
             let end = buffer.iter().position(|b| *b == b'\n');
             let part = buffer.get(..end.unwrap_or(buffer.len())).unwrap_or_default();
             too_long |= self.line.len() + part.len() > limit;
+            // Cleared at once: the memory of a line is bounded while it is read, not afterwards.
             match too_long {
                 true => self.line.clear(),
                 false => self.line.extend_from_slice(part),

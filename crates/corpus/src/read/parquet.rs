@@ -58,11 +58,13 @@ impl ParquetColumn {
             )));
         };
         let described = schema.column(number);
+        // Repeated values would need a rule for how they make a document.
         if described.physical_type() != Type::BYTE_ARRAY || described.max_rep_level() != 0 {
             return Err(bad(format!(
                 "column '{column}' is no column of strings; give the one that holds the text as text_column"
             )));
         }
+        // Those compiled in; the others would need more libraries, and data sets have Snappy or Zstandard as a rule.
         let unreadable = |how: &Compression| {
             !matches!(
                 how,
@@ -104,6 +106,7 @@ impl ParquetColumn {
         while rows > 0 && self.group < self.file.num_row_groups() {
             let in_group = self.file.metadata().row_group(self.group).num_rows();
             let in_group = u64::try_from(in_group).unwrap_or(0);
+            // By the footer's counts: nothing of the group is decoded.
             if rows >= in_group {
                 rows -= in_group;
                 self.group += 1;
@@ -140,6 +143,7 @@ impl ParquetColumn {
         }
         let value = self.decoded.pop_front().flatten();
         self.place.documents += 1;
+        // Pages have no position per row, so progress is the share of the rows.
         let share = u128::from(self.file_bytes) * u128::from(self.place.documents) / u128::from(self.rows.max(1));
         self.place.bytes = u64::try_from(share).unwrap_or(self.file_bytes).min(self.file_bytes);
         Ok(Some(match value {
@@ -162,6 +166,7 @@ impl ParquetColumn {
             reader.read_records(ROWS, levels, None, &mut values)
         })?;
         self.group_rows += rows as u64;
+        // The footer's promise is checked: a group that ends early would be text lost without a word.
         if rows == 0 {
             let promised = self.file.metadata().row_group(self.group).num_rows();
             if u64::try_from(promised) != Ok(self.group_rows) {
@@ -171,6 +176,7 @@ impl ParquetColumn {
             (self.group, self.group_rows) = (self.group + 1, 0);
             return Ok(());
         }
+        // Values come without the nulls; the definition levels tell where those were.
         if present == 0 {
             self.decoded.extend(values.into_iter().map(Some));
         } else {
@@ -186,6 +192,7 @@ impl ParquetColumn {
 
 /// Calls the Parquet library; a panic in it over a damaged file is an error like its own.
 fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, CorpusError> {
+    // The library trusts lengths of the file in places. The state it leaves behind is dropped with the reader.
     let problem = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
         Ok(Err(e)) => e.to_string(),

@@ -1,5 +1,5 @@
-//! The undo journal of a model step: the old bits of every coordinate that the step changes, on disk before the first of
-//! them changes.
+//! The undo journal of a model step: the old bits of every coordinate that the step changes, on disk before the first
+//! of them changes.
 //!
 //! ```text
 //! "ALJ1" | groups id 32 | root before 32 | entries u64 | bytes of the entries u64
@@ -7,7 +7,13 @@
 //! BLAKE3 of all of that 32
 //! [ root after 32 | BLAKE3 of (the BLAKE3 above, root after) 32 ]     once the step is finished
 //! ```
-//! Integers are little endian. A journal without its last part is of a step that was not finished.
+//! Integers are little endian. A journal without its seal (the last part) is of a step that was not finished.
+//!
+//! States: written and synced before the first coordinate changes ([`Journal::write`]); sealed, synced, once weights
+//! and sidecar are on disk ([`Journal::finish`]); unsealed, synced, before a revert changes the first coordinate back
+//! ([`Journal::reopen`]); removed when the revert is complete. In each of them a kill leaves either the state before or
+//! the state after: a torn seal is no seal, and a journal gets its name only when it is complete. An entry takes 4
+//! bytes of old bits and 1 byte of gap up to 127, 2 up to 16,383.
 
 use crate::{StoreError, file::write_atomic};
 use alice_primitives::Hash;
@@ -17,16 +23,16 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 4] = b"ALJ1";
 const HEADER_BYTES: u64 = 4 + 32 + 32 + 8 + 8;
-/// Bytes that are hashed and written at a time.
+/// Bytes hashed and written at a time.
 const BLOCK: usize = 64 << 10;
 
-/// A journal whose bytes are those that were written.
+/// A journal whose checksum was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Journal {
     path: PathBuf,
     /// Root of the weights before the step.
     pub before: Hash,
-    /// Root after it; none while the step is not finished.
+    /// Root after it; `None` while the step is not finished.
     pub after: Option<Hash>,
     entries: u64,
     /// Bytes of header and entries.
@@ -35,14 +41,14 @@ pub(crate) struct Journal {
     checksum: Hash,
 }
 
-/// What is at a journal's place.
+/// Content of a journal's file.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// Nothing.
     Nothing,
     /// A journal of these weights.
     Journal(Journal),
-    /// Something else, or a part of one. A journal is complete before it gets its name, so this is no crash's doing.
+    /// Something else, or a part of one. No crash causes that: a journal is complete before it gets its name.
     Damaged,
 }
 
@@ -57,6 +63,7 @@ impl Journal {
         before: &Hash,
         entries: impl Fn() -> I,
     ) -> Result<Self, StoreError> {
+        // The first pass finds the sizes, which the header needs before entries that are never in memory together.
         let (mut count, mut bytes, mut next) = (0u64, 0u64, 0u64);
         for (coordinate, _) in entries() {
             bytes += gap_bytes(coordinate - next) + 4;
@@ -127,26 +134,27 @@ impl Journal {
         fields.read_exact(&mut number)?;
         let bytes = u64::from_le_bytes(number);
         let body_bytes = HEADER_BYTES.saturating_add(bytes);
+        // The size is checked before it is read: a damaged length must not become a loop over nothing.
         if magic != *MAGIC || id != *groups_id || body_bytes.saturating_add(32) > size {
             return Ok(None);
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(&header);
-        let mut left = bytes;
+        let mut remaining = bytes;
         let mut block = vec![0; BLOCK];
-        while left > 0 {
-            let take = left.min(BLOCK as u64) as usize;
+        while remaining > 0 {
+            let take = remaining.min(BLOCK as u64) as usize;
             let part = block.get_mut(..take).unwrap_or_default();
             file.read_exact(part)?;
             hasher.update(part);
-            left -= take as u64;
+            remaining -= take as u64;
         }
         let (checksum, mut stored) = (*hasher.finalize().as_bytes(), [0; 32]);
         file.read_exact(&mut stored)?;
         if stored != checksum {
             return Ok(None);
         }
-        // A torn last part is of a step that was just being finished: as good as not finished.
+        // A torn seal is of a step that was being finished, which then counts as not finished.
         let (mut after, mut seal) = ([0; 32], [0; 32]);
         let sealed = file.read_exact(&mut after).and_then(|()| file.read_exact(&mut seal));
         let journal = Self {
@@ -157,7 +165,7 @@ impl Journal {
             body_bytes,
             checksum,
         };
-        // The checksum is no signature, so what the entries say is checked before anything is written by them.
+        // A checksum is not a signature, so the entries are checked before anything is written by them.
         let mut count = 0u64;
         let end = journal.for_each(|(coordinate, _)| {
             count += 1;
@@ -166,8 +174,8 @@ impl Journal {
         Ok((end && count == entries).then_some(journal))
     }
 
-    /// Calls `each` with the entries in ascending order, until it says no. False where that was so, or an entry is not
-    /// well formed.
+    /// Calls `each` with the entries in ascending order, until it returns false. Returns false then, and if an entry is
+    /// not well formed.
     pub fn for_each(&self, mut each: impl FnMut(Entry) -> bool) -> std::io::Result<bool> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(HEADER_BYTES))?;
@@ -187,8 +195,9 @@ impl Journal {
         Ok(true)
     }
 
-    /// Marks the step as finished, synced: from now on the journal only serves to go back.
+    /// Seals the journal, synced: the step is finished, and from now on the journal only serves a revert.
     pub fn finish(&mut self, after: &Hash) -> Result<(), StoreError> {
+        // In place and not by a new file: a torn seal is recognised, and copying the entries would double the writing.
         let write = || {
             let mut file = File::options().write(true).open(&self.path)?;
             file.seek(SeekFrom::Start(self.body_bytes + 32))?;
@@ -200,7 +209,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes the mark back, synced: whatever happens from now on, the weights go back to the state before the step.
+    /// Removes the seal, synced: whatever happens from now on, the weights return to the state before the step.
     pub fn reopen(&mut self) -> Result<(), StoreError> {
         let cut = || {
             let file = File::options().write(true).open(&self.path)?;
@@ -238,13 +247,14 @@ fn push_gap(out: &mut Vec<u8>, mut gap: u64) {
     out.push(gap as u8);
 }
 
-/// None where it does not fit a u64.
+/// `None` if it does not fit a u64.
 fn read_gap(from: &mut impl Read) -> std::io::Result<Option<u64>> {
     let (mut gap, mut shift) = (0u64, 0u32);
     loop {
         let mut byte = [0];
         from.read_exact(&mut byte)?;
         let part = u64::from(byte[0] & 0x7f);
+        // Bits shifted out of a u64 would make two encodings of one gap.
         if shift > 63 || part << shift >> shift != part {
             return Ok(None);
         }

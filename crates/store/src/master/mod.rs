@@ -1,17 +1,43 @@
-//! The master weights in place: a file of f32 that is mapped instead of read, stepped coordinate by coordinate instead of
-//! written again, and hashed only where it changed.
+//! The master weights in place: one file of f32 that is mapped instead of read, stepped coordinate by coordinate, and
+//! hashed again only where it changed.
 //!
-//! Three files: `<path>` are the weights as [`crate::theta`] describes them; `<path>.tree` keeps the hashes of their
-//! groups; `<path>.undo` holds what the last step changed. A step is
+//! The master weights of 7 billion parameters have 27 GB, and an aggregate of sparse updates changes a small part of
+//! them. A step reads, hashes and writes what it changes, and a sidecar of 0.01 % of the model's size.
 //!
-//! 1. the undo journal, written and synced: until then nothing has changed, and a full disk is an error and no more;
-//! 2. θ[j] −= α·d[j] through the map ([`aggregate::apply`]), synced;
-//! 3. the touched groups hashed again, the sidecar replaced;
-//! 4. the journal's last part, synced: the step is finished.
+//! # Files
 //!
-//! Killed before 4, [`Master::open`] writes the old bits back. After 4 the journal stays until the next step, so that
-//! [`Master::revert`] can go back by one. Weights that a crash was near, or that another program wrote to, are hashed from
-//! end to end before anybody gets their root.
+//! | file | content |
+//! |---|---|
+//! | `<path>` | the weights ([`crate::theta`]): f32 little endian, tensors in canonical order, nothing between them |
+//! | `<path>.tree` | hash of each group of weights, root, time of the weights' last change (`sidecar.rs`) |
+//! | `<path>.undo` | the old bits of every coordinate that the last step changed (`journal.rs`) |
+//! | `<path>.new` | weights that are being put together: [`Master::create`], [`crate::Join`] |
+//!
+//! # A step
+//!
+//! 1. The undo journal is written and synced. Until then nothing has changed: a full disk is an ordinary error.
+//! 2. θ\[j\] −= α·d\[j\] through the map ([`aggregate::apply`]), then synced.
+//! 3. The touched groups are hashed, and the sidecar is replaced.
+//! 4. The journal is sealed with the new root and synced. The step is finished, and durable.
+//!
+//! The journal stays until the next step, so that [`Master::revert`] can take the last step back.
+//!
+//! # Recovery
+//!
+//! [`Master::open`] decides by the journal:
+//!
+//! * none, and the sidecar has the weights' time of change: [`Opened::AsLeft`], the weights are not read;
+//! * sealed with the sidecar's root, and the sidecar has the weights' time of change: the same, and the step can be
+//!   reverted;
+//! * not sealed, so killed between 1 and 4: the old bits are written back, all is hashed ([`Opened::RolledBack`]);
+//! * damaged, or the sidecar does not fit: all is hashed ([`Opened::Rehashed`]).
+//!
+//! The kernel writes mapped pages in any order, so between 1 and 4 each coordinate may have its old or its new bits.
+//! Writing the old bits of all of them back is right in every case, and may be interrupted and repeated.
+//!
+//! **Durability invariant**: a root is returned only for weights that are synced, except by [`Master::step_for_good`],
+//! whose weights are made anew after a crash. Weights possibly affected by a crash, or written to by another program,
+//! are hashed from end to end before anybody gets their root.
 
 mod journal;
 mod sidecar;
@@ -33,21 +59,21 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tree::Groups;
 
-/// Told the bytes that were hashed and the bytes to be hashed in all.
+/// Called with the bytes hashed so far and the bytes to be hashed in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// In which state [`Master::open`] found the files.
+/// State in which [`Master::open`] found the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// As they were left: nothing was read but the sidecar.
+    /// As they were closed: only the sidecar was read.
     AsLeft,
     /// The sidecar was missing, damaged, of another run, or older than the weights: all was hashed.
     Rehashed,
-    /// A step had not been finished: it was undone, and all was hashed.
+    /// A step was not finished: it was undone, and all was hashed.
     RolledBack,
 }
 
-/// How far a step has come; what tests interrupt.
+/// Stages of a step, at which tests interrupt it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Journalled,
@@ -59,8 +85,8 @@ enum Stage {
 
 /// The master weights of a run, mapped. One at a time: the file is locked.
 ///
-/// What changes them takes the value and gives it back only when all went well. After an error it is gone; the files are
-/// in order or will be when they are opened again.
+/// Methods that change the weights take the value and return it only if they succeeded. After an error the value is
+/// gone, and opening the files again brings them in order.
 #[derive(Debug)]
 pub struct Master {
     map: FloatMap,
@@ -73,8 +99,8 @@ pub struct Master {
 }
 
 impl Master {
-    /// Opens the weights of a run with these tensors, and brings them in order where a step was interrupted. `progress`
-    /// is called only where they have to be hashed from end to end.
+    /// Opens the weights of a run with these tensors, and recovers from an interrupted step. `progress` is called only
+    /// if they have to be hashed from end to end.
     ///
     /// The root is that of what is there. Whether it is the wanted one is the caller's check.
     pub fn open(path: &Path, tensors: &[TensorShape], progress: Progress<'_>) -> Result<Self, StoreError> {
@@ -82,7 +108,7 @@ impl Master {
         let mut map = FloatMap::open(path, groups.parameters())?;
         let (undo_path, tree_path) = (undo_path(path), tree_path(path));
         let mut undo = None;
-        // Where the journal names the root, the sidecar must agree.
+        // Whether the sidecar may be believed. Where the journal names the root, the sidecar must agree.
         let mut trust = true;
         let mut opened = Opened::Rehashed;
         match Journal::find(&undo_path, groups.id(), groups.parameters())? {
@@ -108,7 +134,7 @@ impl Master {
         }
         master.hash_all(progress);
         master.save_tree()?;
-        // A journal that leads to other weights than these is of no use: somebody wrote over them.
+        // A journal that leads to other weights cannot take these back: another program has overwritten them.
         if master.undo.as_ref().is_none_or(|undo| undo.after != Some(master.root)) {
             master.undo = None;
             file::remove(&undo_path)?;
@@ -116,7 +142,7 @@ impl Master {
         Ok(master)
     }
 
-    /// Opens weights that must have a root, going back by a step if that leads to it: for a caller who knows where it was.
+    /// Opens weights that must have a root, taking one step back if that leads to it.
     pub fn open_at(
         path: &Path,
         tensors: &[TensorShape],
@@ -149,7 +175,8 @@ impl Master {
         Self::adopt(path, tensors, None, progress)
     }
 
-    /// Hashes what lies at [`fresh_path`] and, if it has the expected root, puts it in the place of the weights at `path`.
+    /// Hashes what lies at [`fresh_path`] and, if it has the expected root, puts it in the place of the weights at
+    /// `path`.
     pub(crate) fn adopt(
         path: &Path,
         tensors: &[TensorShape],
@@ -166,8 +193,8 @@ impl Master {
                 found: master.root,
             });
         }
-        // What belongs to the old weights goes first, and their sidecar before their journal: killed in between, they are
-        // hashed from end to end when they are opened.
+        // First the files of the old weights, the sidecar before the journal: killed in between, the weights are hashed
+        // from end to end when they are opened.
         file::remove(&tree_path(path))?;
         file::remove(&undo_path(path))?;
         master.map.rename(path)?;
@@ -192,8 +219,8 @@ impl Master {
         self.map.values()
     }
 
-    /// A copy to be changed and thrown away, such as for a loss at another point. It takes memory only where it is written
-    /// to, page by page.
+    /// A copy to be changed and thrown away, such as for a loss at another point. It takes memory only where it is
+    /// written to, page by page.
     pub fn scratch(&self) -> Result<Scratch<'_>, StoreError> {
         self.map.scratch()
     }
@@ -203,17 +230,17 @@ impl Master {
         self.root
     }
 
-    /// Root that [`Master::revert`] goes back to; none where no step was made, or the last one was reverted.
+    /// Root that [`Master::revert`] returns to; `None` before the first step and after a revert.
     pub fn previous(&self) -> Option<Hash> {
         self.undo.as_ref().map(|undo| undo.before)
     }
 
-    /// In which state the files were found.
+    /// State in which the files were found.
     pub fn opened(&self) -> Opened {
         self.opened
     }
 
-    /// Where the weights are.
+    /// Path of the weights.
     pub fn path(&self) -> &Path {
         self.map.path()
     }
@@ -223,10 +250,11 @@ impl Master {
         self.bytes_hashed
     }
 
-    /// The model's step, θ[j] −= α·d[j] with the operations of [`aggregate::apply`]. Once it returns, the step survives a
-    /// power failure; before, the weights are those before the step, or will be when they are opened again.
+    /// The model's step, θ[j] −= α·d[j] with the operations of [`aggregate::apply`]. Once it returns, the step survives
+    /// a power failure; before, the weights are those before the step, or will be when they are opened again.
     ///
-    /// `d` is walked several times. Its entries beyond the weights are left out; its indices must ascend, or nothing is changed.
+    /// `d` is walked several times. Its entries beyond the weights are left out; its indices must ascend, or nothing is
+    /// changed.
     pub fn step(self, d: &impl Entries, alpha: f32) -> Result<Self, StoreError> {
         self.step_through(d, alpha, &mut |_, _| Ok(()))
     }
@@ -279,8 +307,8 @@ impl Master {
         Ok(marker.touched())
     }
 
-    /// Goes back to the weights before the last step. Once it returns, that survives a power failure; interrupted, it is
-    /// finished when the weights are opened again.
+    /// Takes the last step back. Once it returns, that survives a power failure; interrupted, it is finished when the
+    /// weights are opened again.
     pub fn revert(self) -> Result<Self, StoreError> {
         self.revert_through(&mut |_, _| Ok(()))
     }
@@ -288,7 +316,7 @@ impl Master {
     fn revert_through(mut self, reached: Hook<'_>) -> Result<Self, StoreError> {
         let Some(mut journal) = self.undo.take() else {
             return Err(StoreError::Step(format!(
-                "there is none to go back from in {}",
+                "there is none to take back in {}",
                 self.map.path().display()
             )));
         };
@@ -308,8 +336,8 @@ impl Master {
         Ok(self)
     }
 
-    /// Hashes everything, for whoever does not trust the disk. Where that is another root than the kept one, the weights
-    /// are gone as after a failed step, and have their true root when they are opened again.
+    /// Hashes everything, for callers that do not trust the disk. If that gives another root than the kept one, the
+    /// value is gone as after a failed step, and the weights have their true root when they are opened again.
     pub fn verify(mut self, progress: Progress<'_>) -> Result<Self, StoreError> {
         let expected = self.root;
         self.hash_all(progress);
@@ -323,7 +351,7 @@ impl Master {
         })
     }
 
-    /// What follows a change: sync, hashes, sidecar.
+    /// Sync, hashes and sidecar after a change.
     fn changed(&mut self, touched: &[usize], reached: Hook<'_>) -> Result<(), StoreError> {
         self.map.flush()?;
         reached(Stage::Flushed, &mut self.map)?;
@@ -353,13 +381,13 @@ impl Master {
         snapshot::publish_rooted(store, self.root, self.theta()).await
     }
 
-    /// Size of the undo journal, bytes; zero where there is none.
+    /// Size of the undo journal, bytes; zero if there is none.
     pub fn undo_bytes(&self) -> u64 {
         self.undo.as_ref().map_or(0, Journal::bytes)
     }
 }
 
-/// Called at every stage; an error stops there, as a kill would.
+/// Called at every stage; an error stops there, as a kill would. It is how tests interrupt a step.
 type Hook<'a> = &'a mut dyn FnMut(Stage, &mut FloatMap) -> Result<(), StoreError>;
 
 /// Writes a journal's old bits, synced, and returns the groups that they are in.
@@ -383,12 +411,12 @@ fn write_back(map: &mut FloatMap, groups: &Groups, journal: &Journal) -> Result<
     Ok(marker.touched())
 }
 
-/// Whether a file of weights is one that [`Master`] keeps: its sidecar or its journal lies beside it.
+/// Whether [`Master`] keeps a file of weights: it has a sidecar or a journal.
 pub fn is_kept(path: &Path) -> bool {
     tree_path(path).exists() || undo_path(path).exists()
 }
 
-/// Removes weights with all that belongs to them.
+/// Removes weights with their sidecar and journal.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
     for file in [tree_path(path), undo_path(path), fresh_path(path), path.to_path_buf()] {
         file::remove(&file)?;
@@ -410,7 +438,7 @@ fn undo_path(path: &Path) -> PathBuf {
     with_ending(path, ".undo")
 }
 
-/// Where weights are put together before they take their place.
+/// Path of weights that are being put together, before they replace those at `path`.
 pub(crate) fn fresh_path(path: &Path) -> PathBuf {
     with_ending(path, ".new")
 }

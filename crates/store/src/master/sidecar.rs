@@ -1,9 +1,9 @@
-//! The hashes of a master file's groups, kept beside it so that opening it does not read it.
+//! The hashes of a master file's groups, in a file next to it, so that opening it does not read it.
 //!
 //! ```text
-//! "ALT1" | groups id 32 | changed at u64 | model root 32 | one hash of 32 bytes for each group | BLAKE3 of all of that 32
+//! "ALT1" | groups id 32 | changed at u64 | model root 32 | 32 bytes for each group | BLAKE3 of all of that 32
 //! ```
-//! Integers are little endian. It is a cache: whatever does not fit is built again from the weights.
+//! Integers are little endian. It is a cache: a sidecar that does not fit is built again from the weights.
 
 use crate::{StoreError, file::write_atomic};
 use alice_primitives::Hash;
@@ -12,10 +12,10 @@ use std::path::Path;
 const MAGIC: &[u8; 4] = b"ALT1";
 const HEADER_BYTES: usize = 4 + 32 + 8 + 32;
 
-/// The hashes of all groups, and what they belong to.
+/// The hashes of all groups, and the weights that they belong to.
 pub(crate) struct Sidecar {
-    /// When the weights were last changed, nanoseconds since 1970: the file's own time, so that a change by another
-    /// program is seen.
+    /// Time of the weights' last change, nanoseconds since 1970: the file's own time, so that a change by another
+    /// program is noticed.
     pub changed_at: u64,
     /// Root of the weights.
     pub root: Hash,
@@ -24,7 +24,7 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Reads the sidecar of weights with `groups` groups; none where it is missing, damaged, or of another run.
+    /// Reads the sidecar of weights with `groups` groups; `None` if it is missing, damaged, or of another run.
     pub fn read(path: &Path, groups_id: &Hash, groups: usize) -> Option<Self> {
         let size = HEADER_BYTES + groups * 32 + 32;
         if std::fs::metadata(path).ok()?.len() != size as u64 {

@@ -151,7 +151,7 @@ fn step_for_good_should_be_the_same_step_without_a_way_back() {
     let master = open(&case.path);
     assert_eq!((master.opened(), master.previous()), (Opened::Rehashed, None));
     assert_eq!(master.root(), model_root(&tensors(), &case.after));
-    // What lies beyond is left out, what does not ascend is refused.
+    // Entries beyond the weights are left out, entries that do not ascend are refused.
     let beyond = Sparse {
         indices: vec![index(parameters() - 1), index(parameters()), index(u64::MAX)],
         values: vec![1.0, 2.0, 3.0],

@@ -16,7 +16,7 @@ use codec::Encode;
 pub(crate) const GROUP_BYTES: u64 = 256 << 10;
 /// Bytes between two calls of a progress callback.
 const BATCH_BYTES: u64 = 128 << 20;
-/// Fewer bytes than this are not worth a thread.
+/// Minimum bytes for each thread: with fewer, a thread is not worth its start.
 const THREAD_BYTES: u64 = 8 << 20;
 
 /// A part of one tensor that is hashed by itself.
@@ -32,7 +32,7 @@ struct Group {
     whole: bool,
 }
 
-/// How a run's weights are cut into groups.
+/// The groups of a run's weights.
 #[derive(Debug)]
 pub(crate) struct Groups {
     tensors: Vec<TensorShape>,
@@ -48,6 +48,7 @@ impl Groups {
         let (mut groups, mut ends, mut start) = (Vec::new(), Vec::with_capacity(tensors.len()), 0u64);
         for tensor in tensors {
             let len = tensor.len().saturating_mul(4);
+            // Aligned within the tensor, not within the file: BLAKE3 counts its chunks from the tensor's first byte.
             let mut offset = 0;
             // An empty tensor has a group, too: the BLAKE3 of nothing.
             loop {
@@ -109,8 +110,8 @@ impl Groups {
             .sum()
     }
 
-    /// Hashes some groups of `bytes` again into `values`, on all cores. `progress` is told the bytes done and the bytes
-    /// in all.
+    /// Hashes some groups of `bytes` again into `values`, on all cores. `progress` is called with the bytes done and
+    /// the bytes in all.
     pub fn hash(&self, bytes: &[u8], which: &[usize], values: &mut [Hash], progress: &mut dyn FnMut(u64, u64)) {
         let (all, mut done) = (self.bytes_in(which), 0);
         progress(done, all);
