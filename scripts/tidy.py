@@ -79,6 +79,8 @@ def functions(source):
                 depth += 1
             elif character in ")]":
                 depth -= 1
+                if depth < 0:  # a name inside an attribute, as in `generate_deposit(pub(super) fn deposit_event)`
+                    break
             elif character == "{" and depth == 0 and not opened:
                 opened, start, braces = True, at, 1
                 break
