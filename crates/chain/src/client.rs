@@ -1,4 +1,5 @@
-//! Connection to a node: one WebSocket that reconnects by itself, a time limit for every request, and the chain's heads.
+//! Connection to a node: one WebSocket that reconnects by itself, a time limit for every request, and the chain's
+//! heads.
 
 use crate::{Block, ChainError, SeedSource, digest};
 use alice_primitives::Hash;
@@ -86,6 +87,7 @@ impl Chain {
                 genesis,
             })
         };
+        // The client tries to connect for ever; the caller wants an answer.
         match tokio::time::timeout(limit, connecting).await {
             Ok(done) => done,
             Err(_) => Err(unreachable(format!("nothing within {} s", limit.as_secs()))),
@@ -143,6 +145,7 @@ impl Chain {
     /// # Errors
     /// The block is not finalised: until then a fork could replace it, and with it the randomness.
     pub async fn vrf_output(&self, number: u32) -> Result<SeedSource, ChainError> {
+        // First, because a block that is finalised now stays: its hash cannot change before the next request.
         let finalized = self.finalized().await?.number;
         if number > finalized {
             return Err(ChainError::NotFinalized { number, finalized });
@@ -159,6 +162,7 @@ impl Chain {
 
     async fn block(&self, what: &'static str, hash: H256) -> Result<Block, ChainError> {
         let header = self.header(what, hash).await?;
+        // The runtime's block numbers have 32 bits.
         let number = u32::try_from(header.number).map_err(|_| self.refused(what, "a block number above 2^32"))?;
         Ok(Block { number, hash: hash.0 })
     }
@@ -280,6 +284,7 @@ pub(crate) fn chained(error: &dyn std::error::Error) -> String {
 /// [`ChainError::BadUrl`] if the address does not begin with `ws://` or `wss://` or names no host.
 pub fn check_url(url: &str) -> Result<(), ChainError> {
     let bad = |problem| ChainError::BadUrl {
+        // A file pasted by mistake must not fill the log.
         url: url.chars().take(200).collect(),
         problem,
     };

@@ -40,11 +40,13 @@ pub(crate) fn vrf_output(digest: &Digest) -> Result<[u8; 32], &'static str> {
     }
     let data = &mut found.ok_or("no BABE slot claim")?.as_slice();
     let claim = PreDigest::decode(data).map_err(|_| "a BABE slot claim that cannot be read")?;
+    // A claim with further bytes has a format that this decoder does not know, whatever its beginning.
     if !matches!(data.remaining_len(), Ok(Some(0))) {
         return Err("a BABE slot claim with bytes behind it");
     }
     match claim {
         PreDigest::Primary(claim) | PreDigest::SecondaryVrf(claim) => Ok(claim.output),
+        // The runtime allows secondary slots with VRF only.
         PreDigest::SecondaryPlain { .. } => Err("a plain secondary slot"),
     }
 }

@@ -56,6 +56,7 @@ pub(crate) struct LedgerFields {
 impl LedgerFields {
     /// Whether page `index` is paid.
     pub fn is_paid(&self, index: u32) -> bool {
+        // Least significant bit first, as the pallet sets them.
         let byte = usize::try_from(index / 8).ok().and_then(|at| self.paid_bitmap.get(at));
         byte.is_some_and(|byte| byte >> (index % 8) & 1 == 1)
     }

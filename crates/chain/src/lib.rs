@@ -1,13 +1,13 @@
-//! Typed client of the Alice chain. Only this crate knows Substrate: the parameter server, the miner and the auditor see
-//! its types and none of the chain's (architecture invariant 1).
+//! Typed client of the Alice chain. Only this crate knows Substrate: the parameter server, the miner and the auditor
+//! see its types and none of the chain's (architecture invariant 1).
 //!
 //! * [`Chain::connect`] opens one WebSocket that restores itself; every request has a time limit ([`TIMEOUT`]).
 //! * Heads and blocks: [`Chain::best`], [`Chain::finalized`], [`Chain::block_hash`], [`Chain::vrf_output`].
 //! * State, read behind the best block: [`Chain::parameters`], [`Chain::epoch_status`], [`Chain::ledger`] and others.
 //!   Names and types are looked up in the runtime's metadata: a runtime upgrade may move fields, and one that removes
 //!   them causes an error that names them.
-//! * Settlement: [`Chain::submit_attest`] and [`Chain::submit_payout`], unsigned feeless transactions. Sending one again
-//!   is no error.
+//! * Settlement: [`Chain::submit_attest`] and [`Chain::submit_payout`], unsigned feeless transactions. Sending one
+//!   again is no error.
 //!
 //! ```no_run
 //! use alice_chain::{Chain, SettlementStatus};

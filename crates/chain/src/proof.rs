@@ -1,9 +1,10 @@
-//! Proofs that are checked without a node: that the chain has finalised a block whose state holds an accepted commitment.
+//! Proofs that are checked without a node: that the chain has finalised a block whose state holds an accepted
+//! commitment.
 //!
-//! Three links, each checked by another library's code: a GRANDPA justification of the block by the authorities of block 0
-//! (`finality-grandpa`), the block's header with its state root, and the nodes of the state's trie from that root to the
-//! commitment (`sp-trie`), and to the hash of block 0, since votes do not name the network. The anchor, block 0, is computed
-//! from a chain's raw specification ([`Genesis`]).
+//! Three links, each checked by another library's code: a GRANDPA justification of the block by the authorities of
+//! block 0 (`finality-grandpa`), the block's header with its state root, and the nodes of the state's trie from that
+//! root to the commitment (`sp-trie`), and to the hash of block 0, since votes do not name the network. The anchor,
+//! block 0, is computed from a chain's raw specification ([`Genesis`]).
 
 use crate::{Block, Chain, ChainError};
 use alice_primitives::{Commitment, Hash};
@@ -21,7 +22,7 @@ pub const PART_BYTES_MAX: usize = 1 << 20;
 pub const NODES_MAX: usize = 256;
 /// Maximum size of a chain specification, bytes. Nearly all of it is the runtime's wasm in hexadecimal.
 pub const SPEC_BYTES_MAX: u64 = 64 << 20;
-/// Longest wait for the next finalised block.
+/// Maximum wait for the next finalised block: seconds on a healthy network, more if a few rounds fail.
 const JUSTIFICATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// Number of the GRANDPA authority set that block 0 names.
 const SET_ID: u64 = 0;
@@ -40,7 +41,7 @@ pub enum ProofError {
     Absent {
         /// Epoch.
         epoch: u32,
-        /// What the state lacks.
+        /// The missing or unusable part of the state.
         problem: String,
     },
     /// It is of another network.
@@ -128,9 +129,9 @@ struct Justification {
 }
 
 impl CommitmentProof {
-    /// The commitment of `epoch` in the state of the proof's block, after its dispute window. This does not show that the
-    /// block is final, or part of a chain at all: call [`CommitmentProof::check`], or compare block and genesis with a
-    /// node's.
+    /// The commitment of `epoch` in the state of the proof's block, after its dispute window. This does not show that
+    /// the block is final, or part of a chain at all: call [`CommitmentProof::check`], or compare block and genesis
+    /// with a node's.
     ///
     /// # Errors
     /// The proof is damaged, or its state holds no such commitment.
@@ -158,6 +159,7 @@ impl CommitmentProof {
         if !accepted.settled && number < accepted.at.saturating_add(parameters.window_blocks) {
             return Err(state.absent("it could still be vetoed then".into()));
         }
+        // Of the bytes as they came, not of a new encoding: the votes are for this hash.
         let hash = blake2_256(&self.header);
         Ok(Proven {
             block: Block { number, hash },
@@ -166,8 +168,8 @@ impl CommitmentProof {
         })
     }
 
-    /// The commitment of `epoch`, finalised by the chain with this block 0. Changes of the authorities since block 0 are not
-    /// followed; after one, a node has to be asked.
+    /// The commitment of `epoch`, finalised by the chain with this block 0. Changes of the authorities since block 0
+    /// are not followed; after one, a node has to be asked.
     ///
     /// # Errors
     /// As [`CommitmentProof::open`]; or the votes do not finalise the block, or the state is of another network.
@@ -208,6 +210,8 @@ impl CommitmentProof {
         for vote in &commit.precommits {
             let message = Message::Precommit(vote.precommit.clone());
             let payload = (message, justification.round, SET_ID).encode();
+            // Strangers' votes would be ignored by the count, but each costs a signature check: the proof could be made
+            // arbitrarily slow.
             if !voters.contains(&vote.id) || !ed25519::Pair::verify(&vote.signature, payload, &vote.id) {
                 return Err(not_final(
                     "a vote is not one of the authorities of block 0, who may have changed since",
@@ -306,6 +310,7 @@ impl Genesis {
         let bad = |problem: &str| ProofError::Spec(problem.into());
         let spec: Spec = serde_json::from_slice(json).map_err(|e| ProofError::Spec(e.to_string()))?;
         let raw = spec.genesis.raw.ok_or_else(|| bad("it is not raw"))?;
+        // Their roots would be part of the state root, which is computed from `top` alone.
         if !raw.children_default.is_empty() {
             return Err(bad("its block 0 has child tries, and Alice has none"));
         }
@@ -359,6 +364,7 @@ impl Chain {
             storage: storage.proof.into_iter().map(|node| node.0).collect(),
             justification,
         };
+        // Checked before it is given away: the node may have answered for another state.
         match proof.open(epoch) {
             Ok(_) => Ok(Some(proof)),
             Err(ProofError::Absent { .. }) => Ok(None),
@@ -366,8 +372,8 @@ impl Chain {
         }
     }
 
-    /// Number of the current GRANDPA authority set: the changes since block 0. Proofs under any other set than that of block
-    /// 0 convince only those who can ask a node.
+    /// Number of the current GRANDPA authority set: the changes since block 0. Proofs under any other set than that of
+    /// block 0 convince only those who can ask a node.
     pub async fn authority_set(&self) -> Result<u64, ChainError> {
         let what = "number of the set of authorities";
         let key = item_key("Grandpa", "CurrentSetId");

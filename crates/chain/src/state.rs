@@ -23,6 +23,7 @@ impl Chain {
     pub async fn parameters(&self) -> Result<ChainParameters, ChainError> {
         let what = "network parameters";
         let state = self.at_best(what).await?;
+        // One state for both reads, so that they fit together.
         let network = self.network(&state, what).await?;
         let run_hash: Option<Hash> = self.fetch(&state, what, ("Epoch", "RunHash"), ()).await?;
         Ok(ChainParameters {
@@ -93,8 +94,8 @@ impl Chain {
         self.epoch_status_at(epoch, self.finalized().await?).await
     }
 
-    /// Values that an attestation of an epoch is bound to. All are of the last finalised block: a signature that is bound
-    /// to an abandoned fork is worthless, and the server signs only once in a round.
+    /// Values that an attestation of an epoch is bound to. All are of the last finalised block: a signature that is
+    /// bound to an abandoned fork is worthless, and the server signs only once in a round.
     pub async fn attestation_terms(&self, epoch: u32, key: Hash) -> Result<AttestationTerms, ChainError> {
         let what = "terms of an attestation";
         let block = self.finalized().await?;
@@ -119,11 +120,13 @@ impl Chain {
             return self.unaccepted(&state, what, epoch, best, &network).await;
         };
         let (at_block, round) = (accepted.at, accepted.round);
+        // No page is paid before this block.
         let final_at = at_block.saturating_add(network.window_blocks);
         if accepted.settled {
             let block = self.settled_in(what, epoch, final_at, best).await?;
             return Ok(EpochStatus::Settled { block });
         }
+        // Without payouts the runtime never sets `settled`; such an epoch is settled when its window ends.
         let nothing_to_pay = accepted.commitment.total_score == 0;
         let hash = Commitment::from(accepted.commitment).hash();
         Ok(match best.number >= final_at {
@@ -174,6 +177,7 @@ impl Chain {
         best: Block,
         network: &NetworkParameters,
     ) -> Result<EpochStatus, ChainError> {
+        // First: without its records a pruned epoch would count as forfeited.
         let pruned: Option<u32> = self.fetch(state, what, ("Epoch", "PrunedBefore"), ()).await?;
         if pruned.is_some_and(|before| epoch < before) {
             return Err(ChainError::Forgotten { epoch });
@@ -276,6 +280,7 @@ impl Chain {
                 .await
                 .map_err(|e| match e {
                     StorageError::CannotFetchValue(_) => self.refused(what, &chained(&e)),
+                    // Everything else is a difference between the metadata and this program.
                     _ => ChainError::Decode {
                         what,
                         detail: chained(&e),

@@ -101,6 +101,8 @@ impl Chain {
         entries: &[Entry],
         proof: &[Hash],
     ) -> Result<(), ChainError> {
+        // Longer ones do not fit the runtime's bounded types, and the node would only answer that it cannot decode
+        // them.
         if entries.is_empty() || entries.len() > PAGE_ENTRIES || proof.len() > MAX_DEPTH {
             let reason = format!(
                 "a page has 1 to {PAGE_ENTRIES} entries and at most {MAX_DEPTH} hashes of proof, this one has {} and {}",
@@ -119,6 +121,7 @@ impl Chain {
         let Err(refusal) = self.send(PAYOUT, ("Reward", "payout_page"), &arguments, &state).await? else {
             return Ok(());
         };
+        // Others submit pages too: a refused page may be paid already.
         match self.ledger_fields(&state, PAYOUT, epoch).await? {
             Some(ledger) if ledger.is_paid(index) => Ok(()),
             _ => Err(ChainError::Rejected {
@@ -129,8 +132,8 @@ impl Chain {
         }
     }
 
-    /// Sends a call if the runtime finds it valid on `state`. The inner error is the refusal of the runtime or the pool;
-    /// whether the chain already holds the call's content is for the caller to find out.
+    /// Sends a call if the runtime finds it valid on `state`. The inner error is the refusal of the runtime or the
+    /// pool; whether the chain already holds the call's content is for the caller to find out.
     async fn send(
         &self,
         what: &'static str,
@@ -179,6 +182,7 @@ fn refusal(reason: impl Into<String>, retry: bool) -> Refusal {
 }
 
 fn validity(result: ValidationResult) -> Validity {
+    // `retry` is set if time alone can change the answer.
     let (reason, retry) = match result {
         ValidationResult::Valid(_) => return Validity::Valid,
         ValidationResult::Invalid(TransactionInvalid::Stale) => return Validity::Stale,
@@ -196,6 +200,7 @@ fn validity(result: ValidationResult) -> Validity {
 
 /// The codes of `pallet_epoch::refusal` and `pallet_reward::refusal`.
 fn by_code(code: u8) -> Refusal {
+    // Numbers, because the pallets are no dependency of this crate: they would bring all of FRAME into the programs.
     let (reason, retry) = match code {
         1 => ("the epoch has not ended", true),
         2 => (

@@ -198,7 +198,7 @@ async fn an_epoch_should_be_attested_and_paid() {
     let url = format!("ws://127.0.0.1:{}", node.rpc);
     let chain = until("the node's RPC", async || Chain::connect(&url).await.ok()).await;
 
-    // What genesis says.
+    // Parameters of genesis.
     let parameters = chain.parameters().await.unwrap();
     assert_eq!(
         (parameters.epoch_blocks, parameters.window_blocks),

@@ -35,11 +35,13 @@ pub struct Commitment {
 impl Commitment {
     /// Identifier of the commitment, which the next one names as its `parent`.
     pub fn hash(&self) -> Hash {
+        // All fields have fixed lengths, so that the encoding of no other commitment is equal.
         tagged_hash(tags::COMMITMENT, &[&self.encode()])
     }
 
     /// The bytes a parameter server signs: SCALE of `(tag, genesis_hash, round, commitment)`.
     pub fn attest_payload(&self, genesis_hash: &Hash, round: u32) -> Vec<u8> {
+        // Genesis hash and round: a signature is of no use on another network, or after a veto.
         (tags::ATTEST, genesis_hash, round, self).encode()
     }
 }

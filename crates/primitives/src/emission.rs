@@ -67,6 +67,7 @@ pub const fn share(budget: u128, score: u64, total: u128) -> u128 {
     if total == 0 || score as u128 > total {
         return 0;
     }
+    // The product first: dividing first would lose up to `score` planck.
     match budget.checked_mul(score as u128) {
         Some(product) => product / total,
         None => 0,

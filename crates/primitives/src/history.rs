@@ -1,13 +1,13 @@
 //! History of the chain's state: how long the records of an epoch are kept, and how they are removed.
 
-/// Epochs for which the chain keeps commitments, ledgers and issuance counters: 30 days of one-hour epochs. One constant
-/// for all pallets, because a ledger must never outlive the counter that limits what it can issue.
+/// Epochs for which the chain keeps commitments, ledgers and issuance counters: 30 days of one-hour epochs. One
+/// constant for all pallets, because a ledger must never outlive the counter that limits what it can issue.
 pub const HISTORY_EPOCHS: u32 = 720;
 
 /// Removes the records of epochs older than [`HISTORY_EPOCHS`], oldest first and at most `per_call` of them.
 ///
-/// `pruned_before` is the first epoch that may still have records. `remove` deletes the records of one epoch, or returns
-/// false if it cannot afford to. Returns the new `pruned_before`; `None` if nothing was removed.
+/// `pruned_before` is the first epoch that may still have records. `remove` deletes the records of one epoch, or
+/// returns false if it cannot afford to. Returns the new `pruned_before`; `None` if nothing was removed.
 pub fn prune(
     pruned_before: u32,
     current_epoch: u32,

@@ -42,8 +42,8 @@ pub struct Entry {
     pub score: u64,
 }
 
-/// Payout entries of an epoch from the scores of its submissions: one for each account, in ascending order, with the sum
-/// of its scores. Scores of zero make no entry; a sum saturates.
+/// Payout entries of an epoch from the scores of its submissions: one for each account, in ascending order, with the
+/// sum of its scores. Scores of zero make no entry; a sum saturates.
 ///
 /// ```
 /// use alice_primitives::pages::payout_entries;
@@ -65,6 +65,7 @@ pub fn payout_entries(scores: impl IntoIterator<Item = (Hash, u64)>) -> Vec<Entr
 
 /// Hash of page `index` of `epoch`.
 pub fn leaf(epoch: u32, index: u32, entries: &[Entry]) -> Hash {
+    // Epoch and index are hashed too: a page must not be paid in another epoch, or twice in one.
     tagged_hash(tags::PAGE_LEAF, &[&(epoch, index).encode(), &entries.encode()])
 }
 
@@ -87,6 +88,7 @@ pub const fn depth(pages: u32) -> usize {
 fn levels(leaves: &[Hash]) -> Vec<Vec<Hash>> {
     let width = 1usize << depth(leaves.len() as u32);
     let mut level = leaves.to_vec();
+    // Padding has a tag of its own: no page can have this hash.
     level.resize(width, empty());
     let mut levels = vec![level];
     while let Some(last) = levels.last().filter(|l| l.len() > 1) {

@@ -25,7 +25,7 @@ fn commitment() -> Commitment {
     }
 }
 
-/// What a state holds beside many other items.
+/// The items of a state that proofs are about.
 #[derive(Clone)]
 struct Holds {
     /// Epoch under whose key the commitment is.
@@ -73,7 +73,7 @@ fn state(holds: &Holds) -> (H256, Vec<Vec<u8>>) {
             trie.insert(&blake2_256(&i.encode()), &[7; 40]).unwrap();
         }
     }
-    // What a node records while it reads, as for `state_getReadProof`.
+    // A node records the same while it reads for `state_getReadProof`.
     let recorder = Recorder::<Blake2Hasher>::default();
     for key in keys(EPOCH) {
         let mut reading = recorder.as_trie_recorder(root);
@@ -236,7 +236,7 @@ fn too_few_votes_and_votes_of_others_should_not_do() {
 }
 
 #[test]
-fn a_state_without_the_commitment_should_be_told_from_a_damaged_proof() {
+fn a_state_without_the_commitment_should_differ_from_a_damaged_proof() {
     let (state_root, storage) = state(&Holds {
         epoch: EPOCH + 1,
         ..holds()
