@@ -23,6 +23,7 @@ macro_rules! hex_type {
         }
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                // Hexadecimal in logs and failed assertions, too.
                 fmt::Display::fmt(self, f)
             }
         }

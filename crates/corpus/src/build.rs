@@ -183,7 +183,7 @@ fn check_parts(counts: &[SourceCounts], split: &SplitRule) -> Result<(), CorpusE
             raise,
         })
     };
-    // Every live generation is drawn from for a whole part of the run.
+    // Scoring draws from each of them in its turn.
     for generation in split.retired..split.generations {
         if documents(counts, stream_of(Part::Reserve(generation))) == 0 {
             return empty(
@@ -192,6 +192,7 @@ fn check_parts(counts: &[SourceCounts], split: &SplitRule) -> Result<(), CorpusE
             );
         }
     }
+    // Only with very few documents, all of which fell to the held-out parts.
     if documents(counts, stream_of(Part::Training)) == 0 {
         return empty(
             "training text".into(),

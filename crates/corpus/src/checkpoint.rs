@@ -121,6 +121,7 @@ impl State {
 
     /// Appends digests of documents that are now in the streams.
     pub(crate) fn append_digests(&mut self, keys: &[u8]) -> Result<(), CorpusError> {
+        // Not synced here: they count only once a checkpoint has their number.
         self.digests += (keys.len() / SEEN_BYTES) as u64;
         self.log
             .write_all(keys)

@@ -21,6 +21,7 @@ pub fn reserve_file(generation: u32) -> String {
 /// Makes the folders of a build and keeps other builds out of them until it is dropped.
 pub(crate) fn claim(out: &Path) -> Result<File, CorpusError> {
     let state = build_folder(out);
+    // With both, a build was killed between its last manifest and the removal of its state: it is finished again.
     if out.join(CORPUS_FILE).exists() && !state.exists() {
         return Err(CorpusError::Exists(out.to_path_buf()));
     }

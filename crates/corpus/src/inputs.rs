@@ -118,6 +118,7 @@ fn no_files(source: &Source, unread: Option<Box<UnreadFile>>) -> CorpusError {
 pub(crate) fn fingerprint(list: &SourceList, inputs: &[Input], settings: &[&[u8]]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
+        // The length first: two different lists must not join to the same bytes.
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };

@@ -70,6 +70,7 @@ pub(crate) fn run(
     std::thread::scope(|scope| {
         let (mut to_encoders, mut from_encoders) = (Vec::new(), Vec::new());
         for _ in 0..job.options.threads.get() {
+            // One batch in each channel keeps the threads busy; more would only take memory.
             let (to, inbox) = sync_channel(1);
             let (outbox, from) = sync_channel(1);
             scope.spawn(move || encode(job.tokenizer, &inbox, &outbox));

@@ -162,6 +162,7 @@ impl SourceList {
         let mut names = BTreeSet::new();
         for source in &self.source {
             source.check()?;
+            // Manifests and errors refer to sources by name.
             if !names.insert(&source.name) {
                 let problem = format!(
                     "'{}' is there twice; give each source its own name, and each path once",

@@ -73,6 +73,7 @@ impl Manifest {
             path: path.to_path_buf(),
             source,
         })?;
+        // Here and not later: nobody should see counts that no root covers.
         manifest.verify(&manifest.root)?;
         Ok(manifest)
     }

@@ -257,6 +257,7 @@ impl RunSpec {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn parse(text: &str) -> Result<Self, SpecError> {
+        // Before it is parsed, which takes a multiple of its size.
         if text.len() > SPEC_BYTES_MAX {
             return Err(SpecError::TooLarge(text.len()));
         }

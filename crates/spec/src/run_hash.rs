@@ -40,6 +40,7 @@ impl RunSpec {
         if let Some(root) = self.start_root() {
             ("start", root).encode_to(bytes);
         }
+        // 1 is what the mean was before the field existed.
         if self.outer.entry_weight != 1 {
             ("entry_weight", self.outer.entry_weight).encode_to(bytes);
         }

@@ -72,6 +72,7 @@ impl BlobStore {
 
     /// Stores a copy of a file of any size without holding it in memory, and returns its name.
     pub async fn put_file(&self, path: &Path) -> Result<Hash, StoreError> {
+        // Read twice: the copy is written under its final name, which is the hash.
         let hash = hash_file(path).await?;
         let mut file = tokio::fs::File::open(path)
             .await

@@ -228,6 +228,7 @@ impl Transport {
         let mut body = BytesMut::new();
         let mut stream = response.bytes_stream();
         while let Some(Ok(piece)) = stream.next().await {
+            // Too long for a reason of the API, so it is somebody else's page.
             if (body.len() + piece.len()) as u64 > ERROR_BYTES_MAX {
                 break;
             }

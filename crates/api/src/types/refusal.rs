@@ -61,6 +61,7 @@ impl ErrorCode {
             Self::NotYourTask => 403,
             Self::UnknownTask | Self::NotFound => 404,
             Self::NoRound | Self::Duplicate | Self::WrongOffset | Self::Incomplete => 409,
+            // 410 and not 409: nothing that the caller does can make the same request succeed.
             Self::LeaseExpired | Self::Late => 410,
             Self::TooLarge => 413,
             Self::HashMismatch => 422,
