@@ -10,7 +10,7 @@
 //! use alice_tokenizer::{Tokenizer, TrainOptions, train};
 //!
 //! let text = "the people of the union. ".repeat(500);
-//! let tokenizer = train([Ok(text.as_bytes())], &TrainOptions::new(300), &mut |_| ())?;
+//! let tokenizer = train([Ok(text.as_bytes())], &TrainOptions::new(285), &mut |_| ())?;
 //! let ids = tokenizer.encode(b"the people");
 //! assert!(ids.len() < "the people".len());
 //! assert_eq!(tokenizer.decode(&ids), "the people");

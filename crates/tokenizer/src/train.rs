@@ -91,8 +91,8 @@ pub enum Progress {
 ///
 /// let documents = ["one document ".repeat(300), "and another ".repeat(300)];
 /// let readers = documents.iter().map(|text| Ok(text.as_bytes()));
-/// let tokenizer = train(readers, &TrainOptions::new(290), &mut |_| ())?;
-/// assert_eq!(tokenizer.vocab(), 290);
+/// let tokenizer = train(readers, &TrainOptions::new(285), &mut |_| ())?;
+/// assert_eq!(tokenizer.vocab(), 285);
 /// # Ok::<(), alice_tokenizer::TokenizerError>(())
 /// ```
 ///
