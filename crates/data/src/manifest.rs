@@ -208,33 +208,9 @@ mod tests {
         let good = serde_json::to_vec(&manifest).unwrap();
         let path = Path::new("corpus.json");
         assert_eq!(Manifest::parse(&good, path).unwrap(), manifest);
-        let mut state = 1u64;
-        let mut random = move |below: usize| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) as usize % below.max(1)
-        };
         let (mut refused, mut read) = (0, 0);
-        for _ in 0..100_000 {
-            let mut bytes = good.clone();
-            for _ in 0..=random(2) {
-                let at = random(bytes.len());
-                let end = at + random(bytes.len() - at).min(40);
-                match random(4) {
-                    0 => bytes[at] ^= 1 << random(8),
-                    1 => bytes[at] = b"0129-{}[]\",:ae\0\xff"[random(16)],
-                    2 => drop(bytes.drain(at..end)),
-                    _ => {
-                        let part = bytes[at..end].to_vec();
-                        bytes.splice(at..at, part);
-                    }
-                }
-                if bytes.is_empty() {
-                    bytes.push(0);
-                }
-            }
-            match Manifest::parse(&bytes, path) {
+        alice_testkit::damaged(&good, alice_testkit::JSON, 100_000, |bytes| {
+            match Manifest::parse(bytes, path) {
                 Err(_) => refused += 1,
                 Ok(found) => {
                     found.verify(&found.root).unwrap();
@@ -243,7 +219,7 @@ mod tests {
                     read += 1;
                 }
             }
-        }
+        });
         assert!(refused > 50_000 && read > 100, "{refused} refused, {read} read");
     }
 

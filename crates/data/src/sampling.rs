@@ -105,7 +105,7 @@ mod tests {
     use std::collections::HashSet;
 
     fn spec() -> RunSpec {
-        RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap()
+        alice_testkit::fixtures::dev()
     }
 
     #[test]

@@ -288,7 +288,7 @@ mod tests {
     fn damage_should_never_be_a_panic() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.parquet");
-        let mut state = 1u64;
+        let mut random = alice_testkit::Lcg::new(1);
         for how in compressions() {
             write_compressed(&path, "text", &rows()[..200], 100, how);
             let whole = std::fs::read(&path).unwrap();
@@ -296,11 +296,8 @@ mod tests {
             for _ in 0..1000 {
                 let mut bytes = whole.clone();
                 for _ in 0..3 {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1_442_695_040_888_963_407);
-                    let at = (state >> 33) as usize % bytes.len();
-                    bytes[at] ^= 1 << (state >> 60 & 7);
+                    let offset = random.below(bytes.len());
+                    bytes[offset] ^= 1 << random.below(8);
                 }
                 std::fs::write(&path, &bytes).unwrap();
                 refused += usize::from(all(&path, "text", 0).is_err());

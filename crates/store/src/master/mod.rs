@@ -16,7 +16,7 @@
 //! # A step
 //!
 //! 1. The undo journal is written and synced. Until then nothing has changed: a full disk is an ordinary error.
-//! 2. θ\[j\] −= α·d\[j\] through the map ([`aggregate::apply`]), then synced.
+//! 2. `θ[j] −= α·d[j]` through the map ([`aggregate::apply`]), then synced.
 //! 3. The touched groups are hashed, and the sidecar is replaced.
 //! 4. The journal is sealed with the new root and synced. The step is finished, and durable.
 //!
@@ -250,7 +250,7 @@ impl Master {
         self.bytes_hashed
     }
 
-    /// The model's step, θ[j] −= α·d[j] with the operations of [`aggregate::apply`]. Once it returns, the step survives
+    /// The model's step, `θ[j] −= α·d[j]` with the operations of [`aggregate::apply`]. Once it returns, the step survives
     /// a power failure; before, the weights are those before the step, or will be when they are opened again.
     ///
     /// `d` is walked several times. Its entries beyond the weights are left out; its indices must ascend, or nothing is
