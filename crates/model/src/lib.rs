@@ -14,15 +14,16 @@
 //! x ← x + down_proj(silu(gate_proj(n)) · up_proj(n))              n = post_attention_layernorm(x)
 //! ```
 //!
-//! | part | formula | source |
-//! |---|---|---|
-//! | norm (RMSNorm) | x / √(mean(x²) + ε) · w | Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4 |
-//! | positions (RoPE) | coordinates i and i + d/2 of a head turn by position · base^(−2i/d) | Su et al. 2021, arXiv:2104.09864, eq. 34; halves instead of neighbours as in `transformers` |
-//! | attention | softmax(q·kᵀ/√d) v, causal | Vaswani et al. 2017, arXiv:1706.03762, eq. 1 |
-//! | shared keys and values (GQA) | heads/kv_heads query heads for each key/value head | Ainslie et al. 2023, arXiv:2305.13245 |
-//! | feed-forward (SwiGLU) | down(silu(gate(x)) · up(x)) | Shazeer 2020, arXiv:2002.05202, eq. 6 |
-//! | experts | the `top_k` best experts for each token, weighted by the softmax over them | Jiang et al. 2024, arXiv:2401.04088, section 2.1 |
-//! | load balancing | see `llama/moe.rs` | Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6 |
+//! * Norm (RMSNorm): x / √(mean(x²) + ε) · w. Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4.
+//! * Positions (RoPE): coordinates i and i + d/2 of a head turn by position · base^(−2i/d). Su et al. 2021,
+//!   arXiv:2104.09864, eq. 34; with halves in place of neighbours, as in `transformers`.
+//! * Attention: softmax(q·kᵀ/√d) v, causal. Vaswani et al. 2017, arXiv:1706.03762, eq. 1.
+//! * Shared keys and values (GQA): heads / kv_heads query heads for each key/value head. Ainslie et al. 2023,
+//!   arXiv:2305.13245.
+//! * Feed-forward (SwiGLU): down(silu(gate(x)) · up(x)). Shazeer 2020, arXiv:2002.05202, eq. 6.
+//! * Experts: the `top_k` best experts for each token, weighted by the softmax over them. Jiang et al. 2024,
+//!   arXiv:2401.04088, section 2.1.
+//! * Load balancing while training: Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6.
 //!
 //! There are no biases, and the head is not tied to the embedding ([`Decoder`] also reads tied weights).
 //!

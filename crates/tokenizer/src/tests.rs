@@ -567,7 +567,7 @@ proptest! {
         if truncate {
             bytes.truncate(cut.index(bytes.len()));
         }
-        // What is still accepted must work.
+        // A damaged file that is still accepted must work.
         if let Ok(t) = Tokenizer::parse_model(&bytes) {
             let text = "the people  of 1789 é\n".as_bytes();
             prop_assert_eq!(t.decode_bytes(&t.encode(text)), text);

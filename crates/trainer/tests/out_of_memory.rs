@@ -51,7 +51,7 @@ fn child(micro_batch: u32) {
     }
 }
 
-/// What a task prints in a process with at most so many KiB of address space.
+/// Output of a task in a process with a maximum of `limit_kib` KiB of address space.
 fn run(micro_batch: u32, limit_kib: Option<u64>) -> String {
     let limit = limit_kib.map_or("unlimited".into(), |kib| kib.to_string());
     let output = Command::new("sh")

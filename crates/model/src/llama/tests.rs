@@ -347,7 +347,7 @@ fn only_what_learns_should_be_f32_in_a_model_of_bf16() {
         assert_eq!(parameter.kind() == Kind::Float, learns);
         assert_eq!(parameter.kind() == Kind::BFloat16, !learns);
     }
-    // What learns goes in and out bit by bit.
+    // Parameters that learn go in and out bit by bit.
     let theta = rough_theta(&spec);
     assert_eq!(model.store_learning().unwrap(), theta[model.learning_range()]);
     let tokens = model.batch(&sequences(3, 24)).unwrap();

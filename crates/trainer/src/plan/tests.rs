@@ -31,7 +31,7 @@ fn the_state_should_be_counted_by_parameter() {
     let small = need(&spec, 3, options(Precision::Bf16, Moments::Bits8, true), GPU);
     assert_eq!(small.weights, 4 * learning + 2 * (spec.parameters() - learning));
     assert_eq!(small.moments, 2 * learning + learning / 32);
-    // What the specification is priced at is what is planned.
+    // The price in the specification and the plan are the same.
     let priced = spec.cost().memory;
     let largest = (0..8).max_by_key(|p| spec.fragment_parameters(*p)).unwrap();
     for (way, precision, moments) in [

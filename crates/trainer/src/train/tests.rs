@@ -205,7 +205,7 @@ fn moments_should_be_carried_from_task_to_task() {
     assert_eq!(second.moments, MomentsFrom::Carried { steps: 2 });
     assert_ne!(first.d, second.d);
     assert_eq!(run(1, Some(&later)).0.moments, MomentsFrom::Carried { steps: 4 });
-    // What cannot be used costs the moments, not the task.
+    // Unusable moments are lost, the task is not.
     for (fragment, bytes) in [(0, &moments[..]), (1, &moments[..500])] {
         let (result, _) = run(fragment, Some(bytes));
         assert!(
