@@ -236,7 +236,7 @@ def learn(model, ids, steps):
     return loss.item()
 
 
-def nasty():
+def adversarial_texts():
     text = "".join(p.read_text() for p in sorted(TEXTS.glob("*.txt"))[:30])
     fixed = [
         "", " ", "  ", "   ", "\n", "\n\n", "a", " a", "  a", "a ", "hello world", "Hello  wörld 123\n\tdef f(x): 🦙",
@@ -361,7 +361,7 @@ class Weights(unittest.TestCase):
 
     def test_1_tokenizers_agree(self):
         rng = random.Random(1)
-        fixed, text = nasty()
+        fixed, text = adversarial_texts()
         for name, vocab in self.vocab.items():
             path = self.dir / name
             sp = sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
@@ -422,7 +422,7 @@ class Weights(unittest.TestCase):
         target.mkdir()
         (target / "tokenizer.model").write_bytes(proto.SerializeToString())
         sp = sentencepiece.SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
-        fixed, _ = nasty()
+        fixed, _ = adversarial_texts()
         texts = [*fixed, "[INST] <pad>", "The State of the Union"]
         for text, ids in zip(texts, self.ids("rearranged", [t.encode() for t in texts]), strict=True):
             self.assertEqual(ids, sp.encode(text), text[:60])
@@ -547,7 +547,7 @@ class Weights(unittest.TestCase):
         return stored | {k: np.stack([v[e] for e in range(len(v))]) for k, v in experts.items()}
 
     def test_9_llama_cpp_runs_the_files(self):
-        fixed, _ = nasty()
+        fixed, _ = adversarial_texts()
         texts = [t for t in fixed if len(t) <= 6000]
         for name in MODELS:
             models = {

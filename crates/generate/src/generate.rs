@@ -132,7 +132,7 @@ pub fn generate(
     let mut cache = decoder.cache(room)?;
     let prompt_logits = decoder.forward(&prompt, &mut cache)?;
     // The penalty is for the whole text, as in `transformers`.
-    sampler.saw(&prompt);
+    sampler.record(&prompt);
     let mut logits = None;
     let mut prefill = None;
     let (mut tokens, mut text, mut stream) = (Vec::new(), String::new(), TextStream::default());
@@ -144,7 +144,7 @@ pub fn generate(
         let token = chosen.ok_or_else(not_finite)?;
         prefill.get_or_insert_with(|| started.elapsed());
         tokens.push(token);
-        sampler.saw(&[token]);
+        sampler.record(&[token]);
         // The end token is counted, and it has no text.
         if folder.end().contains(&token) {
             break StopReason::End;

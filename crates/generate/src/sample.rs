@@ -91,7 +91,7 @@ impl Sampler {
     }
 
     /// Notes tokens of the text, for the penalty.
-    pub fn saw(&mut self, ids: &[u32]) {
+    pub fn record(&mut self, ids: &[u32]) {
         for id in ids {
             if let Some(seen) = self.seen.get_mut(*id as usize) {
                 *seen = true;

@@ -33,7 +33,7 @@ mod adamw;
 mod carry;
 mod error;
 mod memory;
-mod micro;
+mod micro_batches;
 mod moments;
 pub mod plan;
 mod task;

@@ -5,7 +5,7 @@ use crate::{
     adamw::AdamW,
     carry::{self, Carry, CarryError},
     error::advise,
-    micro::in_micro_batches,
+    micro_batches::in_micro_batches,
 };
 use alice_model::{Device, Llama};
 use alice_spec::InnerSpec;

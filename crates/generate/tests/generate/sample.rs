@@ -78,7 +78,7 @@ fn top_k_and_top_p_should_keep_the_most_probable() {
 fn the_penalty_should_make_what_was_seen_less_probable() {
     let mut sampler = Sampler::new(sampling(0.0, 0, 1.0, 2.0), 0, 3).unwrap();
     assert_eq!(sampler.choose(&[3.0, 2.0, -1.0]), Some(0));
-    sampler.saw(&[0, 9]);
+    sampler.record(&[0, 9]);
     assert_eq!(sampler.choose(&[3.0, 2.0, -1.0]), Some(1));
     assert_eq!(sampler.choose(&[-1.0, -3.0, -1.5]), Some(2));
 }
