@@ -1,5 +1,5 @@
-//! What the update codec costs and achieves: bits of an entry against the entropy bound, speed against a plain read of
-//! the same memory, threads, and one update of the 7-billion-parameter run. `bench/codec_torch.py` runs it beside torch.
+//! Cost and results of the update codec: bits of an entry against the entropy bound, speed against a plain read of the
+//! same memory, threads, and one update of the 7-billion-parameter run. `bench/codec_torch.py` compares it with torch.
 #![forbid(unsafe_code)]
 
 mod gradient;
@@ -24,7 +24,7 @@ struct Args {
     /// Fragment of the run that --seven-b encodes, as its tasks do; all parameters if none.
     #[arg(long)]
     fragment: Option<u32>,
-    /// With --seven-b: instead of one update, a round of so many miners, up to the published aggregate.
+    /// With --seven-b: a round of this many miners instead of one update, up to the published aggregate.
     #[arg(long, requires = "seven_b", value_parser = clap::value_parser!(u64).range(1..))]
     round: Option<u64>,
     /// Run specification for --seven-b.

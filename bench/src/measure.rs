@@ -11,7 +11,7 @@ pub fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// What a call took: the median of its runs.
+/// Duration of a call: the median of its runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Took {
     pub cpu_s: f64,
@@ -38,7 +38,7 @@ pub fn median<T>(mut call: impl FnMut() -> T) -> Took {
     }
 }
 
-/// Peak of the resident memory in bytes (VmHWM); none where /proc is not there.
+/// Peak of the resident memory, bytes (VmHWM); `None` without /proc.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

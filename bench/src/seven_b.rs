@@ -1,4 +1,4 @@
-//! One update of a run's real shapes, made from a gradient that is never in memory as a whole.
+//! One update of a run's real shapes, from a gradient that is never in memory as a whole.
 
 use crate::gradient;
 use crate::measure::{Table, cpu_seconds, peak_memory};
@@ -11,14 +11,14 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-/// Values that are made and pushed at once.
+/// Values generated and pushed at once.
 const PIECE: usize = 1 << 24;
 
-/// What of a run is encoded.
+/// The encoded part of a run: the whole model or a fragment.
 struct Case {
     spec: RunSpec,
     layout: Layout,
-    /// Tensors of the layout.
+    /// Tensors that the layout covers.
     tensors: Range<usize>,
     threads: usize,
 }
@@ -54,7 +54,7 @@ impl Case {
         let mut at = number * self.spec.parameters();
         let lens = self.spec.tensors().into_iter().map(|tensor: TensorShape| tensor.len());
         for (number, tensor) in lens.enumerate().skip(self.tensors.start).take(self.tensors.len()) {
-            // Each tensor has its own size of values, as in a real model.
+            // Each tensor has values of its own size, as in a real model: thresholds do not carry over.
             let size = 1e-4 * (1 + number % 7) as f32;
             let mut left = tensor;
             while left > 0 {
@@ -78,7 +78,7 @@ struct Clocks {
     finishing: Clock,
 }
 
-/// A round of so many updates of different miners: checked, and brought to the aggregate that is published.
+/// A round of `miners` updates: encodes and checks them, and encodes and checks the aggregate.
 pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> Result<Vec<Table>> {
     let case = Case::read(run, fragment, threads)?;
     let update = &case.spec.update;
@@ -123,7 +123,7 @@ pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> 
     }])
 }
 
-/// One update, encoded and decoded again.
+/// Encodes one update and decodes it again.
 pub fn report(run: &Path, fragment: Option<u32>, threads: usize) -> Result<Vec<Table>> {
     let case = Case::read(run, fragment, threads)?;
     let mut clocks = Clocks::default();

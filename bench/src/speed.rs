@@ -9,7 +9,7 @@ use pulp::{Arch, Simd, WithSimd};
 use serde_json::json;
 use std::path::Path;
 
-/// Xor of the bits of all values: the least that a pass over them can be, with the machine's widest vectors.
+/// Xor of the bits of all values with the machine's widest vectors: the lower bound for a pass over them.
 struct ReadPass<'a>(&'a [f32]);
 
 impl WithSimd for ReadPass<'_> {
@@ -129,7 +129,7 @@ pub fn report(count: usize) -> Result<Vec<Table>> {
     of_values(&values, &[6, 64])
 }
 
-/// Values of a file.
+/// Reads the values of a file.
 pub fn of_file(path: &Path, k: &[u32]) -> Result<Vec<Table>> {
     let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     let words = bytes.as_chunks::<4>().0.iter();

@@ -1,4 +1,4 @@
-//! Bits of an entry at four densities, against what other ways of writing positions would take.
+//! Bits of an entry at four densities, compared with other encodings of positions.
 
 use crate::gradient;
 use crate::measure::Table;
@@ -26,7 +26,7 @@ fn log2_choose(len: usize, count: usize) -> f64 {
     (0..count).map(|i| ((len - i) as f64 / (count - i) as f64).log2()).sum()
 }
 
-/// The update whose density is nearest to the goal from below, by its budget.
+/// The update of the largest density that does not exceed the goal, found by its budget.
 fn at_density(layout: &Layout, values: &[f32], goal: f64) -> Result<(u64, EncoderOutput)> {
     let (mut low, mut high) = (VALUES as u64 / 4096, VALUES as u64);
     let mut best = None;

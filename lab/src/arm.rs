@@ -1,8 +1,8 @@
-//! What is compared: one arm is one way to train.
+//! Arms: the training set-ups that an experiment compares.
 
 use serde::{Deserialize, Serialize};
 
-/// One way to train. Two arms of an experiment differ in the fields that it asks about and in nothing else.
+/// A training set-up. Two arms of an experiment differ in the fields that it asks about and in nothing else.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
     /// Workers M.
@@ -15,12 +15,12 @@ pub struct Arm {
     pub rounds: u32,
     /// Peak inner learning rate: warm-up over the first twentieth of all steps, then a cosine to a tenth.
     pub learning_rate: f64,
-    /// Whether a worker's AdamW moments of a fragment live on from task to task, as the miner's do unless it is told
-    /// otherwise. If not, each task has a warm-up of three steps.
+    /// Whether a worker's AdamW moments of a fragment are kept from task to task, as a miner's are by default.
+    /// If not, each task has a warm-up of three steps.
     pub keep_moments: bool,
     /// The network's step.
     pub outer: Outer,
-    /// How a pseudo-gradient is compressed; not at all if none.
+    /// Compression of a pseudo-gradient; `None` sends it as it is.
     pub codec: Option<Codec>,
     /// Contiguous layer groups P; a worker trains one of them in a round, in rotation. 1: all parameters.
     pub fragments: u32,
@@ -28,7 +28,7 @@ pub struct Arm {
     pub churn: f64,
     /// 0: round e trains on θ(e); 1: on θ(e−1).
     pub base_lag: u32,
-    /// Blocks of the model, where they are not those of the run.
+    /// Blocks of the model, if not those of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<u32>,
 }
@@ -55,20 +55,20 @@ pub struct Codec {
     pub k_max: u32,
     /// Bits of a value.
     pub value_bits: u8,
-    /// Residual decay β; no error feedback at all if none.
+    /// Residual decay β; `None` for no error feedback at all.
     pub decay: Option<f64>,
-    /// Budget of an update in bytes; only `k_max` bounds it if none.
+    /// Budget of an update, bytes; `None` if only `k_max` bounds it.
     pub budget_bytes: Option<u64>,
-    /// Bits of the published aggregate; applied as f32 if none.
+    /// Bits of the published aggregate; `None` applies the f32 mean.
     pub publish_bits: Option<u8>,
-    /// Whether a residual is reduced by what the network has moved a coordinate since, towards zero and not beyond: that
-    /// part of what was found has been done by others.
+    /// Whether a residual is reduced by the network's movement of a coordinate since, towards zero and not beyond: that part
+    /// of the work has been done by others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settle: bool,
 }
 
 impl Arm {
-    /// Name of a run's result: of the arm, the model, the text's size and the seed, so that arms that experiments share
+    /// Key of a run's result: a hash of the arm, the model, the text's size and the seed, so that arms that experiments share
     /// run once.
     pub fn key(&self, model: &str, seed: u64) -> String {
         let text = serde_json::json!([self, model, seed]).to_string();

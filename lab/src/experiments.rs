@@ -1,4 +1,4 @@
-//! The experiments: which arms, and what each asks.
+//! The experiments: a question each, and the arms that answer it.
 
 use crate::arm::{Arm, Codec, Outer};
 
@@ -8,10 +8,10 @@ pub struct Experiment {
     pub name: &'static str,
     /// The question.
     pub question: &'static str,
-    /// Labelled arms; the first is what the others are compared with.
+    /// Labelled arms; the others are compared with the first.
     pub arms: Vec<(String, Arm)>,
     /// A published law for the arms, in their order: A and a of the loss A · N^a of a model of N parameters that is trained
-    /// on 20 tokens for each. Empty where there is none.
+    /// on 20 tokens for each. Empty if there is none.
     pub law: &'static [(f64, f64)],
 }
 
@@ -25,7 +25,7 @@ const DILOCO_LAW: [(f64, f64); 5] = [
     (21.051, -0.1018),
 ];
 
-/// How long the runs of an experiment are, the same for every arm.
+/// Length of an experiment's runs, the same for every arm.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {
     /// Steps of the network.
@@ -124,63 +124,161 @@ fn coded(scale: Scale, codec: Codec) -> Arm {
     }
 }
 
-/// All experiments at a scale.
-pub fn all(scale: Scale) -> Vec<Experiment> {
-    let dp = || ("AdamW, data parallel".to_string(), data_parallel(scale));
-    let base = || ("ours: 1.56 %, 2 bits, β 0.95".to_string(), ours(scale));
-    let mut list = Vec::new();
-    let mut add = |name, question, arms| {
-        list.push(Experiment {
-            name,
-            question,
-            arms,
-            law: if name == "e1" { &DILOCO_LAW } else { &[] },
-        })
-    };
+/// Arms of an experiment with their labels.
+type Arms = Vec<(String, Arm)>;
 
-    let mut arms = vec![dp()];
-    arms.extend([1, 2, 4, 8].map(|m| (format!("dense DiLoCo, M = {m}"), diloco(m, scale))));
-    add("e1", "What do local steps cost, at equal tokens?", arms);
+/// Name on the command line, question, arms.
+type Definition = (&'static str, &'static str, fn(Scale) -> Arms);
 
-    add(
+/// All experiments.
+const EXPERIMENTS: [Definition; 15] = [
+    ("e1", "What do local steps cost, at equal tokens?", local_steps),
+    (
         "e3",
         "Do 1.56 % of the coordinates in two bits do as well as dense DiLoCo?",
-        vec![
-            ("dense DiLoCo, M = 8".into(), diloco(8, scale)),
-            base(),
-            (
-                "ours, moments from nothing in each task".into(),
-                Arm {
-                    keep_moments: false,
-                    ..ours(scale)
-                },
-            ),
-            ("ours, an entry weighs 1 / R".into(), ours_over_all(scale)),
-            (
-                "dense, plain step".into(),
-                Arm {
-                    outer: PLAIN,
-                    codec: None,
-                    ..ours(scale)
-                },
-            ),
-        ],
-    );
+        compression,
+    ),
+    ("e4", "Which residual decay for which density?", decay_by_density),
+    (
+        "e5",
+        "How many bits of a value, and is error feedback needed?",
+        value_bits,
+    ),
+    (
+        "e6",
+        "Mean over all or over senders; plain or Nesterov; how long a step?",
+        outer_steps,
+    ),
+    (
+        "e7",
+        "Full tasks at 0.14 % or fragments at four times that, with equal bytes?",
+        fragments_at_equal_bytes,
+    ),
+    (
+        "e11",
+        "All parameters, or fragments with as many more of the coordinates, at equal bytes and equal tokens?",
+        fragments_at_equal_tokens,
+    ),
+    ("e13", "Which decay if a residual grows old?", decay_of_old_residuals),
+    (
+        "e14",
+        "Ours and dense DiLoCo, by decay: for long runs",
+        decay_in_long_runs,
+    ),
+    (
+        "e12",
+        "Should a residual lose the part that the network has done meanwhile?",
+        settled_residuals,
+    ),
+    ("e15", "More fragments, shorter residuals?", deep_fragments),
+    ("e9", "What does churn cost?", churn),
+    (
+        "e10",
+        "What does training on the weights of the round before cost?",
+        staleness,
+    ),
+    ("deltas", "How many bits of the published aggregate?", published_bits),
+    (
+        "deltas96",
+        "How many bits of the published aggregate, with 96 workers?",
+        published_bits_of_many,
+    ),
+];
 
-    let mut arms = vec![base()];
-    for (percent, k_max) in [("0.15", 6), ("0.5", 20), ("1.56", K_DENSE)] {
-        for decay in [0.6, 0.8, 0.9, 0.95, 0.99, 0.995] {
-            let codec = Codec {
-                k_max,
-                decay: Some(decay),
-                ..OURS
-            };
-            arms.push((format!("{percent} %, β {decay}"), coded(scale, codec)));
-        }
+/// All experiments at a scale.
+pub fn all(scale: Scale) -> Vec<Experiment> {
+    EXPERIMENTS
+        .into_iter()
+        .map(|(name, question, arms)| Experiment {
+            name,
+            question,
+            arms: arms(scale),
+            law: if name == "e1" { &DILOCO_LAW } else { &[] },
+        })
+        .collect()
+}
+
+/// The arm that most experiments compare with.
+fn base(scale: Scale) -> (String, Arm) {
+    ("ours: 1.56 %, 2 bits, β 0.95".into(), ours(scale))
+}
+
+/// Ours in P fragments with at most `k_max` entries in a chunk.
+fn in_fragments(scale: Scale, fragments: u32, k_max: u32) -> Arm {
+    Arm {
+        fragments,
+        ..coded(scale, Codec { k_max, ..OURS })
     }
-    add("e4", "Which residual decay for which density?", arms);
+}
 
-    let mut arms = vec![base()];
+/// Ours within a budget of bytes. 2,100 bytes are those of genesis-7b for each parameter: 16,000,000 · 8 bits over 6.74e9
+/// parameters.
+fn in_budget(scale: Scale, k_max: u32, decay: f64, fragments: u32, budget_bytes: u64) -> Arm {
+    let codec = Codec {
+        k_max,
+        decay: Some(decay),
+        budget_bytes: Some(budget_bytes),
+        ..OURS
+    };
+    Arm {
+        fragments,
+        ..coded(scale, codec)
+    }
+}
+
+/// An arm with each of several residual decays, labelled by `label` and the decay.
+fn by_decay(label: &str, arm: &Arm, decays: &[f64]) -> Arms {
+    let of = |decay: &f64| {
+        let codec = Codec {
+            decay: Some(*decay),
+            ..arm.codec.unwrap_or(OURS)
+        };
+        let arm = Arm {
+            codec: Some(codec),
+            ..arm.clone()
+        };
+        (format!("{label}, β {decay}"), arm)
+    };
+    decays.iter().map(of).collect()
+}
+
+fn local_steps(scale: Scale) -> Arms {
+    let mut arms = vec![("AdamW, data parallel".into(), data_parallel(scale))];
+    arms.extend([1, 2, 4, 8].map(|m| (format!("dense DiLoCo, M = {m}"), diloco(m, scale))));
+    arms
+}
+
+fn compression(scale: Scale) -> Arms {
+    let from_nothing = Arm {
+        keep_moments: false,
+        ..ours(scale)
+    };
+    let dense = Arm {
+        outer: PLAIN,
+        codec: None,
+        ..ours(scale)
+    };
+    vec![
+        ("dense DiLoCo, M = 8".into(), diloco(8, scale)),
+        base(scale),
+        ("ours, moments from nothing in each task".into(), from_nothing),
+        ("ours, an entry weighs 1 / R".into(), ours_over_all(scale)),
+        ("dense, plain step".into(), dense),
+    ]
+}
+
+fn decay_by_density(scale: Scale) -> Arms {
+    let mut arms = vec![base(scale)];
+    for (percent, k_max) in [("0.15", 6), ("0.5", 20), ("1.56", K_DENSE)] {
+        let arm = coded(scale, Codec { k_max, ..OURS });
+        let decays = [0.6, 0.8, 0.9, 0.95, 0.99, 0.995];
+        arms.extend(by_decay(&format!("{percent} %"), &arm, &decays));
+    }
+    arms
+}
+
+fn value_bits(scale: Scale) -> Arms {
+    let mut arms = vec![base(scale)];
     for value_bits in [1, 2, 4, 8] {
         for (text, decay) in [("", Some(0.95)), (", no error feedback", None)] {
             let codec = Codec {
@@ -191,251 +289,177 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
             arms.push((format!("{value_bits} bits{text}"), coded(scale, codec)));
         }
     }
-    add("e5", "How many bits of a value, and is error feedback needed?", arms);
+    arms
+}
 
-    let with = |outer| Arm { outer, ..ours(scale) };
-    add(
-        "e6",
-        "Mean over all or over senders; plain or Nesterov; how long a step?",
-        vec![
-            ("over all, plain".into(), with(PLAIN)),
-            (
-                "over senders, plain".into(),
-                with(Outer {
-                    by_senders: true,
-                    ..PLAIN
-                }),
-            ),
-            ("over all, Nesterov".into(), with(NESTEROV)),
-            (
-                "over senders, Nesterov".into(),
-                with(Outer {
-                    by_senders: true,
-                    ..NESTEROV
-                }),
-            ),
-            (
-                "over senders, at most 2 / R for an entry".into(),
-                with(Outer {
-                    entry_weight: Some(2),
-                    ..PLAIN
-                }),
-            ),
-            (
-                "over senders, at most 4 / R for an entry".into(),
-                with(Outer {
-                    entry_weight: Some(4),
-                    ..PLAIN
-                }),
-            ),
-            ("over all, α 2".into(), with(Outer { alpha: 2.0, ..PLAIN })),
-            ("over all, α 4".into(), with(Outer { alpha: 4.0, ..PLAIN })),
-        ],
-    );
-
-    // The bytes of genesis-7b for each parameter: 16,000,000 · 8 bits over 6.74e9 parameters.
-    let tight = |k_max, decay, fragments, budget: u64| Arm {
-        fragments,
-        ..coded(
-            scale,
-            Codec {
-                k_max,
-                decay: Some(decay),
-                budget_bytes: Some(budget),
-                ..OURS
-            },
-        )
+fn outer_steps(scale: Scale) -> Arms {
+    let by_senders = |outer| Outer {
+        by_senders: true,
+        ..outer
     };
-    add(
-        "e7",
-        "Full tasks at 0.14 % or fragments at four times that, with equal bytes?",
-        vec![
-            base(),
-            ("full, 2,100 bytes, β 0.995".into(), tight(K_DENSE, 0.995, 1, 2_100)),
-            ("full, 2,100 bytes, β 0.95".into(), tight(K_DENSE, 0.95, 1, 2_100)),
-            (
-                "4 fragments, 2,100 bytes, β 0.98".into(),
-                tight(K_DENSE, 0.98, 4, 2_100),
-            ),
-            ("4 fragments, 2,100 bytes, β 0.8".into(), tight(K_DENSE, 0.8, 4, 2_100)),
-            (
-                "4 fragments, 2,100 bytes, β 0.8, equal FLOPs".into(),
-                Arm {
-                    steps: EQUAL_FLOPS_STEPS,
-                    ..tight(K_DENSE, 0.8, 4, 2_100)
-                },
-            ),
-            (
-                "4 fragments, 2,100 bytes, moments from nothing in each task".into(),
-                Arm {
-                    keep_moments: false,
-                    ..tight(K_DENSE, 0.98, 4, 2_100)
-                },
-            ),
-        ],
-    );
-
-    let fragments = |fragments, k_max| Arm {
-        fragments,
-        ..coded(scale, Codec { k_max, ..OURS })
+    let at_most = |entry_weight| Outer {
+        entry_weight: Some(entry_weight),
+        ..PLAIN
     };
-    add(
-        "e11",
-        "All parameters, or fragments with as many more of the coordinates, at equal bytes and equal tokens?",
-        vec![
-            base(),
-            ("2 fragments, 3.12 %".into(), fragments(2, 2 * K_DENSE)),
-            ("4 fragments, 6.25 %".into(), fragments(4, 4 * K_DENSE)),
-        ],
-    );
+    let alpha = |alpha| Outer { alpha, ..PLAIN };
+    [
+        ("over all, plain", PLAIN),
+        ("over senders, plain", by_senders(PLAIN)),
+        ("over all, Nesterov", NESTEROV),
+        ("over senders, Nesterov", by_senders(NESTEROV)),
+        ("over senders, at most 2 / R for an entry", at_most(2)),
+        ("over senders, at most 4 / R for an entry", at_most(4)),
+        ("over all, α 2", alpha(2.0)),
+        ("over all, α 4", alpha(4.0)),
+    ]
+    .map(|(label, outer)| (label.into(), Arm { outer, ..ours(scale) }))
+    .to_vec()
+}
 
-    // A residual decays when its worker comes back to the fragment, which is every P rounds.
-    let decays = |arm: Arm, decays: &[f64]| -> Vec<Arm> {
-        let with = |decay: &f64| Codec {
-            decay: Some(*decay),
-            ..arm.codec.unwrap_or(OURS)
-        };
-        let arm = &arm;
-        decays
-            .iter()
-            .map(|decay| Arm {
-                codec: Some(with(decay)),
-                ..arm.clone()
-            })
-            .collect()
+fn fragments_at_equal_bytes(scale: Scale) -> Arms {
+    let of = |decay, fragments| in_budget(scale, K_DENSE, decay, fragments, 2_100);
+    let equal_flops = Arm {
+        steps: EQUAL_FLOPS_STEPS,
+        ..of(0.8, 4)
     };
+    let from_nothing = Arm {
+        keep_moments: false,
+        ..of(0.98, 4)
+    };
+    vec![
+        base(scale),
+        ("full, 2,100 bytes, β 0.995".into(), of(0.995, 1)),
+        ("full, 2,100 bytes, β 0.95".into(), of(0.95, 1)),
+        ("4 fragments, 2,100 bytes, β 0.98".into(), of(0.98, 4)),
+        ("4 fragments, 2,100 bytes, β 0.8".into(), of(0.8, 4)),
+        ("4 fragments, 2,100 bytes, β 0.8, equal FLOPs".into(), equal_flops),
+        (
+            "4 fragments, 2,100 bytes, moments from nothing in each task".into(),
+            from_nothing,
+        ),
+    ]
+}
+
+fn fragments_at_equal_tokens(scale: Scale) -> Arms {
+    vec![
+        base(scale),
+        ("2 fragments, 3.12 %".into(), in_fragments(scale, 2, 2 * K_DENSE)),
+        ("4 fragments, 6.25 %".into(), in_fragments(scale, 4, 4 * K_DENSE)),
+    ]
+}
+
+/// A residual decays when its worker comes back to the fragment, which is every P rounds.
+fn decay_of_old_residuals(scale: Scale) -> Arms {
     let lagging = Arm {
         base_lag: 1,
         ..ours(scale)
     };
-    let mut arms = vec![base()];
-    for (label, of) in [
-        (
-            "2 fragments, 3.12 %",
-            decays(fragments(2, 2 * K_DENSE), &[0.95, 0.9, 0.8, 0.6]),
-        ),
-        ("4 fragments, 1.56 %", decays(fragments(4, K_DENSE), &[0.95, 0.8, 0.6])),
-        (
-            "4 fragments, 2,100 bytes",
-            decays(tight(K_DENSE, 0.98, 4, 2_100), &[0.98, 0.9, 0.8]),
-        ),
-        ("base_lag 1", decays(lagging, &[0.95, 0.8, 0.6])),
-    ] {
-        arms.extend(of.into_iter().map(|arm| {
-            let decay = arm.codec.and_then(|codec| codec.decay).unwrap_or_default();
-            (format!("{label}, β {decay}"), arm)
-        }));
-    }
-    add("e13", "Which decay where a residual grows old?", arms);
+    let two = in_fragments(scale, 2, 2 * K_DENSE);
+    let four = in_fragments(scale, 4, K_DENSE);
+    let four_in_budget = in_budget(scale, K_DENSE, 0.98, 4, 2_100);
+    let mut arms = vec![base(scale)];
+    arms.extend(by_decay("2 fragments, 3.12 %", &two, &[0.95, 0.9, 0.8, 0.6]));
+    arms.extend(by_decay("4 fragments, 1.56 %", &four, &[0.95, 0.8, 0.6]));
+    arms.extend(by_decay("4 fragments, 2,100 bytes", &four_in_budget, &[0.98, 0.9, 0.8]));
+    arms.extend(by_decay("base_lag 1", &lagging, &[0.95, 0.8, 0.6]));
+    arms
+}
 
-    let mut arms = vec![("dense DiLoCo, M = 8".to_string(), diloco(8, scale))];
-    arms.extend(decays(ours(scale), &[0.95, 0.8, 0.6]).into_iter().map(|arm| {
-        let decay = arm.codec.and_then(|codec| codec.decay).unwrap_or_default();
-        (format!("ours: 1.56 %, 2 bits, β {decay}"), arm)
-    }));
-    add("e14", "Ours beside dense DiLoCo, by decay: for long runs", arms);
+fn decay_in_long_runs(scale: Scale) -> Arms {
+    let mut arms = vec![("dense DiLoCo, M = 8".into(), diloco(8, scale))];
+    arms.extend(by_decay("ours: 1.56 %, 2 bits", &ours(scale), &[0.95, 0.8, 0.6]));
+    arms
+}
 
-    // Each beside itself: residuals grow old where a worker comes back to a fragment only every few rounds.
-    let mut arms = Vec::new();
-    for (label, arm) in [
-        base(),
-        ("2 fragments, 3.12 %".into(), fragments(2, 2 * K_DENSE)),
-        (
-            "2 fragments, 3.12 %, 2 / R".into(),
-            Arm {
-                outer: Outer {
-                    entry_weight: Some(2),
-                    ..PLAIN
-                },
-                ..fragments(2, 2 * K_DENSE)
-            },
-        ),
+/// Pairs, plain and settled: residuals grow old if a worker comes back to a fragment only every few rounds.
+fn settled_residuals(scale: Scale) -> Arms {
+    let bounded = Arm {
+        outer: Outer {
+            entry_weight: Some(2),
+            ..PLAIN
+        },
+        ..in_fragments(scale, 2, 2 * K_DENSE)
+    };
+    let plain = [
+        base(scale),
+        ("2 fragments, 3.12 %".into(), in_fragments(scale, 2, 2 * K_DENSE)),
+        ("2 fragments, 3.12 %, 2 / R".into(), bounded),
         (
             "4 fragments, 2,100 bytes, β 0.98".into(),
-            tight(K_DENSE, 0.98, 4, 2_100),
+            in_budget(scale, K_DENSE, 0.98, 4, 2_100),
         ),
-        ("full, 2,100 bytes, β 0.995".into(), tight(K_DENSE, 0.995, 1, 2_100)),
-    ] {
-        let codec = arm.codec.map(|codec| Codec { settle: true, ..codec });
-        arms.push((label.clone(), arm.clone()));
-        arms.push((format!("{label}, settled"), Arm { codec, ..arm }));
-    }
-    add(
-        "e12",
-        "Should a residual lose what the network has done meanwhile?",
-        arms,
-    );
-
-    // A deeper model in as many fragments as the 7B run has, an update with what 1.6 % of an eighth takes: by P and decay.
-    let deep = |fragments, decay| Arm {
-        layers: Some(8),
-        ..tight(2 * K_DENSE, decay, fragments, 4_100)
-    };
-    let of = [(1, 0.95), (4, 0.8), (4, 0.6), (8, 0.8), (8, 0.6), (8, 0.0)];
-    let label = |(p, decay): (u32, f64)| match p {
-        1 => format!("8 layers, 4,100 bytes, full, β {decay}"),
-        _ => format!("8 layers, 4,100 bytes, {p} fragments, β {decay}"),
-    };
-    add(
-        "e15",
-        "More fragments, shorter residuals?",
-        of.map(|case| (label(case), deep(case.0, case.1))).to_vec(),
-    );
-
-    let mut arms = vec![base()];
-    arms.extend([0.1, 0.3, 0.5].map(|churn| {
         (
-            format!("{} % of the workers miss a round", churn * 100.0),
-            Arm { churn, ..ours(scale) },
-        )
-    }));
-    add("e9", "What does churn cost?", arms);
-
-    add(
-        "e10",
-        "What does training on the weights of the round before cost?",
-        vec![
-            base(),
-            (
-                "base_lag 1".into(),
-                Arm {
-                    base_lag: 1,
-                    ..ours(scale)
-                },
-            ),
-        ],
-    );
-
-    let deltas = |arm: &Arm| {
-        let published = |bits| Arm {
-            codec: Some(Codec {
-                publish_bits: bits,
-                ..OURS
-            }),
-            ..arm.clone()
-        };
-        let mut arms = vec![("f32, as it is".to_string(), published(None))];
-        arms.extend([8, 4, 2].map(|bits| (format!("{bits} bits"), published(Some(bits)))));
-        arms
+            "full, 2,100 bytes, β 0.995".into(),
+            in_budget(scale, K_DENSE, 0.995, 1, 2_100),
+        ),
+    ];
+    let pair = |(label, arm): (String, Arm)| {
+        let codec = arm.codec.map(|codec| Codec { settle: true, ..codec });
+        let settled = (format!("{label}, settled"), Arm { codec, ..arm.clone() });
+        [(label, arm), settled]
     };
-    add(
-        "deltas",
-        "How many bits of the published aggregate?",
-        deltas(&ours(scale)),
-    );
-    // Twelve times the workers with a sequence each, for a quarter of the rounds: three times the tokens.
-    let many = Arm {
+    plain.into_iter().flat_map(pair).collect()
+}
+
+/// A deeper model in as many fragments as the 7B run has, an update of the bytes of 1.6 % of an eighth: by P and decay.
+fn deep_fragments(scale: Scale) -> Arms {
+    let of = |(fragments, decay): (u32, f64)| {
+        let label = match fragments {
+            1 => "full".into(),
+            p => format!("{p} fragments"),
+        };
+        let arm = Arm {
+            layers: Some(8),
+            ..in_budget(scale, 2 * K_DENSE, decay, fragments, 4_100)
+        };
+        (format!("8 layers, 4,100 bytes, {label}, β {decay}"), arm)
+    };
+    [(1, 0.95), (4, 0.8), (4, 0.6), (8, 0.8), (8, 0.6), (8, 0.0)]
+        .map(of)
+        .to_vec()
+}
+
+fn churn(scale: Scale) -> Arms {
+    let of = |churn: f64| {
+        let label = format!("{} % of the workers miss a round", churn * 100.0);
+        (label, Arm { churn, ..ours(scale) })
+    };
+    let mut arms = vec![base(scale)];
+    arms.extend([0.1, 0.3, 0.5].map(of));
+    arms
+}
+
+fn staleness(scale: Scale) -> Arms {
+    let lagging = Arm {
+        base_lag: 1,
+        ..ours(scale)
+    };
+    vec![base(scale), ("base_lag 1".into(), lagging)]
+}
+
+/// An arm by the width of the published aggregate.
+fn by_published_bits(arm: &Arm) -> Arms {
+    let published = |publish_bits| Arm {
+        codec: Some(Codec { publish_bits, ..OURS }),
+        ..arm.clone()
+    };
+    let mut arms = vec![("f32, as it is".into(), published(None))];
+    arms.extend([8, 4, 2].map(|bits| (format!("{bits} bits"), published(Some(bits)))));
+    arms
+}
+
+fn published_bits(scale: Scale) -> Arms {
+    by_published_bits(&ours(scale))
+}
+
+/// Twelve times the workers with one sequence each, for a quarter of the rounds: three times the tokens.
+fn published_bits_of_many(scale: Scale) -> Arms {
+    by_published_bits(&Arm {
         workers: MANY,
         batch_sequences: 1,
         rounds: (scale.rounds / 4).max(1),
         ..ours(scale)
-    };
-    add(
-        "deltas96",
-        "How many bits of the published aggregate, with 96 workers?",
-        deltas(&many),
-    );
-    list
+    })
 }
 
 #[cfg(test)]

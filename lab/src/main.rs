@@ -1,5 +1,5 @@
-//! The lab: experiments on real text, one command each. Results are kept, so an interrupted experiment goes on where it
-//! stopped and arms that experiments share run once.
+//! The lab: experiments on real text, one command each. Results are stored, so an interrupted experiment continues where
+//! it stopped, and arms that experiments share run once.
 
 mod arm;
 mod experiments;
@@ -54,12 +54,12 @@ struct Args {
     /// Folder for results (kept) and the built corpus.
     #[arg(long, default_value = "bench-results")]
     out: PathBuf,
-    /// Only the tables and plots of what is there.
+    /// Only prints the tables and plots of the stored results.
     #[arg(long)]
     report: bool,
 }
 
-/// The most workers of an arm share the batch evenly.
+/// Arms have up to eight workers, which share the batch evenly.
 fn multiple_of_eight(text: &str) -> Result<u32, String> {
     let number = text.parse().ok().filter(|n: &u32| *n > 0 && n.is_multiple_of(8));
     number.ok_or_else(|| "must be a multiple of 8".into())
@@ -98,41 +98,12 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| format!("creating {}", args.out.display()))?;
     let mut bench = Bench::open(&args.text, &args.out.join("corpus"), args.held_out)?;
     bench.device = args.device.parse::<alice_model::DeviceChoice>()?.resolve()?;
-    // What a result depends on besides the arm and the seed.
+    // Everything that a result depends on apart from the arm and the seed.
     let model = format!("{}/{}", hex::encode(bench.spec.run_hash()), bench.held_out.len());
     let results = args.out.join("runs.jsonl");
     let done = Mutex::new(read_results(&results)?);
     if !args.report {
-        alice_model::set_threads(1);
-        let mut queue = VecDeque::new();
-        // Seed by seed, so that an interrupted experiment has something of every arm.
-        for seed in 1..=args.seeds {
-            for (label, arm) in experiments.iter().flat_map(|e| &e.arms) {
-                let key = arm.key(&model, seed);
-                let known = done.lock().is_ok_and(|done| done.contains_key(&key));
-                if !known && !queue.iter().any(|(_, _, k, _)| *k == key) {
-                    queue.push_back((label.clone(), arm.clone(), key, seed));
-                }
-            }
-        }
-        let (first, of) = args.share;
-        let queue: VecDeque<_> = queue.into_iter().skip(first).step_by(of).collect();
-        let total = queue.len();
-        let tokens: u64 = queue
-            .iter()
-            .map(|(_, arm, _, _)| arm.tokens(bench.spec.model.context))
-            .sum();
-        eprintln!("{total} runs, {:.1} million tokens", tokens as f64 / 1e6);
-        let queue = Mutex::new(queue);
-        std::thread::scope(|scope| -> Result<()> {
-            let workers: Vec<_> = (0..args.jobs.max(1))
-                .map(|_| scope.spawn(|| work(&bench, &queue, &done, &results, total)))
-                .collect();
-            for worker in workers {
-                worker.join().map_err(|_| anyhow::anyhow!("a run panicked"))??;
-            }
-            Ok(())
-        })?;
+        run_missing(&args, &bench, &experiments, &model, &done, &results)?;
     }
     let done = done.into_inner().unwrap_or_default();
     // Another scale has other plots.
@@ -152,10 +123,51 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Runs every arm and seed without a result, `--jobs` at a time.
+fn run_missing(
+    args: &Args,
+    bench: &Bench,
+    experiments: &[experiments::Experiment],
+    model: &str,
+    done: &Done,
+    results: &Path,
+) -> Result<()> {
+    alice_model::set_threads(1);
+    let mut queue = VecDeque::new();
+    // Seed by seed, so that an interrupted experiment has something of every arm.
+    for seed in 1..=args.seeds {
+        for (label, arm) in experiments.iter().flat_map(|e| &e.arms) {
+            let key = arm.key(model, seed);
+            let known = done.lock().is_ok_and(|done| done.contains_key(&key));
+            if !known && !queue.iter().any(|(_, _, k, _)| *k == key) {
+                queue.push_back((label.clone(), arm.clone(), key, seed));
+            }
+        }
+    }
+    let (first, of) = args.share;
+    let queue: VecDeque<_> = queue.into_iter().skip(first).step_by(of).collect();
+    let total = queue.len();
+    let tokens: u64 = queue
+        .iter()
+        .map(|(_, arm, _, _)| arm.tokens(bench.spec.model.context))
+        .sum();
+    eprintln!("{total} runs, {:.1} million tokens", tokens as f64 / 1e6);
+    let queue = Mutex::new(queue);
+    std::thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..args.jobs.max(1))
+            .map(|_| scope.spawn(|| work(bench, &queue, done, results, total)))
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow::anyhow!("a run panicked"))??;
+        }
+        Ok(())
+    })
+}
+
 type Queue = Mutex<VecDeque<(String, arm::Arm, String, u64)>>;
 type Done = Mutex<BTreeMap<String, Outcome>>;
 
-/// Takes runs from the queue until it is empty; stores each result as soon as it is there.
+/// Takes runs from the queue until it is empty; stores each result at once.
 fn work(bench: &Bench, queue: &Queue, done: &Done, results: &Path, total: usize) -> Result<()> {
     let poisoned = || anyhow::anyhow!("another run panicked");
     loop {
@@ -197,7 +209,7 @@ fn read_results(path: &Path) -> Result<BTreeMap<String, Outcome>> {
     };
     let mut results = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()) {
-        // A run that was killed while it wrote leaves half a line at the end: that run is done again.
+        // A process that was killed while it wrote leaves half a line at the end: that run is repeated.
         match serde_json::from_str::<Line>(line) {
             Ok(line) => drop(results.insert(line.key, line.outcome)),
             Err(error) => eprintln!("{}:{number} is not a result and is left out ({error})", path.display()),

@@ -8,31 +8,32 @@ use alice_model::{Device, Llama};
 use alice_primitives::tagged_hash;
 use alice_spec::{RunSpec, UpdateSpec};
 use alice_trainer::AdamW;
-use alice_update::{ErrorFeedback, Header, Layout, Sparse, Update, aggregate, decode, encode};
+use alice_update::aggregate::{self, EncodedAggregate};
+use alice_update::{ErrorFeedback, Header, Layout, Sparse, Update, decode, encode};
 use anyhow::{Context, Result};
 use std::ops::Range;
 use std::path::PathBuf;
 use tch::Kind;
 
-/// Local warm-up of a task whose moments start from nothing, steps.
+/// Warm-up steps of a task whose moments start at zero.
 const TASK_WARMUP: u32 = 3;
-/// The rate ends at this share of its peak.
+/// Final learning rate relative to its peak.
 const RATE_END: f64 = 0.1;
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Outcome {
     /// Held-out loss after the last round, nats per token.
     pub loss: f64,
-    /// (round, held-out loss) along the way.
+    /// (round, held-out loss), every fourth round.
     pub curve: Vec<(u32, f64)>,
-    /// Mean bytes of an update; zero where nothing is compressed.
+    /// Mean size of an update, bytes; zero if nothing is compressed.
     pub update_bytes: f64,
-    /// Mean bytes of the published aggregate; zero where it is not published.
+    /// Mean size of the published aggregate, bytes; zero if it is not rounded.
     pub published_bytes: f64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Processor time is not measured: the machine is shared. Wall time, seconds.
+    /// Wall time, seconds. Not processor time: runs share the machine.
     pub seconds: f64,
 }
 
@@ -55,11 +56,11 @@ struct Worker<'a> {
     /// One optimiser for each fragment.
     optimizers: Vec<Option<AdamW<'a>>>,
     feedback: Vec<ErrorFeedback>,
-    /// For each fragment the weights that its residual was left at; empty before, or where no arm asks.
+    /// For each fragment the weights at which its residual was last written; empty before, or if the arm does not settle.
     left_at: Vec<Vec<f32>>,
 }
 
-/// What a worker sends in a round.
+/// A worker's update of a round.
 enum Sent {
     Dense(Vec<f32>),
     Coded(Update),
@@ -68,63 +69,106 @@ enum Sent {
 /// Runs an arm with one seed.
 pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     let started = std::time::Instant::now();
-    let mut spec = bench.spec.clone();
-    spec.model.layers = arm.layers.unwrap_or(spec.model.layers);
-    let spec = &spec;
-    let mut model = Llama::new(spec, bench.device)?;
-    let mut theta = init_theta(spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
-    let mut theta_before = theta.clone();
-    let whole = Layout::from_spec(spec);
-    let mut fragmented = spec.clone();
-    fragmented.task.fragments = arm.fragments;
-    let groups: Vec<Range<usize>> = (0..arm.fragments).map(|p| fragmented.fragment_tensors(p)).collect();
-    let layouts: Vec<Layout> = groups.iter().map(|group| whole.fragment(group.clone())).collect();
-    let mut workers: Vec<Worker> = (0..arm.workers)
-        .map(|_| Worker {
+    let mut run = Run::new(bench, arm, seed)?;
+    for round in 0..arm.rounds {
+        let sent = run.train(round)?;
+        run.step(round, &sent)?;
+        if (round + 1) % 4 == 0 || round + 1 == arm.rounds {
+            run.outcome.loss = held_out_loss(bench, &mut run.model, &run.theta)?;
+            run.outcome.curve.push((round + 1, run.outcome.loss));
+        }
+    }
+    let mut outcome = run.outcome;
+    outcome.update_bytes /= f64::from(run.updates.max(1));
+    outcome.published_bytes /= f64::from(run.published.max(1));
+    outcome.seconds = started.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+/// A run between two rounds.
+struct Run<'a> {
+    bench: &'a Bench,
+    arm: &'a Arm,
+    seed: u64,
+    /// The bench's specification with the arm's layers and fragments.
+    spec: RunSpec,
+    model: Llama,
+    theta: Vec<f32>,
+    /// Weights of the round before, for arms that train on them.
+    theta_before: Vec<f32>,
+    /// Tensors of each fragment.
+    groups: Vec<Range<usize>>,
+    layouts: Vec<Layout>,
+    workers: Vec<Worker<'a>>,
+    /// Of the outer optimiser.
+    velocity: Vec<f32>,
+    outcome: Outcome,
+    /// Compressed updates and published aggregates so far, whose bytes are in the outcome.
+    updates: u32,
+    published: u32,
+}
+
+impl<'a> Run<'a> {
+    fn new(bench: &'a Bench, arm: &'a Arm, seed: u64) -> Result<Self> {
+        let mut spec = bench.spec.clone();
+        spec.model.layers = arm.layers.unwrap_or(spec.model.layers);
+        // Weights and layout are those of the whole model; only the rotation of tasks goes by fragments.
+        let model = Llama::new(&spec, bench.device)?;
+        let theta = init_theta(&spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
+        let whole = Layout::from_spec(&spec);
+        spec.task.fragments = arm.fragments;
+        let groups: Vec<Range<usize>> = (0..arm.fragments).map(|p| spec.fragment_tensors(p)).collect();
+        let worker = |_| Worker {
             optimizers: groups.iter().map(|_| None).collect(),
             feedback: groups.iter().map(|_| ErrorFeedback::new(0..theta.len())).collect(),
             left_at: groups.iter().map(|_| Vec::new()).collect(),
-        })
-        .collect();
-    let mut velocity = vec![0f32; theta.len()];
-    let mut outcome = Outcome {
-        loss: f64::NAN,
-        curve: Vec::new(),
-        update_bytes: 0.0,
-        published_bytes: 0.0,
-        tokens: 0,
-        seconds: 0.0,
-    };
-    let (mut updates, mut published) = (0u32, 0u32);
-    for round in 0..arm.rounds {
-        let base = if arm.base_lag == 1 {
-            theta_before.clone()
-        } else {
-            theta.clone()
         };
-        let mut by_group: Vec<Vec<Sent>> = groups.iter().map(|_| Vec::new()).collect();
+        Ok(Self {
+            bench,
+            arm,
+            seed,
+            model,
+            theta_before: theta.clone(),
+            layouts: groups.iter().map(|group| whole.fragment(group.clone())).collect(),
+            workers: (0..arm.workers).map(worker).collect(),
+            velocity: vec![0f32; theta.len()],
+            outcome: Outcome {
+                loss: f64::NAN,
+                curve: Vec::new(),
+                update_bytes: 0.0,
+                published_bytes: 0.0,
+                tokens: 0,
+                seconds: 0.0,
+            },
+            updates: 0,
+            published: 0,
+            spec,
+            theta,
+            groups,
+        })
+    }
+
+    /// Local steps of all workers that take part. What they send, by fragment.
+    fn train(&mut self, round: u32) -> Result<Vec<Vec<Sent>>> {
+        let (bench, arm, seed) = (self.bench, self.arm, self.seed);
+        let base = match arm.base_lag {
+            1 => self.theta_before.clone(),
+            _ => self.theta.clone(),
+        };
         let mut absent: Vec<bool> = (0..arm.workers).map(|w| draw(seed, round, w) < arm.churn).collect();
         if absent.iter().all(|absent| *absent) {
             absent[0] = false;
         }
-        for (w, worker) in (0u32..).zip(&mut workers) {
+        let mut by_group: Vec<Vec<Sent>> = self.groups.iter().map(|_| Vec::new()).collect();
+        for (w, worker) in (0u32..).zip(&mut self.workers) {
             if absent[w as usize] {
                 continue;
             }
-            let group = fragmented.fragment_of(round, w) as usize;
-            let d = local(
-                bench,
-                arm,
-                seed,
-                &mut model,
-                &groups[group],
-                &mut worker.optimizers[group],
-                &base,
-                round,
-                w,
-            )?;
-            outcome.tokens += u64::from(arm.steps * arm.batch_sequences * spec.model.context);
-            let sent = match &arm.codec {
+            let group = self.spec.fragment_of(round, w) as usize;
+            let (tensors, optimizer) = (&self.groups[group], &mut worker.optimizers[group]);
+            let d = local(bench, arm, seed, &mut self.model, tensors, optimizer, &base, round, w)?;
+            self.outcome.tokens += u64::from(arm.steps * arm.batch_sequences * self.spec.model.context);
+            by_group[group].push(match &arm.codec {
                 None => Sent::Dense(d),
                 Some(codec) => {
                     let feedback = &mut worker.feedback[group];
@@ -135,44 +179,41 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
                     if codec.settle {
                         worker.left_at[group].clone_from(&base);
                     }
-                    let (update, bytes) = send(spec, codec, &layouts[group], feedback, d, round)?;
-                    updates += 1;
-                    outcome.update_bytes += bytes as f64;
+                    let (update, bytes) = send(&self.spec, codec, &self.layouts[group], feedback, d, round)?;
+                    self.updates += 1;
+                    self.outcome.update_bytes += bytes as f64;
                     Sent::Coded(update)
                 }
-            };
-            by_group[group].push(sent);
+            });
         }
-        theta_before.clone_from(&theta);
-        for (layout, sent) in layouts.iter().zip(&by_group) {
-            let Some(mean) = mean(layout, sent, arm.outer) else {
+        Ok(by_group)
+    }
+
+    /// The network's step, fragment by fragment.
+    fn step(&mut self, round: u32, sent: &[Vec<Sent>]) -> Result<()> {
+        self.theta_before.clone_from(&self.theta);
+        for (layout, sent) in self.layouts.iter().zip(sent) {
+            let Some(mean) = mean(layout, sent, self.arm.outer) else {
                 continue;
             };
-            let bits = arm.codec.and_then(|codec| codec.publish_bits);
-            let mean = match bits {
+            let d = match self.arm.codec.and_then(|codec| codec.publish_bits) {
                 None => mean,
                 Some(bits) => {
-                    let seed = tagged_hash("alice/lab/rounding", &[&seed.to_le_bytes(), &round.to_le_bytes()]);
-                    let bytes = aggregate::encode_aggregate(layout, bits, &mean, seed);
-                    published += 1;
-                    outcome.published_bytes += bytes.len() as f64;
-                    aggregate::decode_aggregate(layout, &bytes)?
+                    let seed = [&self.seed.to_le_bytes()[..], &round.to_le_bytes()];
+                    let seed = tagged_hash("alice/lab/rounding", &seed);
+                    let published = EncodedAggregate::encode(layout, bits, &mean, seed)?;
+                    self.published += 1;
+                    self.outcome.published_bytes += published.bytes().len() as f64;
+                    Sparse::of(&published)
                 }
             };
-            outer_step(arm, &mut theta, &mut velocity, &mean, layout.covered());
+            outer_step(self.arm, &mut self.theta, &mut self.velocity, &d, layout.covered());
         }
-        if (round + 1) % 4 == 0 || round + 1 == arm.rounds {
-            outcome.loss = held_out_loss(bench, &mut model, &theta)?;
-            outcome.curve.push((round + 1, outcome.loss));
-        }
+        Ok(())
     }
-    outcome.update_bytes /= f64::from(updates.max(1));
-    outcome.published_bytes /= f64::from(published.max(1));
-    outcome.seconds = started.elapsed().as_secs_f64();
-    Ok(outcome)
 }
 
-/// H local steps from `base`; d = θ_start − θ_end.
+/// H local steps from `base`; returns d = θ_start − θ_end.
 #[allow(clippy::too_many_arguments)]
 pub fn local<'a>(
     bench: &'a Bench,
@@ -196,7 +237,7 @@ pub fn local<'a>(
     let order = tagged_hash("alice/lab/order", &[&seed.to_le_bytes()]);
     let n = bench.corpus.sequences();
     for step in 0..arm.steps {
-        // The same text in the same order, however many workers share it.
+        // The same text in the same order for any number of workers.
         let first = (u64::from(round * arm.steps + step) * u64::from(arm.workers) + u64::from(worker))
             * u64::from(arm.batch_sequences);
         let batch = (first..first + u64::from(arm.batch_sequences))
@@ -236,7 +277,7 @@ fn rate(arm: &Arm, round: u32, step: u32) -> f64 {
     arm.learning_rate * shape * task
 }
 
-/// Compresses d + residual as the miner does; what the parameter server decodes, and its bytes.
+/// Compresses d + residual as the miner does. Returns the update as the parameter server decodes it, and its size.
 pub fn send(
     spec: &RunSpec,
     codec: &Codec,
@@ -272,8 +313,8 @@ pub fn send(
     Ok((decoded, encoded.bytes.len()))
 }
 
-/// d, less what the network has already done of the residual since it was left: d + residual is then what is still to be
-/// done.
+/// d without the part of the residual that the network has done since the residual was written: d + residual is then the
+/// remaining work.
 fn settled(mut d: Vec<f32>, residual: &[f32], left_at: &[f32], now: &[f32]) -> Vec<f32> {
     for (((d, r), then), now) in d.iter_mut().zip(residual).zip(left_at).zip(now) {
         // In the direction of a pseudo-gradient: θ went from `then` to `now`.
@@ -283,7 +324,7 @@ fn settled(mut d: Vec<f32>, residual: &[f32], left_at: &[f32], now: &[f32]) -> V
     d
 }
 
-/// Mean of what was sent; none if nothing was.
+/// Mean of the updates; `None` without any.
 fn mean(layout: &Layout, sent: &[Sent], outer: Outer) -> Option<Sparse> {
     if sent.is_empty() {
         return None;
@@ -343,7 +384,7 @@ fn held_out_loss(bench: &Bench, model: &mut Llama, theta: &[f32]) -> Result<f64>
     Ok(sum / bench.held_out.len() as f64)
 }
 
-/// Uniform on [0, 1): whether a worker misses a round.
+/// Uniform on [0, 1), for whether a worker misses a round.
 fn draw(seed: u64, round: u32, worker: u32) -> f64 {
     let hash = tagged_hash(
         "alice/lab/churn",
@@ -358,10 +399,10 @@ impl Bench {
     pub fn open(text: &std::path::Path, work: &std::path::Path, held_out: u64) -> Result<Self> {
         let mut spec = RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml"))?;
         spec.update.chunk = 4096;
-        // Arms say it themselves; results that are kept belong to the run without it.
+        // Each arm sets its own; the keys of stored results contain the run with 1.
         spec.outer.entry_weight = 1;
-        let built =
-            alice_data::build(text, work).with_context(|| format!("building a corpus of {}", text.display()))?;
+        let built = alice_corpus::build_development(text, work)
+            .with_context(|| format!("building a corpus of {}", text.display()))?;
         let corpus = TokenSource::open(built.corpus, work, spec.model.context)?;
         let reserve = TokenSource::open(built.reserve.clone(), work, spec.model.context)?;
         let every = (reserve.sequences() / held_out.max(1)).max(1);
@@ -379,7 +420,7 @@ impl Bench {
         })
     }
 
-    /// The reserve that the held-out sequences are from.
+    /// The validation reserve, from which the held-out sequences are taken.
     pub fn reserve(&self) -> Result<TokenSource> {
         Ok(TokenSource::open(
             self.reserve.clone(),

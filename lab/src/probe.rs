@@ -1,5 +1,5 @@
-//! E8: how a score judges honest updates over a whole run. Every update of a round is measured by each rule on the same
-//! sequences; what it is worth is measured on others, as what the step loses without it.
+//! E8: how scores judge honest updates over a whole run. Every update of a round is scored by each rule on the same
+//! sequences. Its *worth*, the loss that the step has without it, is measured on other sequences.
 
 use crate::arm::Arm;
 use crate::experiments::{self, Scale};
@@ -18,14 +18,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Kind;
 
-/// Rounds between two that are judged.
+/// Every third round is judged.
 const EVERY: u32 = 3;
-/// Sequences that an update is worth something on.
+/// Sequences on which worth is measured.
 const GAIN_SEQUENCES: usize = 512;
 /// Steps of uneven tasks: worker w does those at w mod 4.
 const UNEVEN: [u32; 4] = [30, 15, 8, 4];
 
-/// How far the worth agrees with itself: no rule can be expected to do better.
+/// Label of the worth's agreement with itself, the ceiling of every rule's agreement.
 const HALVES: &str = "two halves of the worth's text";
 
 /// A rule that gives an update its improvement.
@@ -39,7 +39,7 @@ pub enum Rule {
     Part(At),
 }
 
-/// Where an update's part is added.
+/// Point at which an update's part is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum At {
     /// To the model before the step.
@@ -75,7 +75,7 @@ impl Rule {
     }
 }
 
-/// What a rule said over a run.
+/// Scores of a rule over a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Judged {
     rule: Rule,
@@ -108,7 +108,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether it has what is measured today.
+    /// Whether it has everything that is measured today: results of older versions lack some of it.
     fn is_complete(&self) -> bool {
         let has = |rule: &Rule| self.judged.iter().any(|judged| judged.rule == *rule);
         Rule::ALL.iter().all(has) && !self.worth_by_task.is_empty()
@@ -125,7 +125,19 @@ struct Sums {
     improvement: f64,
 }
 
-/// Runs E8 for the seeds that have no result yet and prints the table of all.
+/// A case of E8: label, arm, and whether workers do tasks of uneven length.
+type Case = (String, Arm, bool);
+
+/// E8 with its stored results.
+struct Experiment {
+    cases: Vec<Case>,
+    /// Hash of the run, part of every result's key.
+    model: String,
+    seeds: u64,
+    done: BTreeMap<String, Outcome>,
+}
+
+/// Runs E8 for the seeds that have no result yet and prints the tables of all.
 pub fn experiment(
     bench: &Bench,
     out: &Path,
@@ -135,132 +147,190 @@ pub fn experiment(
     report: bool,
 ) -> Result<()> {
     let path = out.join("e8.json");
-    let mut done: BTreeMap<String, Outcome> = match std::fs::read(&path) {
+    let done = match std::fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
+    let mut experiment = Experiment {
+        cases: cases(rounds),
+        model: hex::encode(bench.spec.run_hash()),
+        seeds,
+        done,
+    };
+    if !report {
+        for (seed, (label, arm, uneven)) in experiment.missing().into_iter().skip(share.0).step_by(share.1) {
+            let outcome = run(bench, &arm, seed, uneven)?;
+            eprintln!("e8: {label}, seed {seed}, {} rounds judged", outcome.judged_rounds);
+            let key = experiment.key(&arm, uneven, seed);
+            experiment.done.insert(key, outcome);
+            // Written after every run and renamed: an interrupted experiment loses one run, never the file.
+            let part = path.with_extension("part");
+            std::fs::write(&part, serde_json::to_vec_pretty(&experiment.done)?)?;
+            std::fs::rename(&part, &path)?;
+        }
+    }
+    experiment.print_rules(out)?;
+    experiment.print_tasks();
+    Ok(())
+}
+
+/// Both weights of an entry, with equal and with uneven tasks.
+fn cases(rounds: u32) -> Vec<Case> {
     let scale = Scale { rounds, batch: 8 };
     let weights = [
         ("4 / R", experiments::ours(scale)),
         ("1 / R", experiments::ours_over_all(scale)),
     ];
     let tasks = [("equal tasks", false), ("tasks of 4, 8, 15 and 30 steps", true)];
-    let cases: Vec<(String, Arm, bool)> = weights
+    weights
         .iter()
         .flat_map(|(weight, arm)| tasks.map(|(task, uneven)| (format!("{task}, {weight}"), arm.clone(), uneven)))
-        .collect();
-    let model = hex::encode(bench.spec.run_hash());
-    let key = |arm: &Arm, uneven: bool, seed: u64| format!("{}/{uneven}", arm.key(&model, seed));
-    let missing: Vec<_> = (cases.iter())
-        .flat_map(|case| (1..=seeds).map(move |seed| (seed, case)))
-        .filter(|(seed, (_, arm, uneven))| {
-            !report && !done.get(&key(arm, *uneven, *seed)).is_some_and(Outcome::is_complete)
-        })
-        .collect();
-    for (seed, (label, arm, uneven)) in missing.into_iter().skip(share.0).step_by(share.1) {
-        let outcome = run(bench, arm, seed, *uneven)?;
-        eprintln!("e8: {label}, seed {seed}, {} rounds judged", outcome.judged_rounds);
-        done.insert(key(arm, *uneven, seed), outcome);
-        let part = path.with_extension("part");
-        std::fs::write(&part, serde_json::to_vec_pretty(&done)?)?;
-        std::fs::rename(&part, &path)?;
+        .collect()
+}
+
+impl Experiment {
+    fn key(&self, arm: &Arm, uneven: bool, seed: u64) -> String {
+        format!("{}/{uneven}", arm.key(&self.model, seed))
     }
-    println!("\ne8: How does a score judge honest updates?\n");
-    println!("| workers | rule | refused | mean z | rank agreement | mean score / gain of the step |");
-    println!("|---|---|---|---|---|---|");
-    let mut plotted = Vec::new();
-    for (label, arm, uneven) in &cases {
-        let outcomes: Vec<&Outcome> = (1..=seeds)
-            .filter_map(|seed| done.get(&key(arm, *uneven, seed)))
-            .collect();
-        let mut ranks = Vec::new();
-        for rule in Rule::ALL {
-            let of = |value: &dyn Fn(&Judged) -> f64| {
-                let values: Vec<f64> = outcomes
-                    .iter()
-                    .filter_map(|o| o.judged.iter().find(|j| j.rule == rule).map(value))
-                    .collect();
-                Summary::of(&values)
+
+    /// Runs without a complete result.
+    fn missing(&self) -> Vec<(u64, Case)> {
+        self.cases
+            .iter()
+            .flat_map(|case| (1..=self.seeds).map(move |seed| (seed, case)))
+            .filter(|(seed, (_, arm, uneven))| {
+                let outcome = self.done.get(&self.key(arm, *uneven, *seed));
+                !outcome.is_some_and(Outcome::is_complete)
+            })
+            .map(|(seed, case)| (seed, case.clone()))
+            .collect()
+    }
+
+    /// Results of a case, one for each seed that has one.
+    fn outcomes(&self, arm: &Arm, uneven: bool) -> Vec<&Outcome> {
+        (1..=self.seeds)
+            .filter_map(|seed| self.done.get(&self.key(arm, uneven, seed)))
+            .collect()
+    }
+
+    /// Prints the table of rules and writes the plot of their rank agreement.
+    fn print_rules(&self, out: &Path) -> Result<()> {
+        println!("\ne8: How does a score judge honest updates?\n");
+        println!("| workers | rule | refused | mean z | rank agreement | mean score / gain of the step |");
+        println!("|---|---|---|---|---|---|");
+        let mut plotted = Vec::new();
+        for (label, arm, uneven) in &self.cases {
+            let outcomes = self.outcomes(arm, *uneven);
+            let mut ranks = Vec::new();
+            for rule in Rule::ALL {
+                let of = |value: &dyn Fn(&Judged) -> f64| {
+                    let values: Vec<f64> = outcomes
+                        .iter()
+                        .filter_map(|o| o.judged.iter().find(|j| j.rule == rule).map(value))
+                        .collect();
+                    Summary::of(&values)
+                };
+                let text = |summary: Option<Summary>| summary.map_or("no result".into(), |s| s.to_string());
+                let (refused, z) = (text(of(&|j| 100.0 * j.refused)), text(of(&|j| j.z)));
+                let (rank, of_gain) = (of(&|j| j.rank), text(of(&|j| j.of_gain)));
+                println!(
+                    "| {label} | {} | {refused} % | {z} | {} | {of_gain} |",
+                    rule.name(),
+                    text(rank)
+                );
+                ranks.push(rank);
+            }
+            let ceilings: Vec<f64> = outcomes.iter().map(|o| o.ceiling).collect();
+            let ceiling = Summary::of(&ceilings);
+            if let Some(ceiling) = ceiling {
+                println!("| {label} | {HALVES} | | | {ceiling} | |");
+            }
+            ranks.push(ceiling);
+            plotted.push((label.clone(), ranks));
+        }
+        let rows: Vec<String> = Rule::ALL.map(Rule::name).into_iter().chain([HALVES.into()]).collect();
+        let title = "e8: rank agreement of honest updates' scores with what the step loses without them";
+        let plot = out.join("e8.svg");
+        std::fs::write(&plot, dots(title, &rows, &plotted)).with_context(|| format!("writing {}", plot.display()))
+    }
+
+    /// Prints the scores of short tasks relative to full ones.
+    fn print_tasks(&self) {
+        println!("\nOver the 30 steps' score, tasks of 15, 8 and 4 steps:\n");
+        println!("| workers | rule | 15 | 8 | 4 |");
+        println!("|---|---|---|---|---|");
+        for (label, arm, _) in self.cases.iter().filter(|(_, _, uneven)| *uneven) {
+            let outcomes = self.outcomes(arm, true);
+            let row = |name: String, of: &dyn Fn(&Outcome) -> Option<Vec<f64>>| {
+                let ratio = |task: usize| {
+                    let ratios = outcomes
+                        .iter()
+                        .filter_map(|o| Some(of(o)?.get(task)? / of(o)?.first()?));
+                    let summary = Summary::of(&ratios.collect::<Vec<f64>>());
+                    summary.map_or("no result".into(), |s| s.to_string())
+                };
+                println!("| {label} | {name} | {} | {} | {} |", ratio(1), ratio(2), ratio(3));
             };
-            let text = |summary: Option<Summary>| summary.map_or("no result".into(), |s| s.to_string());
-            let (refused, z) = (text(of(&|j| 100.0 * j.refused)), text(of(&|j| j.z)));
-            let (rank, of_gain) = (of(&|j| j.rank), text(of(&|j| j.of_gain)));
-            println!(
-                "| {label} | {} | {refused} % | {z} | {} | {of_gain} |",
-                rule.name(),
-                text(rank)
-            );
-            ranks.push(rank);
+            for rule in Rule::ALL {
+                row(rule.name(), &|o| {
+                    Some(o.judged.iter().find(|j| j.rule == rule)?.by_task.clone())
+                });
+            }
+            row("worth".into(), &|o| Some(o.worth_by_task.clone()));
+            row("norm of the update".into(), &|o| Some(o.norm_by_task.clone()));
         }
-        let ceilings: Vec<f64> = outcomes.iter().map(|o| o.ceiling).collect();
-        let ceiling = Summary::of(&ceilings);
-        if let Some(ceiling) = ceiling {
-            println!("| {label} | {HALVES} | | | {ceiling} | |");
-        }
-        ranks.push(ceiling);
-        plotted.push((label.clone(), ranks));
     }
-    let rows: Vec<String> = Rule::ALL.map(Rule::name).into_iter().chain([HALVES.into()]).collect();
-    let title = "e8: rank agreement of honest updates' scores with what the step loses without them";
-    let plot = out.join("e8.svg");
-    std::fs::write(&plot, dots(title, &rows, &plotted)).with_context(|| format!("writing {}", plot.display()))?;
-    println!("\nOver the 30 steps' score, tasks of 15, 8 and 4 steps:\n");
-    println!("| workers | rule | 15 | 8 | 4 |");
-    println!("|---|---|---|---|---|");
-    for (label, arm, _) in cases.iter().filter(|(_, _, uneven)| *uneven) {
-        let outcomes: Vec<&Outcome> = (1..=seeds).filter_map(|seed| done.get(&key(arm, true, seed))).collect();
-        let row = |name: String, of: &dyn Fn(&Outcome) -> Option<Vec<f64>>| {
-            let ratio = |task: usize| {
-                let ratios = outcomes
-                    .iter()
-                    .filter_map(|o| Some(of(o)?.get(task)? / of(o)?.first()?));
-                let summary = Summary::of(&ratios.collect::<Vec<f64>>());
-                summary.map_or("no result".into(), |s| s.to_string())
-            };
-            println!("| {label} | {name} | {} | {} | {} |", ratio(1), ratio(2), ratio(3));
-        };
-        for rule in Rule::ALL {
-            row(rule.name(), &|o| {
-                Some(o.judged.iter().find(|j| j.rule == rule)?.by_task.clone())
-            });
-        }
-        row("worth".into(), &|o| Some(o.worth_by_task.clone()));
-        row("norm of the update".into(), &|o| Some(o.norm_by_task.clone()));
-    }
-    Ok(())
+}
+
+/// Sums over the judged rounds of a run.
+struct Totals {
+    sums: BTreeMap<Rule, Sums>,
+    ceiling: f64,
+    gain: f64,
+    judged_rounds: u32,
+    worth_by_task: [f64; UNEVEN.len()],
+    norm_by_task: [f64; UNEVEN.len()],
+}
+
+/// Model, oracle and text that rounds are judged with.
+struct Judge<'a> {
+    spec: &'a RunSpec,
+    seed: u64,
+    reserve: TokenSource,
+    oracle: TorchOracle,
 }
 
 /// A run of our arm in which every third round is judged. With `uneven`, workers do a different share of their task.
 fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
     let spec = &bench.spec;
-    let rounds = arm.rounds;
     let codec = arm.codec.context("our arm is compressed")?;
     let entry_weight = arm.outer.entry_weight.unwrap_or(1);
     let layout = Layout::from_spec(spec);
     let everything = 0..spec.tensors().len();
     let mut model = Llama::new(spec, Device::Cpu)?;
-    let reserve = bench.reserve()?;
-    let mut oracle = TorchOracle::new(spec, bench.reserve()?, Device::Cpu)?;
+    let mut judge = Judge {
+        spec,
+        seed,
+        reserve: bench.reserve()?,
+        oracle: TorchOracle::new(spec, bench.reserve()?, Device::Cpu)?,
+    };
     let mut theta = init_theta(spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
     let mut workers: Vec<_> = (0..arm.workers)
         .map(|_| (None, ErrorFeedback::new(0..theta.len())))
         .collect();
     let mut previous = None;
-    let mut sums: BTreeMap<Rule, Sums> = Rule::ALL.into_iter().map(|rule| (rule, Sums::default())).collect();
-    let (mut ceiling, mut gain, mut judged_rounds) = (0.0, 0.0, 0u32);
-    let (mut worth_by_task, mut norm_by_task) = ([0.0; UNEVEN.len()], [0.0; UNEVEN.len()]);
-    for round in 0..rounds {
+    let mut totals = Totals::new();
+    for number in 0..arm.rounds {
         let mut updates = Vec::new();
         for (w, (optimizer, feedback)) in (0u32..).zip(&mut workers) {
-            let steps = if uneven {
-                UNEVEN[w as usize % UNEVEN.len()]
-            } else {
-                arm.steps
+            let steps = match uneven {
+                true => UNEVEN[w as usize % UNEVEN.len()],
+                false => arm.steps,
             };
             let arm = Arm { steps, ..arm.clone() };
-            let d = network::local(bench, &arm, seed, &mut model, &everything, optimizer, &theta, round, w)?;
-            updates.push(network::send(spec, &codec, &layout, feedback, d, round)?.0);
+            let d = network::local(bench, &arm, seed, &mut model, &everything, optimizer, &theta, number, w)?;
+            updates.push(network::send(spec, &codec, &layout, feedback, d, number)?.0);
         }
         let norms: Vec<f64> = updates.iter().map(Update::norm).collect();
         let reference = reference_norm(previous, &norms);
@@ -268,8 +338,8 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
             .iter()
             .map(|norm| alice_score::FACTOR_MAX.min(reference / *norm as f32))
             .collect();
-        if round % EVERY == 0 {
-            let at = Round {
+        if number % EVERY == 0 {
+            let round = Round {
                 spec,
                 theta: &theta,
                 layout: &layout,
@@ -278,56 +348,87 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
                 previous,
                 entry_weight,
             };
-            let order = tagged_hash("alice/lab/e8", &[&seed.to_le_bytes(), &round.to_le_bytes()]);
-            let n = reserve.sequences();
-            let pick = |range: std::ops::Range<usize>| -> Vec<u32> {
-                range.map(|i| permutation(&order, n, i as u64) as u32).collect()
-            };
-            let scoring = spec.score.sequences as usize;
-            let (split, other) = (pick(0..scoring), pick(scoring..scoring + GAIN_SEQUENCES));
-            let worth = at.worth(&mut oracle, &other)?;
-            ceiling += spearman(&worth.first_half, &worth.second_half);
-            gain += worth.step;
-            add_by_task(&mut worth_by_task, &worth.whole);
-            let median = lower_median(&norms).unwrap_or(1.0);
-            let over_median: Vec<f64> = norms.iter().map(|norm| norm / median).collect();
-            add_by_task(&mut norm_by_task, &over_median);
-            judged_rounds += 1;
-            for (rule, sums) in &mut sums {
-                let scores = at.scores(*rule, &mut model, &mut oracle, &reserve, &split)?;
-                let n = scores.len() as f64;
-                sums.refused += scores.iter().filter(|s| !s.accepted).count() as f64 / n;
-                sums.z += scores.iter().map(|s| s.z).sum::<f64>() / n;
-                sums.improvement += scores.iter().map(|s| s.improvement).sum::<f64>() / n;
-                let improvements: Vec<f64> = scores.iter().map(|s| s.improvement).collect();
-                sums.rank += spearman(&improvements, &worth.whole);
-                add_by_task(&mut sums.by_task, &improvements);
-            }
+            judge.round(&round, number, &norms, &mut model, &mut totals)?;
         }
         previous = lower_median(&norms).map(|median| median as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
         let mean = aggregate::mean(&layout, &weighted, entry_weight);
         aggregate::apply(&mut theta, &mean, arm.outer.alpha as f32);
     }
-    let rounds = f64::from(judged_rounds.max(1));
-    let judged = sums
-        .into_iter()
-        .map(|(rule, sums)| Judged {
+    Ok(totals.outcome())
+}
+
+impl Judge<'_> {
+    /// Judges a round by every rule and adds the results to the totals.
+    fn round(
+        &mut self,
+        round: &Round,
+        number: u32,
+        norms: &[f64],
+        model: &mut Llama,
+        totals: &mut Totals,
+    ) -> Result<()> {
+        let order = tagged_hash("alice/lab/e8", &[&self.seed.to_le_bytes(), &number.to_le_bytes()]);
+        let n = self.reserve.sequences();
+        let pick = |range: std::ops::Range<usize>| -> Vec<u32> {
+            range.map(|i| permutation(&order, n, i as u64) as u32).collect()
+        };
+        // Worth is measured on other sequences than scores, or both would share the noise of the text.
+        let scoring = self.spec.score.sequences as usize;
+        let (split, other) = (pick(0..scoring), pick(scoring..scoring + GAIN_SEQUENCES));
+        let worth = round.worth(&mut self.oracle, &other)?;
+        totals.ceiling += spearman(&worth.first_half, &worth.second_half);
+        totals.gain += worth.step;
+        add_by_task(&mut totals.worth_by_task, &worth.whole);
+        let median = lower_median(norms).unwrap_or(1.0);
+        let over_median: Vec<f64> = norms.iter().map(|norm| norm / median).collect();
+        add_by_task(&mut totals.norm_by_task, &over_median);
+        totals.judged_rounds += 1;
+        for (rule, sums) in &mut totals.sums {
+            let scores = round.scores(*rule, model, &mut self.oracle, &self.reserve, &split)?;
+            let n = scores.len() as f64;
+            sums.refused += scores.iter().filter(|s| !s.accepted).count() as f64 / n;
+            sums.z += scores.iter().map(|s| s.z).sum::<f64>() / n;
+            sums.improvement += scores.iter().map(|s| s.improvement).sum::<f64>() / n;
+            let improvements: Vec<f64> = scores.iter().map(|s| s.improvement).collect();
+            sums.rank += spearman(&improvements, &worth.whole);
+            add_by_task(&mut sums.by_task, &improvements);
+        }
+        Ok(())
+    }
+}
+
+impl Totals {
+    fn new() -> Self {
+        Self {
+            sums: Rule::ALL.into_iter().map(|rule| (rule, Sums::default())).collect(),
+            ceiling: 0.0,
+            gain: 0.0,
+            judged_rounds: 0,
+            worth_by_task: [0.0; UNEVEN.len()],
+            norm_by_task: [0.0; UNEVEN.len()],
+        }
+    }
+
+    /// Means over the judged rounds.
+    fn outcome(self) -> Outcome {
+        let rounds = f64::from(self.judged_rounds.max(1));
+        let judged = self.sums.into_iter().map(|(rule, sums)| Judged {
             rule,
             refused: sums.refused / rounds,
             z: sums.z / rounds,
             rank: sums.rank / rounds,
-            of_gain: sums.improvement / gain,
+            of_gain: sums.improvement / self.gain,
             by_task: sums.by_task.map(|sum| sum / rounds).to_vec(),
-        })
-        .collect();
-    Ok(Outcome {
-        judged,
-        ceiling: ceiling / rounds,
-        judged_rounds,
-        worth_by_task: worth_by_task.map(|sum| sum / rounds).to_vec(),
-        norm_by_task: norm_by_task.map(|sum| sum / rounds).to_vec(),
-    })
+        });
+        Outcome {
+            judged: judged.collect(),
+            ceiling: self.ceiling / rounds,
+            judged_rounds: self.judged_rounds,
+            worth_by_task: self.worth_by_task.map(|sum| sum / rounds).to_vec(),
+            norm_by_task: self.norm_by_task.map(|sum| sum / rounds).to_vec(),
+        }
+    }
 }
 
 /// A round's updates and the model they are for.
@@ -348,7 +449,7 @@ struct Score {
     accepted: bool,
 }
 
-/// What each update is worth, on all sequences and on each half of them.
+/// Worth of each update, on all sequences and on each half of them.
 struct Worth {
     whole: Vec<f64>,
     first_half: Vec<f64>,
@@ -406,7 +507,7 @@ impl Round<'_> {
             }
             Rule::Part(at) => {
                 let step = self.step(&self.weighted());
-                // How much of the step has been taken before the part, and how much of the part.
+                // Share of the step that is taken before the part, and share of the part itself.
                 let (taken, of_part) = match at {
                     At::Start => (0.0, 0.0),
                     At::Middle => (0.5, 0.5),
@@ -437,7 +538,7 @@ impl Round<'_> {
         }
     }
 
-    /// What each update brings to the step: its entries times its factor, over the coordinate's divisor.
+    /// Part of each update in the step: its entries times its factor, over the coordinate's divisor.
     fn parts(&self) -> Vec<Sparse> {
         let mut senders = vec![0u32; self.theta.len()];
         for index in self.updates.iter().flat_map(|update| &update.indices) {
@@ -490,7 +591,7 @@ impl Round<'_> {
         Ok(slopes)
     }
 
-    /// What the step loses without each update: loss after the step in which that update is empty less the loss after the
+    /// Worth of each update: loss after the step in which that update is empty less the loss after the
     /// whole step. R stays the same; a coordinate of which it was one of several senders has one less.
     fn worth(&self, oracle: &mut TorchOracle, sequences: &[u32]) -> Result<Worth> {
         let weighted = self.weighted();

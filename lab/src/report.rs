@@ -14,7 +14,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// None for no values.
+    /// `None` without values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
@@ -44,6 +44,7 @@ impl fmt::Display for Summary {
     }
 }
 
+/// Results of an arm.
 struct Row {
     label: String,
     loss: Option<Summary>,
@@ -55,16 +56,16 @@ struct Row {
     curve: Vec<(f64, f64)>,
 }
 
-/// What an experiment found.
+/// Results of an experiment.
 pub struct Table {
     title: String,
     rows: Vec<Row>,
-    /// For each arm what the published law says that its loss is over the first's, as a factor.
+    /// Loss of each arm relative to the first by the published law, a factor.
     law: Vec<f64>,
 }
 
 impl Table {
-    /// Gathers the results that are there. `parameters` is the size of the model, for the law.
+    /// Collects the stored results. `parameters` is the size of the model, for the law.
     pub fn new(
         experiment: &Experiment,
         done: &BTreeMap<String, Outcome>,
@@ -117,28 +118,50 @@ impl Table {
         }
     }
 
-    /// Held-out loss over rounds, one line an arm.
+    /// Plot of the held-out loss over rounds, one line for each arm.
     pub fn svg(&self) -> String {
-        const WIDTH: f64 = 900.0;
-        const HEIGHT: f64 = 420.0;
-        const LEFT: f64 = 60.0;
-        const BOTTOM: f64 = 40.0;
-        const TOP: f64 = 30.0;
-        // The first quarter falls so fast that the rest could not be told apart.
-        let points = || {
-            self.rows
-                .iter()
-                .flat_map(|row| row.curve.iter().skip(row.curve.len() / 4))
-        };
+        let plot = Plot::of(self);
+        let mut out = head(Plot::WIDTH, Plot::HEIGHT, Plot::LEFT, &self.title);
+        plot.draw_axes(&mut out);
+        for (number, row) in self.rows.iter().enumerate() {
+            plot.draw_row(&mut out, number, row);
+        }
+        plot.draw_law(&mut out);
+        out.push_str("</svg>\n");
+        out
+    }
+}
+
+/// Scales of a plot of curves.
+struct Plot {
+    /// Range of the losses.
+    low: f64,
+    high: f64,
+    /// Last round.
+    last: f64,
+    /// Loss at which each arm ends by the published law, if the first arm ends where it did; empty without a law.
+    ends: Vec<f64>,
+}
+
+impl Plot {
+    const WIDTH: f64 = 900.0;
+    const HEIGHT: f64 = 420.0;
+    const LEFT: f64 = 60.0;
+    const BOTTOM: f64 = 40.0;
+    const TOP: f64 = 30.0;
+    /// Room for the labels.
+    const RIGHT: f64 = 330.0;
+    const PLOT_WIDTH: f64 = Self::WIDTH - Self::LEFT - Self::RIGHT;
+
+    fn of(table: &Table) -> Self {
         let (mut low, mut high, mut last) = (f64::INFINITY, f64::NEG_INFINITY, 1f64);
-        for (x, y) in points() {
+        for (x, y) in table.rows.iter().flat_map(visible) {
             (low, high, last) = (low.min(*y), high.max(*y), last.max(*x));
         }
-        // Where the law says that each arm ends, if the first ends where it did.
-        let first_end = self.rows.first().and_then(|row| row.curve.last()).map(|(_, y)| *y);
+        let first_end = table.rows.first().and_then(|row| row.curve.last()).map(|(_, y)| *y);
         let ends: Vec<f64> = first_end
             .iter()
-            .flat_map(|end| self.law.iter().map(move |factor| end * factor))
+            .flat_map(|end| table.law.iter().map(move |factor| end * factor))
             .collect();
         for y in &ends {
             (low, high) = (low.min(*y), high.max(*y));
@@ -146,17 +169,22 @@ impl Table {
         if low >= high {
             (low, high) = (0.0, 1.0);
         }
-        let plot_width = WIDTH - LEFT - 330.0;
-        let place = |x: f64, y: f64| {
-            (
-                LEFT + x / last * plot_width,
-                TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM),
-            )
-        };
-        let mut out = head(WIDTH, HEIGHT, LEFT, &self.title);
+        Self { low, high, last, ends }
+    }
+
+    /// Coordinates of a round and a loss.
+    fn place(&self, x: f64, y: f64) -> (f64, f64) {
+        (
+            Self::LEFT + x / self.last * Self::PLOT_WIDTH,
+            Self::TOP + (self.high - y) / (self.high - self.low) * (Self::HEIGHT - Self::TOP - Self::BOTTOM),
+        )
+    }
+
+    fn draw_axes(&self, out: &mut String) {
+        let plot_width = Self::PLOT_WIDTH;
         for i in 0..=4 {
-            let y = low + (high - low) * f64::from(i) / 4.0;
-            let (x0, at) = place(0.0, y);
+            let y = self.low + (self.high - self.low) * f64::from(i) / 4.0;
+            let (x0, at) = self.place(0.0, y);
             let _ = writeln!(
                 out,
                 "<path d=\"M{x0:.1} {at:.1}h{plot_width:.1}\" stroke=\"#ddd\"/><text x=\"8\" y=\"{:.1}\">{y:.3}</text>",
@@ -165,35 +193,40 @@ impl Table {
         }
         let _ = writeln!(
             out,
-            "<text x=\"{LEFT}\" y=\"{:.1}\">rounds, to {last:.0}; held-out loss, nats per token</text>",
-            HEIGHT - 12.0
+            "<text x=\"{}\" y=\"{:.1}\">rounds, to {:.0}; held-out loss, nats per token</text>",
+            Self::LEFT,
+            Self::HEIGHT - 12.0,
+            self.last
         );
-        for (number, row) in self.rows.iter().enumerate() {
-            let colour = COLOURS[number % COLOURS.len()];
-            let dash = match number / COLOURS.len() {
-                0 => "",
-                1 => " stroke-dasharray=\"5 3\"",
-                _ => " stroke-dasharray=\"2 2\"",
-            };
-            let line: Vec<String> = row
-                .curve
-                .iter()
-                .skip(row.curve.len() / 4)
-                .map(|(x, y)| place(*x, *y))
-                .map(|(x, y)| format!("{x:.1},{y:.1}"))
-                .collect();
-            let (x, y) = (WIDTH - 310.0, TOP + 14.0 + 16.0 * number as f64);
-            let _ = writeln!(
-                out,
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"{dash}/><path d=\"M{x} {:.1}h20\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/><text x=\"{}\" y=\"{y}\">{}</text>",
-                line.join(" "),
-                y - 4.0,
-                x + 26.0,
-                escape(&row.label) + if row.curve.is_empty() { " (no result)" } else { "" }
-            );
-        }
-        for (number, y) in ends.iter().enumerate().skip(1) {
-            let (x, at) = place(last, *y);
+    }
+
+    /// An arm's curve and its label.
+    fn draw_row(&self, out: &mut String, number: usize, row: &Row) {
+        let colour = COLOURS[number % COLOURS.len()];
+        let dash = match number / COLOURS.len() {
+            0 => "",
+            1 => " stroke-dasharray=\"5 3\"",
+            _ => " stroke-dasharray=\"2 2\"",
+        };
+        let line: Vec<String> = visible(row)
+            .map(|(x, y)| self.place(*x, *y))
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        let (x, y) = (Self::WIDTH - 310.0, Self::TOP + 14.0 + 16.0 * number as f64);
+        let _ = writeln!(
+            out,
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"{dash}/><path d=\"M{x} {:.1}h20\" stroke=\"{colour}\" stroke-width=\"2\"{dash}/><text x=\"{}\" y=\"{y}\">{}</text>",
+            line.join(" "),
+            y - 4.0,
+            x + 26.0,
+            escape(&row.label) + if row.curve.is_empty() { " (no result)" } else { "" }
+        );
+    }
+
+    /// Short dashes at the ends by the law.
+    fn draw_law(&self, out: &mut String) {
+        for (number, y) in self.ends.iter().enumerate().skip(1) {
+            let (x, at) = self.place(self.last, *y);
             let colour = COLOURS[number % COLOURS.len()];
             let _ = writeln!(
                 out,
@@ -201,19 +234,22 @@ impl Table {
                 x - 60.0
             );
         }
-        if !ends.is_empty() {
+        if !self.ends.is_empty() {
             let _ = writeln!(
                 out,
                 "<text x=\"{}\" y=\"{}\">short dashes: where the published law ends,</text><text x=\"{}\" y=\"{}\">20 tokens for each parameter</text>",
-                WIDTH - 310.0,
-                HEIGHT - BOTTOM - 16.0,
-                WIDTH - 310.0,
-                HEIGHT - BOTTOM
+                Self::WIDTH - 310.0,
+                Self::HEIGHT - Self::BOTTOM - 16.0,
+                Self::WIDTH - 310.0,
+                Self::HEIGHT - Self::BOTTOM
             );
         }
-        out.push_str("</svg>\n");
-        out
     }
+}
+
+/// Points of a curve that are drawn: the first quarter falls so steeply that the rest could not be told apart.
+fn visible(row: &Row) -> impl Iterator<Item = &(f64, f64)> {
+    row.curve.iter().skip(row.curve.len() / 4)
 }
 
 /// Means with their standard errors, from −0.2 to 1: a line for each row, a colour for each group of values.

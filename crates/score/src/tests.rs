@@ -1,17 +1,20 @@
 //! Scoring on a quadratic, where the truth is known.
 
-use crate::{Decision, LossOracle, OracleError, Outcome, RoundScore, guarded_step, score_round};
+use crate::{
+    Decision, LossOracle, Measurement, OracleError, Outcome, RoundScore, confirm_step, decide, guarded_step,
+    measure_round, score_round,
+};
 use alice_spec::RunSpec;
 use alice_update::{Entries, Sparse, Update};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 type Candidate = crate::Candidate<Update>;
 
 const PARAMETERS: usize = 64;
 
-static SPEC: LazyLock<RunSpec> =
-    LazyLock::new(|| RunSpec::parse(include_str!("../../../chain-spec/runs/dev.toml")).unwrap());
+static SPEC: LazyLock<RunSpec> = LazyLock::new(alice_testkit::fixtures::dev);
 
 /// Uniform in [-1, 1), a pure function of its arguments.
 fn noise(a: u64, b: u64) -> f64 {
@@ -640,4 +643,97 @@ proptest! {
             prop_assert!(round.decisions.iter().any(|d| d.accepted && d.norm == norm));
         }
     }
+}
+
+/// Candidates of each outcome: two fragments, a key with several updates, newcomers, one that is degenerate.
+fn mixed_round() -> (RunSpec, Vec<Candidate>) {
+    let mut spec = SPEC.clone();
+    spec.task.fragments = 2;
+    let updates = [
+        (9, update(0.1, 0.02, 1.0, 1)),
+        (3, update(0.08, 0.05, 3.0, 2)),
+        (7, update(-0.1, 0.02, 1.0, 3)),
+        (1, update(0.0, 0.1, 0.1, 4)),
+        (5, update(0.2, 0.01, 0.0, 5)),
+        (4, update(0.12, 0.03, 1.0, 6)),
+    ];
+    let candidates = updates.map(|(id, update)| Candidate {
+        miner: [id % 3; 32],
+        fragment: u32::from(id % 2),
+        ..candidate(id, id > 4, update)
+    });
+    (spec, candidates.to_vec())
+}
+
+#[test]
+fn decide_should_give_the_decisions_of_score_round_in_any_order_of_the_measurements() {
+    let (spec, candidates) = mixed_round();
+    let previous = [Some(0.7), None];
+    let scored = score_round(
+        &mut oracle(),
+        &spec,
+        &mut theta(),
+        &split(),
+        &candidates,
+        &previous,
+        &mut |_| (),
+    )
+    .unwrap();
+    let outcomes: BTreeSet<String> = scored.decisions.iter().map(|d| format!("{:?}", d.outcome)).collect();
+    assert_eq!(outcomes.len(), 3, "every outcome occurs: {outcomes:?}");
+    let measured = measure_round(
+        &mut oracle(),
+        &spec,
+        &mut theta(),
+        &split(),
+        &candidates,
+        &previous,
+        &mut |_| (),
+    )
+    .unwrap();
+    assert_eq!(measured.losses_before, scored.losses_before);
+    let mut measurements: Vec<Measurement> = measured.measurements;
+    for turn in 0..measurements.len() {
+        measurements.rotate_left(turn);
+        let decided = decide(&spec, &measurements);
+        assert_eq!(
+            (&decided.decisions, &decided.median_norms),
+            (&scored.decisions, &scored.median_norms)
+        );
+    }
+}
+
+#[test]
+fn a_step_should_be_skipped_when_the_scoring_split_is_not_finite_after_it() {
+    /// Finite on the guard split, not on the scoring split once a weight has moved.
+    struct Trap;
+    impl LossOracle for Trap {
+        fn losses(&mut self, theta: &[f32], sequences: &[u32]) -> Result<Vec<f64>, OracleError> {
+            let moved = theta[0] != 0.0;
+            let loss = |j: &u32| {
+                if moved && *j < 4 {
+                    f64::NAN
+                } else {
+                    3.0 - f64::from(theta[0].abs())
+                }
+            };
+            Ok(sequences.iter().map(loss).collect())
+        }
+    }
+    let d = Sparse {
+        indices: vec![0],
+        values: vec![0.5],
+    };
+    let mut theta = [0.0f32; 2];
+    let guard = guarded_step(&mut Trap, &mut theta, &d, 1.0, 1.64, &[4, 5, 6]).unwrap();
+    assert_eq!((guard.alpha_used, guard.halvings), (1.0, 0));
+    let before = [3.0; 4];
+    let mut skipped = guard.clone();
+    let after = confirm_step(&mut Trap, &mut theta, &d, &mut skipped, &[0, 1, 2, 3], &before).unwrap();
+    assert_eq!((skipped.alpha_used, &after[..]), (0.0, &before[..]));
+    // With finite losses the step stands, and the losses are those after it.
+    let mut taken = guard.clone();
+    let after = confirm_step(&mut Trap, &mut theta, &d, &mut taken, &[7, 8], &before[..2]).unwrap();
+    assert_eq!((taken, after), (guard, vec![2.5; 2]));
+    assert_eq!(theta, [0.0; 2], "only measured");
 }

@@ -1,4 +1,4 @@
-//! The chain as far as settling is concerned: one parameter server, so its commitment is accepted as it comes.
+//! The chain as far as settlement is concerned. With one parameter server every commitment has a quorum at once.
 
 use alice_primitives::emission;
 use alice_round::ChainStatus;
@@ -7,32 +7,34 @@ use std::collections::BTreeMap;
 /// Blocks between acceptance and payment, as in `dev`.
 const DISPUTE_BLOCKS: u32 = 2;
 
-/// What the chain knows about epochs and balances.
+/// Epochs and balances on the simulated chain.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
     accepted: BTreeMap<u32, u32>,
     settled: BTreeMap<u32, u32>,
-    /// Planck of each account.
+    /// Balance of each account, planck.
     pub balances: BTreeMap<u32, u128>,
-    /// Planck minted.
+    /// Coins minted, planck.
     pub minted: u128,
 }
 
 impl Chain {
+    /// Status of an epoch at a block.
     pub fn status(&self, epoch: u32, block: u32) -> ChainStatus {
         match (self.settled.get(&epoch), self.accepted.get(&epoch)) {
             (Some(block), _) => ChainStatus::Settled { block: *block },
-            (None, Some(at)) if block >= at + DISPUTE_BLOCKS => ChainStatus::Final,
+            (None, Some(accepted)) if block >= accepted + DISPUTE_BLOCKS => ChainStatus::Final,
             (None, Some(_)) => ChainStatus::Accepted,
             (None, None) => ChainStatus::Open,
         }
     }
 
+    /// Accepts an epoch's commitment. A second one changes nothing.
     pub fn attest(&mut self, epoch: u32, block: u32) {
         self.accepted.entry(epoch).or_insert(block);
     }
 
-    /// Pays scores by account. Paying an epoch again changes nothing.
+    /// Pays an epoch by the scores of its accounts. Paying it again changes nothing.
     pub fn pay(&mut self, epoch: u32, scores: &BTreeMap<u32, u64>, block: u32) {
         if self.settled.insert(epoch, block).is_some() {
             return;

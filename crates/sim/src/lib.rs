@@ -1,25 +1,26 @@
 //! A whole network in one process: a virtual clock in blocks, the real round machine, update codec, error feedback,
-//! scoring, guard and model step, and scripted miners, some of whom cheat. In place of a language model stands a problem
-//! whose truth is known ([`Problem`]), so that hundreds of epochs take seconds and every number can be checked.
+//! scoring, step guard and model step, and scripted miners, some of whom cheat. The language model is replaced by a
+//! problem whose truth is known ([`Problem`]), so that hundreds of epochs take seconds and every number can be checked.
 //!
-//! It answers what a single epoch cannot: what each way to behave earns for its work, whether the model still learns
-//! beside the cheats, and whether the same history gives the same bits.
+//! It answers questions that a single epoch cannot: what each [`Strategy`] earns for its work, whether the model still
+//! learns in spite of the cheats, and whether the same history gives the same bits.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod chain;
 mod miner;
-mod network;
 mod problem;
 mod report;
+mod simulation;
 
 pub use miner::Strategy;
-pub use network::{EXACT, Epoch, Network, SimError};
 pub use problem::Problem;
 pub use report::{Report, Row};
+pub use simulation::{EXACT, Epoch, SimError, Simulation};
 
 use alice_spec::RunSpec;
 
-/// Run `dev` with a model of 37,000 parameters, in so many fragments (at most 2).
+/// Run `dev` with a model of 37,000 parameters in 1 or 2 fragments.
 pub fn spec(fragments: u32) -> RunSpec {
     let text = include_str!("../../../chain-spec/runs/dev.toml");
     let mut spec = RunSpec::parse(text).unwrap_or_else(|error| unreachable!("run dev is valid: {error}"));

@@ -1,6 +1,6 @@
-//! Runs a network of scripted miners and says what each way to behave earned.
+//! Runs a network of scripted miners and reports what each strategy earned.
 
-use alice_sim::{Network, SimError, Strategy, spec};
+use alice_sim::{SimError, Simulation, Strategy, spec};
 use clap::Parser;
 use std::io::Write;
 use std::process::ExitCode;
@@ -9,9 +9,9 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(after_help = "Example: sim honest=8 negated=4 four-keys=1 --epochs 100")]
 struct Args {
-    /// Machines by their way to behave: honest, churning, lazy, negated, noise, inflated, replay, four-keys, stale,
+    /// Machines by strategy: honest, churning, lazy, negated, noise, inflated, replay, four-keys, stale,
     /// garbage, late.
-    #[arg(required = true, value_parser = machines, value_name = "WAY=NUMBER")]
+    #[arg(required = true, value_parser = machines, value_name = "STRATEGY=NUMBER")]
     machines: Vec<(Strategy, usize)>,
     /// Rounds.
     #[arg(long, default_value_t = 60)]
@@ -19,13 +19,13 @@ struct Args {
     /// Fragments of the model: 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
     fragments: u32,
-    /// Bits of the published aggregate: 2, 4, 8, or 32 for f32 as it is.
+    /// Bits of the published aggregate: 2, 4, 8, or 32 for unrounded f32.
     #[arg(long, default_value_t = 8, value_parser = bits)]
     publish_bits: u8,
-    /// c: an entry of one update weighs at most c / R in the mean of R [default: that of run dev]
+    /// c: an entry of one update weighs at most c / R in the mean of R updates [default: that of run dev]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     entry_weight: Option<u32>,
-    /// Of the problem and of all chance.
+    /// Seed of the problem and of all random draws.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -41,7 +41,7 @@ fn machines(text: &str) -> Result<(Strategy, usize), String> {
 fn bits(text: &str) -> Result<u8, String> {
     match text.parse() {
         Ok(bits @ (2 | 4 | 8 | alice_sim::EXACT)) => Ok(bits),
-        _ => Err(format!("'{text}' is none of 2, 4, 8, 32")),
+        _ => Err(format!("'{text}' is not 2, 4, 8 or 32")),
     }
 }
 
@@ -64,21 +64,21 @@ fn run(args: &Args) -> Result<(), SimError> {
     let mut spec = spec(args.fragments);
     spec.update.publish_bits = args.publish_bits;
     spec.outer.entry_weight = args.entry_weight.unwrap_or(spec.outer.entry_weight);
-    let mut network = Network::new(spec, &machines, args.seed)?;
-    network.run(args.epochs)?;
-    // A reader that has seen enough may close the pipe.
-    let _ = std::io::stdout().write_all(text(&network).as_bytes());
+    let mut simulation = Simulation::new(spec, &machines, args.seed)?;
+    simulation.run(args.epochs)?;
+    // A closed pipe is no error: a reader such as `head` has seen enough.
+    let _ = std::io::stdout().write_all(text(&simulation).as_bytes());
     Ok(())
 }
 
-fn text(network: &Network) -> String {
-    let (report, mut text) = (network.report(), String::new());
+fn text(simulation: &Simulation) -> String {
+    let (report, mut text) = (simulation.report(), String::new());
     let mut line = |line: String| {
         text.push_str(&line);
         text.push('\n');
     };
     line(report.to_string());
-    line(format!("first loss {:.4} nats", network.first_loss()));
+    line(format!("first loss {:.4} nats", simulation.first_loss()));
     for epoch in report.epochs.iter().step_by((report.epochs.len() / 10).max(1)) {
         line(format!(
             "epoch {}: loss {:.4}, {} of {} updates accepted, α {}",
@@ -90,7 +90,7 @@ fn text(network: &Network) -> String {
         line(format!("last loss {:.4} nats, model root {root}", last.loss));
         line(format!(
             "published aggregates of {} bytes on average",
-            network.published_bytes() / report.epochs.len().max(1) as u64
+            simulation.published_bytes() / report.epochs.len().max(1) as u64
         ));
     }
     text

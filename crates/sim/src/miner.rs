@@ -4,7 +4,7 @@ use crate::problem::Numbers;
 use alice_update::ErrorFeedback;
 use std::fmt;
 
-/// How a miner behaves. What is not named is as an honest miner does it.
+/// Behaviour of a miner. Each differs from an honest one in the stated point only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Strategy {
     /// Trains the task as given.
@@ -32,7 +32,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// All of them.
+    /// Every strategy.
     pub const ALL: [Self; 11] = [
         Self::Honest,
         Self::Churning,
@@ -64,12 +64,12 @@ impl Strategy {
         }
     }
 
-    /// Keys that it mines with.
+    /// Number of mining keys.
     pub(crate) fn keys(self) -> u32 {
         if self == Self::FourKeys { 4 } else { 1 }
     }
 
-    /// Share of a task that it trains in a round in which it takes part, over all its keys.
+    /// Tasks' worth of training in a round in which it takes part, over all its keys.
     pub(crate) fn work(self) -> f64 {
         match self {
             Self::Lazy => 0.125,
@@ -93,15 +93,15 @@ impl std::str::FromStr for Strategy {
         Self::ALL
             .into_iter()
             .find(|strategy| strategy.name() == text)
-            .ok_or_else(|| format!("there is no way to behave called '{text}'; there are {}", known()))
+            .ok_or_else(|| format!("there is no strategy '{text}'; choose one of {}", known()))
     }
 }
 
-/// A machine with its keys and what it remembers.
+/// A machine with its keys and its state between rounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Miner {
     pub strategy: Strategy,
-    /// One for each fragment.
+    /// Error feedback of each fragment.
     pub feedback: Vec<ErrorFeedback>,
     pub numbers: Numbers,
 }

@@ -1,17 +1,17 @@
-//! The problem in place of a language model.
+//! The training problem, which replaces a language model.
 
 use alice_primitives::tagged_hash;
 use alice_score::{LossOracle, OracleError};
 
-/// Coordinates that a sequence says something about.
-const SPEAKS_OF: usize = 1024;
+/// Coordinates that one sequence depends on: few against the parameters, as one text uses few of a model's features.
+const SUPPORT: usize = 1024;
 /// Loss at the minimum, nats.
 const FLOOR: f64 = 3.0;
-/// Step of the local descent.
+/// Learning rate of the local descent: 1 / (2 · λ_max), so that no coordinate diverges.
 const RATE: f32 = 0.05;
 
-/// A quadratic over θ, seen through sequences: each speaks of some coordinates, and of where their minimum is only with
-/// noise, as a piece of text does of a language.
+/// A quadratic over θ, seen through sequences: each depends on some coordinates only, and sees their minimum with noise,
+/// as a piece of text is a noisy sample of a language.
 ///
 /// ℓ_j(θ) = 3 + ½ mean over i ∈ S_j of λ_i (θ_i − θ*_i − σ ξ_ij)², where λ_i is log-uniform on 0.1 … 10.
 #[derive(Clone, Debug)]
@@ -22,7 +22,7 @@ pub struct Problem {
     seed: u64,
 }
 
-/// A stream of numbers from a seed (splitmix64).
+/// Random numbers from a seed (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);
 
@@ -32,7 +32,7 @@ impl Numbers {
         Self(seed)
     }
 
-    /// 64 bits.
+    /// 64 uniform bits.
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
@@ -46,14 +46,15 @@ impl Numbers {
         (self.bits() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// About normal, with mean zero and variance one: the sum of twelve uniform numbers (Irwin–Hall), less six.
+    /// Approximately normal with mean 0 and variance 1: the sum of twelve uniform numbers minus six (Irwin–Hall). Unlike
+    /// Box–Muller it calls no transcendental function, so it has the same bits on every machine.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }
 }
 
 impl Problem {
-    /// A problem over so many parameters.
+    /// A problem over `parameters` coordinates.
     pub fn new(parameters: usize, noise: f32, seed: u64) -> Self {
         let mut numbers = Numbers::new(seed);
         let minimum = (0..parameters).map(|_| numbers.normal()).collect();
@@ -68,12 +69,12 @@ impl Problem {
         }
     }
 
-    /// Where training starts.
+    /// Weights at the start of training.
     pub fn first_theta(&self) -> Vec<f32> {
         vec![0.0; self.minimum.len()]
     }
 
-    /// The coordinates that sequence `j` of a text speaks of, each with its noisy minimum.
+    /// Coordinates that sequence `j` of a text depends on, each with its noisy minimum.
     fn sequence(&self, text: u8, j: u64) -> impl Iterator<Item = (usize, f32)> + '_ {
         let hash = tagged_hash(
             "alice/sim/sequence",
@@ -82,7 +83,7 @@ impl Problem {
         let seed = hash.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let mut numbers = Numbers::new(seed);
         let n = self.minimum.len().max(1) as u64;
-        (0..SPEAKS_OF).filter_map(move |_| {
+        (0..SUPPORT).filter_map(move |_| {
             let i = (numbers.bits() % n) as usize;
             let centre = self.minimum.get(i)? + self.noise * (numbers.unit() - 0.5) * 12f32.sqrt();
             Some((i, centre))
@@ -96,8 +97,8 @@ impl Problem {
         for batch in batches {
             for j in *batch {
                 for (i, centre) in self.sequence(b't', *j).filter(|(i, _)| covered.contains(i)) {
-                    if let (Some(at), Some(curvature)) = (theta.get_mut(i), self.curvature.get(i)) {
-                        *at -= RATE * curvature * (*at - centre) / batch.len() as f32;
+                    if let (Some(weight), Some(curvature)) = (theta.get_mut(i), self.curvature.get(i)) {
+                        *weight -= RATE * curvature * (*weight - centre) / batch.len() as f32;
                     }
                 }
             }
@@ -110,7 +111,7 @@ impl Problem {
             .collect()
     }
 
-    /// Loss over the noise, exactly: 3 + ½ mean of λ_i (θ_i − θ*_i)².
+    /// Loss without the noise: 3 + ½ mean of λ_i (θ_i − θ*_i)².
     pub fn true_loss(&self, theta: &[f32]) -> f64 {
         let terms = theta.iter().zip(&self.minimum).zip(&self.curvature);
         let sum: f64 = terms.map(|((t, m), c)| f64::from(*c) * f64::from(t - m).powi(2)).sum();
@@ -124,11 +125,11 @@ impl LossOracle for Problem {
             let sum: f64 = self
                 .sequence(b'v', u64::from(*j))
                 .map(|(i, centre)| match (theta.get(i), self.curvature.get(i)) {
-                    (Some(at), Some(curvature)) => f64::from(*curvature) * f64::from(at - centre).powi(2),
+                    (Some(weight), Some(curvature)) => f64::from(*curvature) * f64::from(weight - centre).powi(2),
                     _ => 0.0,
                 })
                 .sum();
-            FLOOR + 0.5 * sum / SPEAKS_OF as f64
+            FLOOR + 0.5 * sum / SUPPORT as f64
         };
         Ok(sequences.iter().map(of).collect())
     }
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn descent_should_lead_towards_the_minimum_and_only_where_it_is_allowed() {
+    fn descent_should_lead_towards_the_minimum_on_the_covered_coordinates_only() {
         let mut problem = Problem::new(4096, 0.5, 1);
         let theta = problem.first_theta();
         let sequences: Vec<u64> = (0..64).collect();
@@ -152,7 +153,7 @@ mod tests {
             let losses = problem.losses(theta, &(0..256).collect::<Vec<_>>()).unwrap();
             losses.iter().sum::<f64>() / 256.0
         };
-        // What sequences show is the true loss and the variance of their noise.
+        // The loss of a sequence is the true loss plus the variance of its noise.
         let gap = |problem: &mut Problem, theta: &[f32]| mean(problem, theta) - problem.true_loss(theta);
         assert!((gap(&mut problem, &theta) - gap(&mut problem, &moved)).abs() < 0.02);
         assert!(mean(&mut problem, &moved) < mean(&mut problem, &theta));

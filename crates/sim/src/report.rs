@@ -1,15 +1,15 @@
-//! What a simulation comes to.
+//! Result of a simulation: work, accepted updates and pay by strategy.
 
 use crate::chain::Chain;
 use crate::miner::{Miner, Strategy};
-use crate::network::Epoch;
+use crate::simulation::Epoch;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a machine did and got.
+/// Work and verdicts of one machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    /// Tasks' worth of training.
+    /// Training done, in tasks.
     pub work: f64,
     accepted: u32,
     score: u64,
@@ -27,31 +27,31 @@ impl Tally {
     }
 }
 
-/// All machines that behave the same way.
+/// Totals of all machines with the same strategy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// Their way.
+    /// The strategy.
     pub strategy: Strategy,
-    /// Machines.
+    /// Number of machines.
     pub machines: u32,
-    /// Tasks' worth of training that they did.
+    /// Training done, in tasks.
     pub work: f64,
-    /// Their accepted updates.
+    /// Accepted updates.
     pub accepted: u32,
-    /// Their refused ones by reason.
+    /// Refused updates by reason.
     pub refused: BTreeMap<&'static str, u32>,
-    /// Planck that they were paid.
+    /// Pay, planck.
     pub paid: u128,
-    /// Pay for a task's worth of training, over that of honest miners. None where one of the two did no work.
+    /// Pay for a task's worth of training relative to honest miners. `None` if either did no work.
     pub pay_for_work: Option<f64>,
-    /// Pay for a machine, over that of an honest one.
+    /// Pay for a machine relative to an honest one. `None` without honest machines.
     pub pay_for_machine: Option<f64>,
 }
 
-/// A simulation's outcome.
+/// Result of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// One row for each way to behave.
+    /// One row for each strategy.
     pub rows: Vec<Row>,
     /// Finished rounds.
     pub epochs: Vec<Epoch>,
@@ -101,7 +101,7 @@ impl Report {
         }
     }
 
-    /// The row of a way to behave.
+    /// Row of a strategy; `None` if no machine has it.
     pub fn row(&self, strategy: Strategy) -> Option<&Row> {
         self.rows.iter().find(|row| row.strategy == strategy)
     }

@@ -1,12 +1,13 @@
-//! Bit streams, least significant bit of the first byte first.
+//! Bit streams, least significant bit of the first byte first. Both ends keep up to 64 bits in an accumulator, because one
+//! access to memory per bit or byte would be the slowest part of the codec.
 
 use crate::error::DecodeError;
 
 /// Appends bits to bytes.
 pub(crate) struct BitWriter {
-    /// Those before `at` are written; there is room behind them.
+    /// Buffer; the first `len` bytes are written, the rest is room.
     bytes: Vec<u8>,
-    at: usize,
+    len: usize,
     acc: u64,
     /// Bits in `acc`, below 8 between calls.
     have: u32,
@@ -15,29 +16,29 @@ pub(crate) struct BitWriter {
 impl BitWriter {
     /// Continues after whole bytes.
     pub(crate) fn after(bytes: Vec<u8>) -> Self {
-        let at = bytes.len();
+        let len = bytes.len();
         Self {
             bytes,
-            at,
+            len,
             acc: 0,
             have: 0,
         }
     }
 
-    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first. What is not a whole byte is written too, and again with the
-    /// next bits: whether a byte is whole could not be foreseen.
+    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first. Branch-free: always writes eight bytes, also the incomplete
+    /// last one, which the next write repeats; a branch on whole bytes would be unpredictable.
     #[inline]
     pub(crate) fn write(&mut self, value: u32, bits: u32) {
         debug_assert!(bits <= 32 && (bits == 32 || value >> bits == 0));
         self.acc |= u64::from(value) << self.have;
         self.have += bits;
-        if self.at + 8 > self.bytes.len() {
+        if self.len + 8 > self.bytes.len() {
             self.grow();
         }
-        if let Some(word) = self.bytes.get_mut(self.at..self.at + 8) {
+        if let Some(word) = self.bytes.get_mut(self.len..self.len + 8) {
             word.copy_from_slice(&self.acc.to_le_bytes());
         }
-        self.at += (self.have / 8) as usize;
+        self.len += (self.have / 8) as usize;
         self.acc >>= self.have & !7;
         self.have &= 7;
     }
@@ -59,17 +60,17 @@ impl BitWriter {
 
     /// Fills the last byte with zero bits and returns all bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        self.bytes.truncate(self.at + usize::from(self.have > 0));
-        // What is published is kept for a while.
+        self.bytes.truncate(self.len + usize::from(self.have > 0));
+        // The server keeps published bytes for as long as somebody may join.
         self.bytes.shrink_to_fit();
         self.bytes
     }
 }
 
-/// Takes bits from bytes; never reads beyond them.
+/// Reads bits from bytes; never beyond their end.
 pub(crate) struct BitReader<'a> {
     rest: &'a [u8],
-    /// The next `have` bits; what stands above them is either zero or what `rest` begins with.
+    /// The next `have` bits. The bits above them are zero or the first bits of `rest`, which are then read again.
     acc: u64,
     have: u32,
 }
@@ -83,7 +84,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Bits that are left.
+    /// Number of unread bits.
     pub(crate) fn bits_left(&self) -> usize {
         self.rest.len().saturating_mul(8).saturating_add(self.have as usize)
     }
@@ -107,7 +108,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// The next `bits` ≤ 32 bits, or none where fewer are left.
+    /// The next `bits` ≤ 32 bits; `None` if fewer are left.
     #[inline]
     pub(crate) fn read(&mut self, bits: u32) -> Option<u32> {
         if self.have < bits {
@@ -122,8 +123,8 @@ impl<'a> BitReader<'a> {
         Some(value as u32)
     }
 
-    /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count passes `limit`; none where
-    /// the bits end first.
+    /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count exceeds `limit`; `None` if the
+    /// bits end first.
     #[inline]
     pub(crate) fn read_unary(&mut self, limit: u32) -> Option<u32> {
         let mut ones = 0u32;
@@ -140,7 +141,7 @@ impl<'a> BitReader<'a> {
                 return Some(limit.saturating_add(1));
             }
             if run < self.have {
-                // In two steps: 63 ones and the zero fill the accumulator.
+                // In two shifts: 63 ones and the zero are 64 bits, and a shift by 64 is not defined.
                 self.acc = self.acc >> run >> 1;
                 self.have -= run + 1;
                 return Some(ones);

@@ -1,18 +1,23 @@
-//! Which coordinates of each chunk are worth sending.
+//! Selection of each chunk's candidates: the coordinates that may be sent, before rate control decides how many are.
+//!
+//! The gradient is read once, in the order of the flat vector, and it is far larger than any cache. So the first step is a
+//! threshold, not a sort: [`ThresholdSearch`] guesses one from the chunk before, marks the values that reach it, and
+//! corrects the guess until enough do. The few marked values are compacted, and [`TopK`] selects exactly among them. The
+//! threshold only decides how much work that is: the selected candidates are the same for every guess, on every machine.
 
 use crate::quantizer::{Levels, scale};
-use crate::threshold_mask::{Mark, Plain, ROW};
-use crate::top_k::{Candidates, Largest, magnitude_bits};
+use crate::threshold_mask::{Portable, ROW, ThresholdMask};
+use crate::top_k::{Candidates, TopK, magnitude_bits};
 use pulp::{Arch, Simd, WithSimd};
 
-/// Marks that are taken from a word without asking whether it has so many.
-const AT_ONCE: usize = 4;
-/// Bits of infinity: magnitudes at or above are not numbers.
+/// Bits extracted per unconditional batch, even if the word has fewer set.
+const BATCH: usize = 4;
+/// Bits of infinity: magnitudes at or above are not finite.
 const NOT_FINITE: i32 = 0x7f80_0000;
 /// First step of a threshold that did not fit, in bits of a magnitude: an eighth of a factor of two.
 const STEP: i32 = 1 << 20;
-/// So often a threshold is looked for, as a rule; more candidates than needed are put up with then.
-const PASSES: u32 = 12;
+/// Maximum search passes; after that, extra candidates are accepted.
+const PASSES_MAX: u32 = 12;
 
 /// Candidates of consecutive chunks.
 #[derive(Debug, Default, PartialEq)]
@@ -26,7 +31,7 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Room for so many candidates.
+    /// Empty segment with room for `candidates`.
     pub(crate) fn with_capacity(candidates: usize) -> Self {
         Self {
             positions: Vec::with_capacity(candidates),
@@ -52,27 +57,27 @@ impl Segment {
         self.positions.is_empty()
     }
 
-    /// Gives back memory that is not used.
+    /// Frees unused capacity: segments live until the update is written.
     pub(crate) fn shrink(&mut self) {
         self.positions.shrink_to_fit();
         self.values.shrink_to_fit();
     }
 }
 
-/// Selects the candidates of chunks; holds scratch memory.
+/// Selects the candidates of chunks; holds scratch memory and the threshold of the chunk before.
 pub(crate) struct Selector {
     levels: Levels,
     arch: Arch,
-    /// A threshold that fit the chunk before.
+    /// Threshold that fitted the chunk before.
     guess: i32,
     scratch: Scratch,
-    largest: Largest,
-    kept: Largest,
+    top_k: TopK,
+    kept: TopK,
 }
 
 #[derive(Default)]
 struct Scratch {
-    /// Bit i of word n: value 64 n + i is a candidate.
+    /// Bit i of word n: value 64 n + i reaches the threshold.
     marks: Vec<u64>,
     /// The first `count` are valid.
     positions: Vec<u16>,
@@ -87,23 +92,23 @@ impl Selector {
             arch: Arch::new(),
             guess: magnitude_bits(1e-3),
             scratch: Scratch::default(),
-            largest: Largest::new(),
-            kept: Largest::new(),
+            top_k: TopK::new(),
+            kept: TopK::new(),
         }
     }
 
-    /// Appends the candidates of a chunk: its `cap` largest magnitudes, or fewer where more are not worth sending. `next` is the
-    /// chunk that will come after it, or nothing. The error is the position of the first value that is not finite.
+    /// Appends the candidates of a chunk: its `cap` largest magnitudes, or fewer if more are not worth sending. `next` is the
+    /// chunk after it, for prefetching, or empty. The error is the position of the first value that is not finite.
     pub(crate) fn select(&mut self, values: &[f32], next: &[f32], cap: u32, into: &mut Segment) -> Result<(), usize> {
-        let gather = Gather {
+        let search = ThresholdSearch {
             values,
             next,
             cap: cap as usize,
             guess: self.guess,
             scratch: &mut self.scratch,
-            mark: Plain,
+            mask: Portable,
         };
-        self.guess = gather.on(self.arch);
+        self.guess = search.on(self.arch);
         let found = Candidates {
             positions: self.scratch.positions.get(..self.scratch.count).unwrap_or_default(),
             values: self.scratch.values.get(..self.scratch.count).unwrap_or_default(),
@@ -115,9 +120,9 @@ impl Selector {
         if max >= NOT_FINITE {
             return Err(values.iter().position(|value| !value.is_finite()).unwrap_or(0));
         }
-        // Below half of the smallest scale even the largest value would be sent far too large.
+        // Below half of the smallest scale even the largest value would be decoded at more than twice its size.
         if max >= magnitude_bits(scale(0) / 2.0) {
-            let best = self.largest.best(found, cap);
+            let best = self.top_k.best(found, cap);
             let count = self.kept.count_worth_sending(self.levels, best);
             let kept = self.kept.best(best, count);
             into.positions.extend_from_slice(kept.positions);
@@ -128,27 +133,27 @@ impl Selector {
     }
 }
 
-/// Leaves in the scratch memory, by ascending position, all values that reach a threshold which at least `cap` of them reach
-/// (all but zeros where there are fewer), and as a rule few others. Values that are not finite are always among them. Returns a guess for
-/// the threshold of the next chunk; the candidates do not depend on it once the largest of them are taken.
+/// Search for a threshold that at least `cap` values reach, and few others. Leaves these values in the scratch memory in
+/// ascending order of position: all but zeros if fewer than `cap` are not zero, and always those that are not finite.
+/// Returns a guess for the threshold of the next chunk. The guess changes the work, never the top `cap` of the result.
 ///
-/// Compiled for each instruction set that pulp knows; the one that this machine has is called. Plain loops over arrays of one
-/// length: what an iterator does inside of itself might not be compiled for the wider vectors.
-struct Gather<'a, M> {
+/// Compiled for each instruction set that pulp knows, and dispatched to that of the machine. Plain loops over arrays of
+/// constant length: code inside an iterator's closures may be left out of the wider compilation.
+struct ThresholdSearch<'a, M> {
     values: &'a [f32],
-    /// Asked for while this chunk is looked through.
+    /// Prefetched while this chunk is read.
     next: &'a [f32],
     cap: usize,
     guess: i32,
     scratch: &'a mut Scratch,
-    mark: M,
+    mask: M,
 }
 
-impl Gather<'_, Plain> {
-    /// With the best that the machine has.
+impl ThresholdSearch<'_, Portable> {
+    /// Runs with the best instruction set of the machine.
     fn on(self, arch: Arch) -> i32 {
         #[cfg(target_arch = "x86_64")]
-        if let Arch::V3(mark) = arch {
+        if let Arch::V3(mask) = arch {
             let Self {
                 values,
                 next,
@@ -157,21 +162,21 @@ impl Gather<'_, Plain> {
                 scratch,
                 ..
             } = self;
-            let gather = Gather {
+            let search = ThresholdSearch {
                 values,
                 next,
                 cap,
                 guess,
                 scratch,
-                mark,
+                mask,
             };
-            return Simd::vectorize(mark, gather);
+            return Simd::vectorize(mask, search);
         }
         arch.dispatch(self)
     }
 }
 
-impl<M: Mark> WithSimd for Gather<'_, M> {
+impl<M: ThresholdMask> WithSimd for ThresholdSearch<'_, M> {
     type Output = i32;
 
     #[inline(always)]
@@ -182,90 +187,91 @@ impl<M: Mark> WithSimd for Gather<'_, M> {
             values: found,
             count,
         } = self.scratch;
-        // Chunks next to each other are alike: so many more than are needed that it is rarely too few.
-        let aim = self.cap + 3 * self.cap.isqrt() + 2;
-        // At least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite. Until both have been seen the threshold
-        // goes away from the guess in growing steps, then half of the way between them.
+        // Neighbouring chunks are alike, and the number of values above a threshold varies by about its square root: three
+        // of those more than needed are rarely too few.
+        let target = self.cap + 3 * self.cap.isqrt() + 2;
+        // Invariant: at least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite. Until both bounds have
+        // been measured the threshold moves away from the guess in growing steps, then it bisects.
         let (mut low, mut above, mut step) = (1, NOT_FINITE, STEP);
         let (mut seen_low, mut seen_above) = (false, false);
-        let mut at = self.guess.clamp(low, above - 1);
+        let mut threshold = self.guess.clamp(low, above - 1);
         for pass in 1.. {
-            *count = mark(self.mark, self.values, self.next, at, marks);
-            if *count < self.cap && at > 1 {
-                (above, seen_above) = (at, true);
-                at = match seen_low {
-                    // Too many is slow, where all are alike; too few would be wrong.
-                    true if pass >= PASSES => low,
+            *count = mark_chunk(self.mask, self.values, self.next, threshold, marks);
+            if *count < self.cap && threshold > 1 {
+                (above, seen_above) = (threshold, true);
+                threshold = match seen_low {
+                    // Only if very many values are alike. Too many candidates are slow, too few would be wrong.
+                    true if pass >= PASSES_MAX => low,
                     true => low + (above - low) / 2,
-                    false => (at - step).max(1),
+                    false => (threshold - step).max(1),
                 };
             } else {
-                (low, seen_low) = (at, true);
-                if *count <= 3 * aim || above - low == 1 || pass >= PASSES {
+                (low, seen_low) = (threshold, true);
+                if *count <= 3 * target || above - low == 1 || pass >= PASSES_MAX {
                     break;
                 }
-                at = match seen_above {
+                threshold = match seen_above {
                     true => low + (above - low) / 2,
-                    false => at.saturating_add(step).min(above - 1),
+                    false => threshold.saturating_add(step).min(above - 1),
                 };
             }
             step = step.saturating_mul(4);
         }
-        gather(self.values, marks, *count, positions, found);
+        compact(self.values, marks, *count, positions, found);
         if *count < self.cap {
             return self.guess;
         }
-        // Many more or fewer than were aimed at: a threshold that moves along with them.
-        let over = ((*count as f32 - aim as f32) / aim as f32).min(2.0);
-        at.saturating_add((over * STEP as f32) as i32)
+        // Follows slow changes along the tensor: up if there were too many, down if there were too few.
+        let overshoot = ((*count as f32 - target as f32) / target as f32).min(2.0);
+        threshold.saturating_add((overshoot * STEP as f32) as i32)
     }
 }
 
-/// Marks the magnitudes that reach a threshold of at least 1, and says how many they are.
+/// Marks the magnitudes that reach a threshold of at least 1, and returns their number.
 #[inline(always)]
-fn mark(how: impl Mark, values: &[f32], ahead: &[f32], threshold: i32, marks: &mut Vec<u64>) -> usize {
+fn mark_chunk(mask: impl ThresholdMask, values: &[f32], ahead: &[f32], threshold: i32, marks: &mut Vec<u64>) -> usize {
     let (rows, tail) = values.as_chunks::<ROW>();
     marks.resize(values.len().div_ceil(ROW), 0);
     let mut count = 0;
     let ahead = ahead.as_chunks::<ROW>().0;
     for (number, (marks, row)) in marks.iter_mut().zip(rows).enumerate() {
         if let Some(row) = ahead.get(number) {
-            how.prefetch(row);
+            mask.prefetch(row);
         }
-        *marks = how.at_least(row, threshold);
+        *marks = mask.at_least(row, threshold);
         count += marks.count_ones();
     }
     if let (Some(marks), false) = (marks.last_mut(), tail.is_empty()) {
         let mut row = [0.0; ROW];
         row.iter_mut().zip(tail).for_each(|(slot, value)| *slot = *value);
-        *marks = how.at_least(&row, threshold);
+        *marks = mask.at_least(&row, threshold);
         count += marks.count_ones();
     }
     count as usize
 }
 
-/// Positions and values of the `count` marks, in the first places of the lists.
+/// Compacts the `count` marked values: their positions and values at the front of the lists.
 #[inline(always)]
-fn gather(values: &[f32], marks: &[u64], count: usize, positions: &mut Vec<u16>, found: &mut Vec<f32>) {
+fn compact(values: &[f32], marks: &[u64], count: usize, positions: &mut Vec<u16>, found: &mut Vec<f32>) {
     if positions.len() < count + ROW {
         positions.resize(count + ROW, 0);
         found.resize(count + ROW, 0.0);
     }
     let mut next = 0;
     for (number, &marks) in marks.iter().enumerate() {
-        let (start, mut rest, mut at) = ((number * ROW) as u32, marks, next);
-        // The first few are taken whether they are there or not, and gone over by those of the next row if not: how many a row
-        // has could not be foreseen.
+        let (start, mut rest, mut slot) = ((number * ROW) as u32, marks, next);
+        // Branch-free: always writes BATCH slots; surplus slots are overwritten by the next row, because the popcount is
+        // unpredictable.
         while {
-            if let Some(slots) = positions.get_mut(at..at + AT_ONCE) {
-                for slot in slots {
-                    *slot = (start + rest.trailing_zeros()) as u16;
+            if let Some(slots) = positions.get_mut(slot..slot + BATCH) {
+                for position in slots {
+                    *position = (start + rest.trailing_zeros()) as u16;
                     rest &= rest.wrapping_sub(1);
                 }
             }
             rest != 0
         } {
-            at += AT_ONCE;
+            slot += BATCH;
         }
         next += marks.count_ones() as usize;
     }
@@ -306,7 +312,7 @@ mod tests {
         assert_eq!(found, Err(1));
     }
 
-    /// The same by sorting everything.
+    /// Reference: the same by sorting everything.
     fn by_sorting(values: &[f32], cap: usize) -> Vec<u16> {
         let mut order: Vec<u16> = (0..values.len() as u16).collect();
         order.sort_by(|a, b| {
@@ -380,7 +386,7 @@ mod tests {
                 let scaled: Vec<f32> = values.iter().map(|value| value * factor).collect();
                 selector.select(&scaled, &values, cap, &mut one).unwrap();
                 let mut plain = Selector::new(Levels::new(2).unwrap());
-                (plain.arch, plain.largest, plain.kept) = (Arch::Scalar, Largest::on(Arch::Scalar), Largest::on(Arch::Scalar));
+                (plain.arch, plain.top_k, plain.kept) = (Arch::Scalar, TopK::on(Arch::Scalar), TopK::on(Arch::Scalar));
                 plain.select(&scaled, &[], cap, &mut other).unwrap();
             }
             prop_assert_eq!(one, other);

@@ -1,4 +1,8 @@
-//! The wire format of an update (`docs/spec/update.md`).
+//! Wire format of an update (`docs/spec/update.md`): a header of 76 bytes, then a bit stream of chunks.
+//!
+//! **Architecture invariant:** the format is canonical. Exactly one sequence of bytes decodes to a given header, base count
+//! and set of entries: counts have one shortest form, padding is zero, nothing follows the last entry. So the hash of the
+//! bytes identifies the update, and nobody can submit the same update twice under two hashes.
 
 use crate::bits::BitReader;
 use crate::error::{DecodeError, Place};
@@ -14,10 +18,33 @@ pub const MAGIC: &[u8; 4] = b"ALU1";
 /// Bytes before the chunks: magic, run hash, epoch, base root, base count.
 pub const HEADER_BYTES: usize = 4 + 32 + 4 + 32 + 4;
 
-/// Decodes an update, or says what is wrong with it. Memory is bounded by the layout and by the length of the bytes;
-/// exactly one sequence of bytes decodes to a given header, base count and set of entries.
+/// Decodes an update. Memory is bounded by the layout and by the length of the bytes.
 ///
-/// Whether run, epoch and base root are the round's is the caller's check.
+/// The caller checks whether run, epoch and base root are those of the round.
+///
+/// ```
+/// use alice_spec::UpdateSpec;
+/// use alice_update::{Header, Layout, decode, encode};
+///
+/// let spec = UpdateSpec {
+///     chunk: 64,
+///     budget_bytes: 100,
+///     value_bits: 2,
+///     k_max: 8,
+///     feedback_decay: 0.95,
+///     publish_bits: 8,
+/// };
+/// let layout = Layout::new(&[64], spec.chunk);
+/// let mut values = vec![0.0f32; 64];
+/// (values[3], values[40]) = (0.5, -0.25);
+/// let encoded = encode(&layout, &spec, &Header::default(), &values)?;
+///
+/// let update = decode(&layout, &spec, &encoded.bytes).unwrap();
+/// assert_eq!(update, encoded.sent);
+/// assert_eq!(update.indices, [3, 40]);
+/// assert!(decode(&layout, &spec, &encoded.bytes[1..]).is_err());
+/// # Ok::<(), alice_update::EncodeError>(())
+/// ```
 pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update, DecodeError> {
     let (header, format) = open(layout, spec, bytes)?;
     let (indices, values) = Walk::new(format, layout, body(bytes)).collect()?;
@@ -28,8 +55,8 @@ pub fn decode(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<Update
     })
 }
 
-/// An update as it was received, checked from end to end. Its entries are decoded as they are walked: whoever judges a round has
-/// all of its updates at once, and they have seven to ten times as many bytes decoded as encoded.
+/// An update as it was received, checked from end to end. Its entries are decoded as they are walked: whoever scores a
+/// round holds all of its updates at once, and decoded they take seven to ten times the memory.
 #[derive(Clone, Debug)]
 pub struct EncodedUpdate {
     header: Header,
@@ -53,7 +80,7 @@ impl EncodedUpdate {
         })
     }
 
-    /// What it says of itself.
+    /// Header of the update.
     pub fn header(&self) -> &Header {
         &self.header
     }
@@ -102,7 +129,7 @@ impl Format for UpdateFormat {
     }
 }
 
-/// Reads all but the chunks.
+/// Reads the header and checks everything before the chunks.
 fn open(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<(Header, UpdateFormat), DecodeError> {
     if bytes.len() as u64 > spec.budget_bytes {
         return Err(DecodeError::TooLong {
@@ -157,10 +184,12 @@ fn read_count(reader: &mut BitReader<'_>, base: u32, cap: u32, place: Place) -> 
     }
     match CountForm::of(count, base, cap) {
         CountForm::Explicit(_) => Ok(count),
+        // A shorter form exists: a second encoding of the same update.
         _ => Err(DecodeError::CountForm { place, found: count }),
     }
 }
 
+/// The header as bytes, with the base count at its end.
 pub(crate) fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES);
     bytes.extend_from_slice(MAGIC);
@@ -171,6 +200,7 @@ pub(crate) fn header_bytes(header: &Header, base: u32) -> Vec<u8> {
     bytes
 }
 
+/// Reads [`header_bytes`].
 fn read_header(bytes: &[u8]) -> Result<(Header, u32), DecodeError> {
     fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], DecodeError> {
         let (head, tail) = rest

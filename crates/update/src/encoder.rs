@@ -1,4 +1,11 @@
-//! The encoder: values come in any pieces, only the candidates of each chunk stay.
+//! The encoder: from a stream of values to an update within a byte budget.
+//!
+//! The values d + residual may be larger than memory, so they come in any pieces, in the order of the flat vector. Each
+//! complete chunk is reduced to its candidates at once ([`Selector`]) and forgotten. When all have come, rate control
+//! decides how many candidates of each chunk are sent ([`RateControl`]), and they are written.
+//!
+//! **Architecture invariant:** the bytes depend on layout, specification, header and values alone: not on the pieces, the
+//! number of threads or the machine. Whoever repeats a task gets the same update.
 
 use crate::bits::BitWriter;
 use crate::candidates::{Segment, Selector};
@@ -9,26 +16,26 @@ use crate::quantizer::{Levels, scale};
 use crate::rate::{BitAllocation, CountForm, RateControl};
 use crate::rice;
 use crate::sparse::{Header, Update};
-use crate::top_k::Largest;
+use crate::top_k::TopK;
 use alice_spec::UpdateSpec;
 use pulp::Arch;
 use std::ops::Range;
 
-/// Chunks whose candidates are kept together, and a thread's least work.
+/// Chunks whose candidates share a [`Segment`]; also the least work that is worth a thread.
 const SEGMENT_CHUNKS: usize = 256;
 
 /// An encoded update.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderOutput {
-    /// What goes over the wire, at most `budget_bytes`.
+    /// The update as it is sent, at most `budget_bytes`.
     pub bytes: Vec<u8>,
-    /// What the receiver decodes from it, bit for bit.
+    /// The update as the receiver decodes it, bit for bit.
     pub sent: Update,
-    /// Where its bits went.
+    /// Its bits by purpose.
     pub bits: BitCount,
 }
 
-/// Bits of an update by what they say. The header and the padding of the last byte are not counted.
+/// Bits of an update by purpose. The header and the padding of the last byte are not counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BitCount {
     /// Numbers of entries.
@@ -41,9 +48,9 @@ pub struct BitCount {
     pub values: u64,
 }
 
-/// Encodes the most of `values` that fits the budget. The same input gives the same bytes on every machine.
+/// Encodes as much of `values` as fits the budget. The same input gives the same bytes on every machine.
 ///
-/// `values` is d + residual over what the layout covers.
+/// `values` is d + residual, one value for each coordinate that the layout covers.
 pub fn encode(
     layout: &Layout,
     spec: &UpdateSpec,
@@ -79,21 +86,22 @@ pub struct Encoder<'a> {
     spec: &'a UpdateSpec,
     levels: Levels,
     threads: usize,
-    /// Chunks that are not complete.
+    /// Chunks after the current one.
     ahead: Chunks<'a>,
     current: Option<Range<usize>>,
-    /// What came of the current chunk.
+    /// Values of the current chunk received so far.
     partial: Vec<f32>,
     received: usize,
-    /// Of one thread; it learns from chunk to chunk.
+    /// Selector of the calling thread; its threshold follows from chunk to chunk.
     selector: Selector,
     segments: Vec<Segment>,
+    /// Chunks selected so far.
     chunks: u64,
     failed: Option<EncodeError>,
 }
 
 impl<'a> Encoder<'a> {
-    /// Encoder for what `layout` covers.
+    /// Encoder for the coordinates that `layout` covers.
     pub fn new(layout: &'a Layout, spec: &'a UpdateSpec) -> Result<Self, EncodeError> {
         if !layout.is_addressable() {
             return Err(EncodeError::Parameters(layout.total()));
@@ -116,13 +124,13 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// Uses up to so many threads where a piece is long enough. The result does not depend on it.
+    /// Sets the maximum number of threads, used for pieces that are long enough. The result does not depend on it.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Takes the next values of d + residual. After an error the encoder is of no more use: every later call repeats it.
+    /// Takes the next values of d + residual. An error poisons the encoder; later calls return the same error.
     pub fn push(&mut self, values: &[f32]) -> Result<(), EncodeError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -166,7 +174,7 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
-    /// Selects the candidates of whole chunks, each with its start in the flat vector.
+    /// Selects the candidates of complete chunks, each with its start in the flat vector.
     fn select(&mut self, chunks: &[(usize, &[f32])]) -> Result<(), EncodeError> {
         self.chunks += chunks.len() as u64;
         let threads = self.threads.min(chunks.len().div_ceil(SEGMENT_CHUNKS));
@@ -189,6 +197,7 @@ impl<'a> Encoder<'a> {
                 .map(|result| result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
         });
+        // In the order of the chunks, whichever thread was first.
         for segments in results {
             self.segments.extend(segments?);
         }
@@ -202,7 +211,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Chooses what fits the budget and writes it.
+    /// Allocates the budget and writes the update.
     pub fn finish(self, header: &Header) -> Result<EncoderOutput, EncodeError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -226,8 +235,8 @@ impl<'a> Encoder<'a> {
         };
         let budget_bytes = self.spec.budget_bytes.checked_sub(HEADER_BYTES as u64);
         let budget_bits = budget_bytes.ok_or_else(too_small)?.saturating_mul(8);
-        let plan = rate.plan(budget_bits).ok_or_else(too_small)?;
-        let encoded = self.write(header, &plan);
+        let allocation = rate.allocate(budget_bits).ok_or_else(too_small)?;
+        let encoded = self.write(header, &allocation);
         if encoded.sent.indices.is_empty() {
             return Err(too_small());
         }
@@ -235,11 +244,11 @@ impl<'a> Encoder<'a> {
         Ok(encoded)
     }
 
-    fn write(&self, header: &Header, plan: &BitAllocation) -> EncoderOutput {
+    fn write(&self, header: &Header, allocation: &BitAllocation) -> EncoderOutput {
         let (levels, layout) = (self.levels, self.layout);
         let candidates = || self.segments.iter().flat_map(Segment::chunks);
         let entries = candidates()
-            .zip(plan.quotas())
+            .zip(allocation.quotas())
             .map(|(candidates, quota)| candidates.positions.len().min(quota as usize))
             .sum();
         let mut sent = Update {
@@ -248,22 +257,15 @@ impl<'a> Encoder<'a> {
             values: Vec::with_capacity(entries),
         };
         let mut bits = BitCount::default();
-        let mut writer = BitWriter::after(header_bytes(header, plan.base));
-        let (arch, mut largest, mut codes) = (Arch::new(), Largest::new(), Vec::new());
-        for ((range, quota), candidates) in layout.chunks().zip(plan.quotas()).zip(candidates()) {
+        let mut writer = BitWriter::after(header_bytes(header, allocation.base));
+        let (arch, mut top_k, mut codes) = (Arch::new(), TopK::new(), Vec::new());
+        for ((range, quota), candidates) in layout.chunks().zip(allocation.quotas()).zip(candidates()) {
             let len = range.len() as u32;
             let share = |count| layout.share(count, len);
-            let best = largest.best(candidates, share(quota));
+            let best = top_k.best(candidates, share(quota));
             let count = best.positions.len() as u32;
-            let form = CountForm::of(count, share(plan.base), share(self.spec.k_max));
-            match form {
-                CountForm::Base => writer.write(0b0, 1),
-                CountForm::BasePlusOne => writer.write(0b01, 2),
-                CountForm::Explicit(bits) => {
-                    writer.write(0b11, 2);
-                    writer.write(count, bits);
-                }
-            }
+            let form = CountForm::of(count, share(allocation.base), share(self.spec.k_max));
+            write_count(&mut writer, count, form);
             bits.counts += u64::from(form.bits());
             if count == 0 {
                 continue;
@@ -291,6 +293,18 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// Writes a chunk's number of entries.
+fn write_count(writer: &mut BitWriter, count: u32, form: CountForm) {
+    match form {
+        CountForm::Base => writer.write(0b0, 1),
+        CountForm::BasePlusOne => writer.write(0b01, 2),
+        CountForm::Explicit(bits) => {
+            writer.write(0b11, 2);
+            writer.write(count, bits);
+        }
+    }
+}
+
 /// Writes a chunk's entries and returns the sum of the quotients of their gaps.
 #[inline(never)]
 fn write_entries(writer: &mut BitWriter, parameter: u32, levels: Levels, positions: &[u16], codes: &[u8]) -> u64 {
@@ -304,6 +318,7 @@ fn write_entries(writer: &mut BitWriter, parameter: u32, levels: Levels, positio
     quotients
 }
 
+/// Selects the candidates of consecutive chunks, a segment for each [`SEGMENT_CHUNKS`] of them.
 fn select_part(
     layout: &Layout,
     spec: &UpdateSpec,

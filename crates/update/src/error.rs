@@ -1,4 +1,4 @@
-//! What can be wrong, and what to do about it.
+//! Errors of the codec and of error feedback, each with its remedy.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ pub enum EncodeError {
         /// Flat index of the first such value.
         index: usize,
     },
-    /// Nothing to send: all values are zero or too small for the smallest scale.
+    /// All values are zero or too small for the smallest scale.
     #[error("update is zero; there is nothing to send")]
     Zero,
     /// Not even an update with one entry fits.
@@ -30,10 +30,10 @@ pub enum EncodeError {
         /// Chunks of the layout.
         chunks: u64,
     },
-    /// Not a width that the format has.
+    /// The format has no values of this width.
     #[error("update.value_bits = {0} is not known; use 1, 2, 4 or 8")]
     ValueBits(u8),
-    /// More than an update can cover.
+    /// More parameters than an update can cover.
     #[error("the model has {0} parameters, an update covers a model of at most 2^40")]
     Parameters(usize),
 }
@@ -79,7 +79,7 @@ pub enum DecodeError {
         /// Found.
         found: u32,
     },
-    /// A count is written in another form than the shortest.
+    /// A count is not written in its shortest form.
     #[error("{place} writes its count {found} in a longer form than needed")]
     CountForm {
         /// Chunk.
@@ -101,10 +101,10 @@ pub enum DecodeError {
     /// Bytes after the last entry.
     #[error("{0} bytes follow the last entry")]
     Trailing(usize),
-    /// Not a width that the format has.
+    /// The format has no values of this width.
     #[error("values of {0} bits are not known")]
     ValueBits(u8),
-    /// More than an update can cover.
+    /// More parameters than an update can cover.
     #[error("the model has {0} parameters, an update covers a model of at most 2^40")]
     Parameters(usize),
 }
@@ -144,7 +144,7 @@ pub enum FeedbackError {
         /// Coordinates of the file.
         found: Range<u64>,
     },
-    /// The ledger is there, its residual is not.
+    /// The ledger exists, the residual that it names does not.
     #[error("residual {generation} is missing; put it back, or delete the ledger to start from a zero residual")]
     Missing {
         /// Its generation.
@@ -166,7 +166,7 @@ pub enum FeedbackError {
         /// Its text.
         problem: String,
     },
-    /// The file could not be written: as a rule the disk is full.
+    /// The file could not be written, usually because the disk is full.
     #[error("residual could not be stored: {problem}; make room on the disk, the residual before it is still valid")]
     Store {
         /// Kind of the error.

@@ -1,11 +1,29 @@
-//! Error feedback in two phases (docs/spec/protocol.md#error-feedback): what was sent leaves the residual at commit,
-//! but is kept aside until the verdict; only *accepted* lets go of it.
+//! Error feedback in two phases (docs/spec/protocol.md#error-feedback).
 //!
-//! The state has two parts. The [`PendingUpdates`] is small: the updates that wait. The residual has a value for each parameter
-//! and may be larger than memory: it is read and written as a stream ([`ResidualReader`], [`ResidualWriter`]), once for
-//! each commit and never for a verdict. The ledger names the generation of the residual that it belongs to. Whoever
-//! stores them writes the new residual beside the old one, syncs it, and then replaces the ledger by renaming: that is
-//! the instant at which the new state counts, and before it the old state is whole.
+//! Compression leaves something out of every update. The *residual* remembers it, one value for each parameter, and adds
+//! it to the next update, so that nothing is lost, only late. But an update may be refused, and then the network has none
+//! of it. So error feedback has two phases:
+//!
+//! 1. **Commit**: `residual = β · (d + residual − sent)`. The sent entries leave the residual and become *pending*.
+//! 2. **Verdict**: *accepted* drops the pending update; anything else, and no verdict at all, returns it to the residual,
+//!    which is then as if the update had never been sent.
+//!
+//! Pending values decay by β at each commit, as they would have in the residual.
+//!
+//! **Format.** The state has two parts. [`PendingUpdates`], the *ledger*, is small: the updates without a verdict, in one
+//! file with a checksum (`ALF2`). The residual may be larger than memory: it is read and written as a stream
+//! ([`ResidualReader`], [`ResidualWriter`]), once for each commit and never for a verdict. Returned updates stay in the
+//! ledger, marked, until the next commit adds them to the residual on its way.
+//!
+//! **Invariant.** The ledger names the generation of the residual that it belongs to; a residual of another generation is
+//! refused. Whoever stores them writes the new residual next to the old one, syncs it, and then replaces the ledger by
+//! renaming. The rename is the instant at which the new state counts; until then the old state is complete.
+//!
+//! **Bounds.** Pending updates are bounded in number and in entries ([`PENDING_MAX`], [`PENDING_ENTRIES_MAX`]): a server
+//! that never answers must not fill a miner's memory. Values that are not finite become zero, so one diverged task cannot
+//! poison all later ones.
+//!
+//! [`ErrorFeedback`] is the same state in memory, for many miners in one process.
 
 use crate::error::FeedbackError;
 use crate::residual::{ResidualDtype, ResidualReader, ResidualWriter};
@@ -14,17 +32,18 @@ use alice_primitives::tagged_hash;
 use std::io::Read;
 use std::ops::Range;
 
-/// Updates that may wait for a verdict. When one more is committed, the oldest is treated as refused: no verdict is not
-/// an acceptance.
+/// Maximum number of pending updates. When one more is committed, the oldest is treated as refused: no verdict is not an
+/// acceptance.
 pub const PENDING_MAX: usize = 64;
-/// Entries that may wait in all updates together (12 bytes each); beyond it the oldest update is treated as refused. The
-/// newest always waits.
+/// Maximum number of entries of all pending updates together: 1.5 GiB at 12 bytes each. Beyond it the oldest updates are
+/// treated as refused; the newest always stays pending.
 pub const PENDING_ENTRIES_MAX: u64 = 1 << 27;
 
+/// First bytes of a ledger: format and version.
 const MAGIC: &[u8; 4] = b"ALF2";
 const TAG: &str = "alice/feedback/v2";
 
-/// The small part of the state: what was sent and has no verdict, and what came back since the last commit.
+/// Updates without a verdict, and those that were returned since the last commit: the ledger of a residual.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PendingUpdates {
     covered: Range<u64>,
@@ -33,17 +52,18 @@ pub struct PendingUpdates {
     pending: Vec<PendingUpdate>,
 }
 
+/// A sent update, decayed like the residual.
 #[derive(Clone, Debug, PartialEq)]
 struct PendingUpdate {
     id: [u8; 32],
-    /// Whether it was refused: it belongs to the residual, into which the next commit folds it.
+    /// Whether it was refused: it belongs to the residual, to which the next commit adds it.
     returned: bool,
     indices: Vec<u64>,
     values: Vec<f32>,
 }
 
-/// Marks as come back what waits beyond so many updates or entries, counted from the newest, which always waits.
-fn give_up_oldest(pending: &mut [PendingUpdate], updates_max: usize, entries_max: u64) {
+/// Returns the oldest pending updates to the residual until both limits hold; the newest always stays pending.
+fn return_oldest(pending: &mut [PendingUpdate], updates_max: usize, entries_max: u64) {
     let (mut updates, mut entries) = (0, 0u64);
     for (age, pending) in pending.iter_mut().rev().enumerate() {
         updates += 1;
@@ -53,7 +73,7 @@ fn give_up_oldest(pending: &mut [PendingUpdate], updates_max: usize, entries_max
 }
 
 impl PendingUpdates {
-    /// Nothing was sent, and the residual is zero. `covered` are the coordinates of the residual:
+    /// No pending updates, and a residual of zeros. `covered` are the coordinates of the residual:
     /// [`Layout::covered`](crate::Layout::covered).
     pub fn new(covered: Range<usize>) -> Self {
         Self {
@@ -68,31 +88,32 @@ impl PendingUpdates {
         self.covered.clone()
     }
 
-    /// Number of commits since the residual was zero; the residual that belongs to this ledger has the same number. Residual
-    /// 0 is zero and is stored nowhere.
+    /// Number of commits since the residual was zero. The residual that belongs to this ledger has the same number.
+    /// Generation 0 is all zeros and is stored nowhere.
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Submissions that wait for a verdict, oldest first.
+    /// Submissions without a verdict, oldest first.
     pub fn pending(&self) -> Vec<[u8; 32]> {
-        let waiting = self.pending.iter().filter(|pending| !pending.returned);
-        waiting.map(|pending| pending.id).collect()
+        let pending = self.pending.iter().filter(|pending| !pending.returned);
+        pending.map(|pending| pending.id).collect()
     }
 
-    /// The verdict is *accepted*: what was sent is settled. Unknown ids are ignored.
+    /// Records the verdict *accepted*: the update is dropped. Unknown ids are ignored.
     pub fn accepted(&mut self, id: [u8; 32]) {
+        // A returned update stays: it may be part of a later update already, which was encoded with it.
         self.pending.retain(|pending| pending.id != id || pending.returned);
     }
 
-    /// The verdict is another one, or there will be none: what was sent returns to the residual, which is then as if it
-    /// had never been sent. Unknown ids are ignored.
+    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if it had
+    /// never been sent. Unknown ids are ignored.
     pub fn refused(&mut self, id: [u8; 32]) {
-        let waiting = self.pending.iter_mut().filter(|pending| pending.id == id);
-        waiting.for_each(|pending| pending.returned = true);
+        let pending = self.pending.iter_mut().filter(|pending| pending.id == id);
+        pending.for_each(|pending| pending.returned = true);
     }
 
-    /// The same updates wait, but the residual is lost: it is zero from here on.
+    /// The ledger after the residual was lost: the same pending updates, and a residual of zeros.
     pub fn without_residual(&self) -> Self {
         Self {
             generation: 0,
@@ -100,18 +121,19 @@ impl PendingUpdates {
         }
     }
 
-    /// `residual += what came back`, for the coordinates from `start` on.
-    fn fold(&self, start: u64, residual: &mut [f32]) {
+    /// `residual += returned updates`, for the coordinates from `start` on.
+    fn add_returned(&self, start: u64, residual: &mut [f32]) {
         for pending in self.pending.iter().filter(|pending| pending.returned) {
             add_scaled(&pending.indices, &pending.values, start, residual, 1.0);
         }
     }
 
-    /// The ledger after submission `id` was committed, which sent `sent`: what waits decays like the residual, what came
-    /// back is in the residual now. Committing the same id again replaces what waits under it.
+    /// The ledger after submission `id` was committed with the update `sent`. Pending updates decay like the residual;
+    /// returned ones are gone, because the commit has added them to the residual. Committing the same id again replaces its
+    /// update.
     pub fn committed(&self, id: [u8; 32], sent: &Update, decay: f32) -> Self {
-        let waiting = |pending: &&PendingUpdate| !pending.returned && pending.id != id;
-        let mut pending: Vec<PendingUpdate> = self.pending.iter().filter(waiting).cloned().collect();
+        let stays = |pending: &&PendingUpdate| !pending.returned && pending.id != id;
+        let mut pending: Vec<PendingUpdate> = self.pending.iter().filter(stays).cloned().collect();
         pending.push(PendingUpdate {
             id,
             returned: false,
@@ -121,7 +143,7 @@ impl PendingUpdates {
         for value in pending.iter_mut().flat_map(|pending| pending.values.iter_mut()) {
             *value *= decay;
         }
-        give_up_oldest(&mut pending, PENDING_MAX, PENDING_ENTRIES_MAX);
+        return_oldest(&mut pending, PENDING_MAX, PENDING_ENTRIES_MAX);
         Self {
             covered: self.covered.clone(),
             generation: self.generation.saturating_add(1),
@@ -129,9 +151,9 @@ impl PendingUpdates {
         }
     }
 
-    /// Streams d + residual block by block. `stored` is the residual of this ledger's generation (none: zero, which only
-    /// generation 0 may have). `d` fills a block with the pseudo-gradient from the given coordinate on; `take` gets the
-    /// sums.
+    /// Streams d + residual block by block. `stored` is the residual of this ledger's generation; `None` stands for zeros
+    /// and is allowed for generation 0 only. `d` fills a block with the pseudo-gradient from the given coordinate on; `take`
+    /// gets the sums.
     pub fn combine<R: Read, E: From<FeedbackError>>(
         &self,
         stored: Option<R>,
@@ -141,7 +163,7 @@ impl PendingUpdates {
         let mut reader = ResidualReader::open(stored, self.covered(), self.generation)?;
         let (mut sum, mut residual) = (Vec::new(), Vec::new());
         while let Some(start) = reader.next_block(&mut residual)? {
-            self.fold(start, &mut residual);
+            self.add_returned(start, &mut residual);
             sum.clear();
             sum.resize(residual.len(), 0.0);
             d(start, &mut sum)?;
@@ -151,19 +173,19 @@ impl PendingUpdates {
         Ok(())
     }
 
-    /// Writes the residual after the commit of `sent`, which was encoded from what [`PendingUpdates::combine`] gave with the same
-    /// `stored` and the same `d`; `next` is what [`PendingUpdates::committed`] gave. On any error the old state is the valid one,
-    /// and what was written is to be thrown away.
+    /// Writes the residual after the commit of `sent`, which was encoded from the sums of [`PendingUpdates::combine`] with the
+    /// same `stored` and the same `d`. `next` is the result of [`PendingUpdates::committed`]. On any error the old state
+    /// stays valid, and the partly written target has to be deleted.
     pub fn store<R: Read, W: std::io::Write, E: From<FeedbackError>>(
         &self,
         next: &PendingUpdates,
         stored: Option<R>,
         d: impl FnMut(u64, &mut [f32]) -> Result<(), E>,
         (sent, decay): (&Update, f32),
-        precision: ResidualDtype,
+        dtype: ResidualDtype,
         target: W,
     ) -> Result<W, E> {
-        let mut writer = ResidualWriter::create(target, next.covered(), next.generation, precision)?;
+        let mut writer = ResidualWriter::create(target, next.covered(), next.generation, dtype)?;
         self.combine(stored, d, |start, combined| {
             remainder(start, combined, sent, decay);
             Ok(writer.push(combined)?)
@@ -171,7 +193,7 @@ impl PendingUpdates {
         Ok(writer.finish()?)
     }
 
-    /// For the disk, with a checksum at the end.
+    /// Bytes for the disk, a checksum at the end.
     pub fn to_bytes(&self) -> Vec<u8> {
         let entries: usize = self.pending.iter().map(|pending| pending.indices.len()).sum();
         let mut bytes = Vec::with_capacity(64 + self.pending.len() * 41 + entries * 12);
@@ -192,7 +214,7 @@ impl PendingUpdates {
         bytes
     }
 
-    /// Reads what [`PendingUpdates::to_bytes`] wrote for a residual of these coordinates.
+    /// Reads the bytes of [`PendingUpdates::to_bytes`] for a residual of these coordinates.
     pub fn from_bytes(bytes: &[u8], covered: Range<usize>) -> Result<Self, FeedbackError> {
         let damaged = FeedbackError::Damaged;
         let mut reader = Fields { rest: bytes };
@@ -202,7 +224,7 @@ impl PendingUpdates {
         let found = reader.u64()?..reader.u64()?;
         let generation = reader.u64()?;
         let count = u32::from_le_bytes(*reader.array()?) as usize;
-        // What waits, and what was pushed out of it.
+        // The pending updates, and one that was just returned by the limit.
         if count > PENDING_MAX + 1 {
             return Err(damaged("too many pending updates"));
         }
@@ -256,15 +278,14 @@ impl PendingUpdates {
     }
 }
 
-/// `sum += residual`.
+/// `sum += residual`, coordinate by coordinate.
 fn add(sum: &mut [f32], residual: &[f32]) {
     for (sum, residual) in sum.iter_mut().zip(residual) {
         *sum += residual;
     }
 }
 
-/// `combined = decay · (combined − sent)` for the coordinates from `start` on. Values that are not finite become zero,
-/// so that one diverged task cannot poison all later ones.
+/// `combined = decay · (combined − sent)` for the coordinates from `start` on; values that are not finite become zero.
 fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
     sent.add_scaled_at(start, combined, -1.0);
     for value in combined {
@@ -275,8 +296,31 @@ fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
     }
 }
 
-/// The whole state in memory, where many miners live in one process (the simulation, the lab): what a miner still owes the
-/// model, the part of its pseudo-gradients that no accepted update has carried. On a disk it is a [`PendingUpdates`] and a stream.
+/// Error feedback in memory, for many miners in one process (the simulation, the lab): the part of a miner's
+/// pseudo-gradients that no accepted update has carried. On a disk it is [`PendingUpdates`] and a stream.
+///
+/// ```
+/// use alice_spec::UpdateSpec;
+/// use alice_update::{ErrorFeedback, Header, Layout, encode};
+///
+/// # let spec = UpdateSpec { chunk: 8, budget_bytes: 100, value_bits: 8, k_max: 1, feedback_decay: 0.5, publish_bits: 8 };
+/// // One entry in a chunk of eight: the rest waits in the residual.
+/// let layout = Layout::new(&[8], spec.chunk);
+/// let mut feedback = ErrorFeedback::new(layout.covered());
+/// let d = [0.0, 0.5, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0];
+///
+/// let combined = feedback.combine(&d);
+/// let sent = encode(&layout, &spec, &Header::default(), &combined)?.sent;
+/// assert_eq!(sent.indices, [1]);
+/// feedback.commit([1; 32], combined, &sent, 0.5);
+/// assert_eq!(feedback.residual()[3], 0.125, "decayed");
+///
+/// // Refused: the update returns, as if it had never been sent.
+/// feedback.refused([1; 32]);
+/// assert_eq!(feedback.residual()[1], 0.25);
+/// assert!(feedback.pending().is_empty());
+/// # Ok::<(), alice_update::EncodeError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ErrorFeedback {
     ledger: PendingUpdates,
@@ -298,8 +342,8 @@ impl ErrorFeedback {
         &self.residual
     }
 
-    /// d + residual: what to encode. `d` has a value for each covered coordinate; values beyond the residual's length are
-    /// dropped, missing ones are zero.
+    /// d + residual, the vector to encode. `d` has a value for each covered coordinate; values beyond the residual's length
+    /// are dropped, missing ones are zero.
     pub fn combine(&self, d: &[f32]) -> Vec<f32> {
         let mut sum = d.to_vec();
         sum.resize(self.residual.len(), 0.0);
@@ -307,42 +351,42 @@ impl ErrorFeedback {
         sum
     }
 
-    /// After submission `id` was committed: residual = decay · (combined − sent), and what was sent waits, decaying
-    /// like the residual, for its verdict. Committing the same id again replaces what waits under it.
-    ///
-    /// Values that are not finite leave a zero residual, so that one diverged task cannot poison all later ones.
+    /// Commits submission `id`: residual = decay · (combined − sent), and the update is pending. Committing the same id again
+    /// replaces its update. Values that are not finite leave a zero in the residual.
     pub fn commit(&mut self, id: [u8; 32], combined: Vec<f32>, sent: &Update, decay: f32) {
         let total = self.residual.len();
         self.residual = combined;
         self.residual.resize(total, 0.0);
         remainder(self.ledger.covered.start, &mut self.residual, sent, decay);
         self.ledger = self.ledger.committed(id, sent, decay);
-        self.fold();
+        self.take_returned();
     }
 
-    /// The verdict is *accepted*: what was sent is settled. Unknown ids are ignored.
+    /// Records the verdict *accepted*: the update is dropped. Unknown ids are ignored.
     pub fn accepted(&mut self, id: [u8; 32]) {
         self.ledger.accepted(id);
     }
 
-    /// The verdict is another one, or there will be none: what was sent returns to the residual, which is then as if it
-    /// had never been sent. Unknown ids are ignored.
+    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if it had
+    /// never been sent. Unknown ids are ignored.
     pub fn refused(&mut self, id: [u8; 32]) {
         self.ledger.refused(id);
-        self.fold();
+        self.take_returned();
     }
 
-    /// Submissions that wait for a verdict, oldest first.
+    /// Submissions without a verdict, oldest first.
     pub fn pending(&self) -> Vec<[u8; 32]> {
         self.ledger.pending()
     }
 
-    fn fold(&mut self) {
-        self.ledger.fold(self.ledger.covered.start, &mut self.residual);
+    /// Adds returned updates to the residual at once: in memory that costs no stream.
+    fn take_returned(&mut self) {
+        self.ledger.add_returned(self.ledger.covered.start, &mut self.residual);
         self.ledger.pending.retain(|pending| !pending.returned);
     }
 }
 
+/// Cursor over the fields of a ledger.
 struct Fields<'a> {
     rest: &'a [u8],
 }
@@ -359,7 +403,7 @@ impl<'a> Fields<'a> {
         Ok(u64::from_le_bytes(*self.array()?))
     }
 
-    /// `count` words of N bytes; nothing is allocated before they are known to be there.
+    /// `count` words of N bytes. They are checked to be there before anything is allocated: the count is outside data.
     fn words<const N: usize>(&mut self, count: usize) -> Result<&'a [[u8; N]], FeedbackError> {
         let split = count.checked_mul(N).and_then(|bytes| self.rest.split_at_checked(bytes));
         let (head, rest) = split.ok_or(FeedbackError::Damaged("too short"))?;
@@ -373,8 +417,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_should_be_given_up_beyond_so_many_updates_or_entries() {
-        let waiting = |entries: &[usize], updates_max, entries_max| -> Vec<bool> {
+    fn the_oldest_should_be_returned_when_updates_or_entries_exceed_their_maximum() {
+        let pending_after = |entries: &[usize], updates_max, entries_max| -> Vec<bool> {
             let of = |n: &usize| PendingUpdate {
                 id: [0; 32],
                 returned: false,
@@ -382,14 +426,14 @@ mod tests {
                 values: vec![0.0; *n],
             };
             let mut pending: Vec<PendingUpdate> = entries.iter().map(of).collect();
-            give_up_oldest(&mut pending, updates_max, entries_max);
+            return_oldest(&mut pending, updates_max, entries_max);
             pending.iter().map(|pending| !pending.returned).collect()
         };
-        assert_eq!(waiting(&[3, 3, 3], 3, 9), [true, true, true]);
-        assert_eq!(waiting(&[3, 3, 3], 2, 9), [false, true, true]);
-        assert_eq!(waiting(&[3, 3, 3], 3, 8), [false, true, true]);
-        assert_eq!(waiting(&[1, 8, 3], 3, 10), [false, false, true]);
-        // The newest waits, however large it is.
-        assert_eq!(waiting(&[3, 20], 3, 10), [false, true]);
+        assert_eq!(pending_after(&[3, 3, 3], 3, 9), [true, true, true]);
+        assert_eq!(pending_after(&[3, 3, 3], 2, 9), [false, true, true]);
+        assert_eq!(pending_after(&[3, 3, 3], 3, 8), [false, true, true]);
+        assert_eq!(pending_after(&[1, 8, 3], 3, 10), [false, false, true]);
+        // The newest stays pending, however large it is.
+        assert_eq!(pending_after(&[3, 20], 3, 10), [false, true]);
     }
 }

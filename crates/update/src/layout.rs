@@ -1,4 +1,4 @@
-//! How the flat vector of parameters is cut into chunks.
+//! Layout of the flat vector of parameters: tensors, fragments, chunks.
 
 use alice_spec::{RunSpec, TensorShape};
 use std::ops::Range;
@@ -18,7 +18,7 @@ pub const PARAMETERS_MAX: u64 = 1 << 40;
 pub struct Layout {
     /// Exclusive end of each tensor of the model in the flat vector.
     ends: Vec<usize>,
-    /// Tensors that are covered.
+    /// Tensors that this layout covers.
     tensors: Range<usize>,
     chunk: usize,
 }
@@ -47,8 +47,8 @@ impl Layout {
         Self::new(&lens, spec.update.chunk)
     }
 
-    /// The same model, of which only these tensors (by their place in canonical order) are covered. What lies outside of
-    /// what `self` covers is left out.
+    /// Layout of the same model that covers only these tensors, by their number in canonical order. Tensors that `self` does
+    /// not cover are left out.
     pub fn fragment(&self, tensors: Range<usize>) -> Self {
         let start = tensors.start.clamp(self.tensors.start, self.tensors.end);
         Self {
@@ -63,7 +63,7 @@ impl Layout {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// The coordinates that are covered: 0..total for a whole model.
+    /// Covered coordinates: 0..total for a whole model.
     pub fn covered(&self) -> Range<usize> {
         let end_of = |tensors: usize| {
             let last = tensors.checked_sub(1).and_then(|last| self.ends.get(last));
@@ -81,13 +81,13 @@ impl Layout {
     pub fn chunks(&self) -> Chunks<'_> {
         Chunks {
             ends: self.ends.get(self.tensors.clone()).unwrap_or_default(),
-            at: self.covered().start,
+            position: self.covered().start,
             chunk: self.chunk,
         }
     }
 
-    /// What a chunk of `len` coordinates gets of `count` for each full chunk: ⌈count · len / chunk⌉, at most `len`. So
-    /// the density is the same in a norm's short tensor as in a large matrix, and no chunk is left without any.
+    /// Share of a chunk of `len` coordinates if a full chunk gets `count`: ⌈count · len / chunk⌉, at most `len`. So the
+    /// density is the same in a short tensor as in a large matrix, and no chunk is left without entries.
     pub(crate) fn share(&self, count: u32, len: u32) -> u32 {
         if len as usize == self.chunk {
             return count.min(len);
@@ -105,9 +105,10 @@ impl Layout {
 /// Chunks of a layout; see [`Layout::chunks`].
 #[derive(Clone, Debug)]
 pub struct Chunks<'a> {
-    /// Ends of the tensors that are not used up.
+    /// Ends of the remaining tensors, the current one first.
     ends: &'a [usize],
-    at: usize,
+    /// Start of the next chunk.
+    position: usize,
     chunk: usize,
 }
 
@@ -117,10 +118,10 @@ impl Iterator for Chunks<'_> {
     fn next(&mut self) -> Option<Range<usize>> {
         loop {
             let (&end, rest) = self.ends.split_first()?;
-            if self.at < end {
-                let start = self.at;
-                self.at = end.min(start.saturating_add(self.chunk));
-                return Some(start..self.at);
+            if self.position < end {
+                let start = self.position;
+                self.position = end.min(start.saturating_add(self.chunk));
+                return Some(start..self.position);
             }
             self.ends = rest;
         }

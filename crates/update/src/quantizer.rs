@@ -1,4 +1,7 @@
-//! The table of scales and the levels of a value. Constants, so that every machine has the same bits.
+//! Quantisation of an update's values: a table of scales, and levels relative to a chunk's scale.
+//!
+//! **Architecture invariant:** nothing here calls a transcendental function. `exp2` of a C library differs in the last bit
+//! between machines, so the table is built from eight constants by shifting exponents, which is exact.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -21,6 +24,7 @@ const MANTISSAS: [u32; 8] = [
 const EXPONENT_MIN: u32 = 28;
 
 /// Scale of each code: 2^(code/8 − 28). Ascending, finite and positive, from 3.7e-9 to 14.7.
+#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler: an index out of bounds does not build")]
 const TABLE: [f32; SCALES] = {
     let mut table = [0.0; SCALES];
     let mut code = 0;
@@ -33,11 +37,12 @@ const TABLE: [f32; SCALES] = {
 };
 
 /// Scale of a code: 2^(code/8 − 28), from a table.
+#[allow(clippy::indexing_slicing, reason = "a table of 256 entries has one for every u8")]
 pub fn scale(code: u8) -> f32 {
     TABLE[usize::from(code)]
 }
 
-/// Code of the scale nearest to `x`; the ends of the table beyond it.
+/// Code of the scale nearest to `x`; the first or last code if `x` is beyond the table.
 pub(crate) fn nearest_code(x: f32) -> u8 {
     let above = ceil_code(x);
     let below = above.saturating_sub(1);
@@ -48,16 +53,16 @@ pub(crate) fn nearest_code(x: f32) -> u8 {
     }
 }
 
-/// Code of the smallest scale that is at least `x`; the last one where there is none.
+/// Code of the smallest scale that is at least `x`; the last code if there is none.
 pub(crate) fn ceil_code(x: f32) -> u8 {
     TABLE.partition_point(|&s| s < x).min(SCALES - 1) as u8
 }
 
 /// Low magnitude of two-bit values relative to the high one. The largest few percent of a Laplace-like distribution are
-/// best told by two magnitudes with a ratio of 0.57 (density 1/8) to 0.7 (1/64); 5/8 is exact in f32.
+/// best represented by two magnitudes with a ratio of 0.57 (density 1/8) to 0.7 (1/64); 5/8 is exact in f32.
 const TWO_BIT_LOW: f32 = 0.625;
 
-/// Sign and magnitude of values in an update.
+/// Code book of an update's values: sign and magnitude relative to the chunk's scale.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Levels {
     bits: u8,
@@ -104,18 +109,20 @@ impl Levels {
         level << 1 | u32::from(value < 0.0)
     }
 
-    /// Codes of all values of a chunk, in place of what is in the list.
+    /// Codes of all values of a chunk; replaces the contents of `codes`.
     pub(crate) fn code_all(self, scale: f32, values: &[f32], codes: &mut Vec<u8>) {
         codes.clear();
         codes.extend(values.iter().map(|value| self.code(scale, *value) as u8));
     }
 
-    /// Scale code for a chunk's kept values: least squares for 1 and 2 bits, the largest magnitude otherwise.
+    /// Scale code for a chunk's kept values: least squares for 1 and 2 bits, otherwise the smallest scale that reaches the
+    /// largest magnitude, so that nothing is clipped.
     pub(crate) fn fit(self, arch: Arch, values: &[f32]) -> u8 {
         if self.bits > 2 {
             return ceil_code(values.iter().fold(0.0f32, |max, value| max.max(value.abs())));
         }
-        let above = |border| arch.dispatch(Above { values, border });
+        let above = |border| arch.dispatch(SumAbove { values, border });
+        // Every magnitude is above −1: count and sum of all.
         let (count, sum) = above(-1.0);
         let mean = sum / count.max(1.0);
         if self.bits == 1 {
@@ -123,7 +130,8 @@ impl Levels {
         }
         let low = f64::from(TWO_BIT_LOW);
         let mut s = mean / ((1.0 + low) / 2.0);
-        // Lloyd's iteration with a fixed ratio: assign, then solve for the scale. It settles in a few turns.
+        // Lloyd's iteration with a fixed ratio of the two levels: assign values to levels, then solve for the scale. The
+        // assignment is stable after a few iterations; the fixed maximum bounds the work on adversarial values.
         let mut before = -1.0;
         for _ in 0..4 {
             let (high, of_high) = above(s * ((1.0 + low) / 2.0));
@@ -140,9 +148,9 @@ impl Levels {
         nearest_code(s as f32)
     }
 
-    /// Whether sending a magnitude brings the receiver closer than leaving it at zero, given the larger magnitudes that
-    /// are sent with it: their number, sum and maximum (itself included). Without this bound one outlier would blow up
-    /// every small value of its chunk to the scale's lowest level; what is held back waits in the residual.
+    /// Whether sending a magnitude brings the receiver closer than leaving it at zero, given the number, sum and maximum of
+    /// the magnitudes that are sent, itself included. Without this bound one outlier would raise every small value of its
+    /// chunk to the scale's lowest level. Values that are not sent stay in the residual.
     pub(crate) fn worth_sending(self, magnitude: f32, count: usize, sum: f64, max: f32) -> bool {
         let magnitude = f64::from(magnitude);
         match self.bits {
@@ -154,17 +162,21 @@ impl Levels {
     }
 }
 
-/// Number and sum of the magnitudes above a border. The lanes are part of the result: they say in which order is added, the
-/// same on every machine.
-struct Above<'a> {
+/// Number and sum of the magnitudes above a border. The lane count is part of the result: it fixes the order of summation,
+/// so that every machine gets the same bits, whatever its vector width.
+struct SumAbove<'a> {
     values: &'a [f32],
     border: f64,
 }
 
-impl WithSimd for Above<'_> {
+impl WithSimd for SumAbove<'_> {
     type Output = (f64, f64);
 
     #[inline(always)]
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "lanes and rows have the same constant length; iterators are not vectorised here"
+    )]
     fn with_simd<S: Simd>(self, _: S) -> (f64, f64) {
         const LANES: usize = 8;
         let (mut counts, mut sums) = ([0.0; LANES], [0.0; LANES]);

@@ -1,5 +1,12 @@
-//! The residual as a stream of blocks, each with its checksum: it may be larger than memory. No files here: whoever
-//! stores it hands in readers and writers.
+//! The error-feedback residual (what compression left out) as a stream: it may be larger than memory. No files here:
+//! whoever stores it passes readers and writers.
+//!
+//! **Format.** A head of 29 bytes (`ALR1`, number format, first and last coordinate, generation), then blocks of
+//! [`RESIDUAL_BLOCK`] values, the last one shorter, each followed by its BLAKE3 checksum. The checksum binds the head and the block's
+//! coordinate, so a block of another residual or from another place is refused.
+//!
+//! **Invariant.** A block is checked before any of its values is handed out. A file that was cut off, or written by another
+//! version, is an error and never a residual with gaps.
 
 use crate::error::FeedbackError;
 use alice_primitives::tagged_hash;
@@ -7,21 +14,22 @@ use std::io::{Read, Write};
 use std::ops::Range;
 
 const MAGIC: &[u8; 4] = b"ALR1";
+/// Domain of the checksums.
 const TAG: &str = "alice/residual/v1";
-/// Magic, precision, first and last coordinate, generation.
+/// Magic, number format, first and last coordinate, generation.
 const HEAD_BYTES: usize = 4 + 1 + 8 + 8 + 8;
 
-/// Values of a block: 1 MiB in f32.
+/// Values of a block: 1 MiB in f32, so that checksums cost little and memory stays small.
 pub const RESIDUAL_BLOCK: usize = 1 << 18;
 
-/// How the values of a residual are stored.
+/// Number format of a stored residual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResidualDtype {
-    /// As they are.
+    /// The values themselves.
     F32,
-    /// Rounded to bfloat16 stochastically: a value between two neighbours becomes the farther from zero with the
-    /// probability of its distance from the nearer one, so that on average nothing is lost. The draw depends on the
-    /// generation and the coordinate alone.
+    /// Rounded to bfloat16 stochastically: a value between two neighbours becomes the one farther from zero with the
+    /// probability of its distance from the nearer one. So the error is zero on average; rounding to nearest would lose
+    /// every value that is small next to the residual. The draw depends on generation and coordinate alone.
     Bf16,
 }
 
@@ -50,11 +58,12 @@ impl ResidualDtype {
     }
 }
 
-/// Rounds a finite value to bfloat16 (its upper 16 bits), up in magnitude if a word of 16 bits is below the fraction.
+/// Rounds a finite value to bfloat16 (its upper 16 bits): up in magnitude with probability fraction / 2^16, as `word` is
+/// uniform.
 fn round(value: f32, word: u16) -> u16 {
     // A carry out of the lower half is the step to the next bfloat16, subnormal numbers included.
     let rounded = ((u64::from(value.to_bits()) + u64::from(word)) >> 16) as u16;
-    // The step beyond the largest number would be infinity.
+    // One step above the largest finite number is infinity, which is not a residual: stay below.
     if rounded & 0x7f80 == 0x7f80 {
         rounded - 1
     } else {
@@ -63,7 +72,7 @@ fn round(value: f32, word: u16) -> u16 {
 }
 
 /// 16 bits for a coordinate, from a counter: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014). Only the machine
-/// that stores the residual uses it, so it need not be hard to predict.
+/// that stores the residual uses it, so it need not be unpredictable.
 fn word(generation: u64, index: u64) -> u16 {
     let mut z = index
         .wrapping_add(generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
@@ -73,11 +82,12 @@ fn word(generation: u64, index: u64) -> u16 {
     ((z ^ (z >> 31)) >> 48) as u16
 }
 
-fn head(covered: &Range<u64>, generation: u64, precision: ResidualDtype) -> [u8; HEAD_BYTES] {
+/// First bytes of a stored residual.
+fn head(covered: &Range<u64>, generation: u64, dtype: ResidualDtype) -> [u8; HEAD_BYTES] {
     let mut head = [0; HEAD_BYTES];
     let fields = [
         MAGIC.as_slice(),
-        &[precision.code()],
+        &[dtype.code()],
         &covered.start.to_le_bytes(),
         &covered.end.to_le_bytes(),
         &generation.to_le_bytes(),
@@ -87,89 +97,90 @@ fn head(covered: &Range<u64>, generation: u64, precision: ResidualDtype) -> [u8;
     head
 }
 
-/// Checksum of the block that begins at coordinate `start`; it binds the head, so that no block of another residual fits.
+/// Checksum of the block that begins at coordinate `start`.
 fn checksum(head: &[u8; HEAD_BYTES], start: u64, block: &[u8]) -> [u8; 32] {
     tagged_hash(TAG, &[head, &start.to_le_bytes(), block])
 }
 
-/// Writes a residual: values in any pieces, in the order of the flat vector. Memory: one block.
+/// Writes a residual from values in any pieces, in the order of the flat vector. Memory: one block.
 pub struct ResidualWriter<W> {
     target: W,
     head: [u8; HEAD_BYTES],
     generation: u64,
-    precision: ResidualDtype,
+    dtype: ResidualDtype,
     end: u64,
     /// Coordinate of the next value.
-    at: u64,
+    position: u64,
     block_start: u64,
     block: Vec<u8>,
 }
 
 impl<W: Write> ResidualWriter<W> {
-    /// Begins a residual for these coordinates.
+    /// Starts a residual for these coordinates: writes its head.
     pub fn create(
         mut target: W,
         covered: Range<u64>,
         generation: u64,
-        precision: ResidualDtype,
+        dtype: ResidualDtype,
     ) -> Result<Self, FeedbackError> {
-        let head = head(&covered, generation, precision);
+        let head = head(&covered, generation, dtype);
         target.write_all(&head).map_err(FeedbackError::storing)?;
         Ok(Self {
             target,
             head,
             generation,
-            precision,
+            dtype,
             end: covered.end,
-            at: covered.start,
+            position: covered.start,
             block_start: covered.start,
             block: Vec::new(),
         })
     }
 
-    /// Appends values, which must be finite (what is not is stored as zero).
+    /// Appends values; those that are not finite are stored as zero.
     pub fn push(&mut self, values: &[f32]) -> Result<(), FeedbackError> {
-        if values.len() as u64 > self.end - self.at {
+        if values.len() as u64 > self.end - self.position {
             return Err(self.wrong_length(values.len() as u64));
         }
         let mut rest = values;
         while !rest.is_empty() {
-            let free = RESIDUAL_BLOCK - (self.at - self.block_start) as usize;
+            let free = RESIDUAL_BLOCK - (self.position - self.block_start) as usize;
             let (now, later) = rest.split_at(free.min(rest.len()));
-            let (generation, at) = (self.generation, self.at);
+            let (generation, position) = (self.generation, self.position);
             let finite = now.iter().map(|value| if value.is_finite() { *value } else { 0.0 });
-            match self.precision {
+            match self.dtype {
                 ResidualDtype::F32 => self.block.extend(finite.flat_map(f32::to_le_bytes)),
                 ResidualDtype::Bf16 => self.block.extend(
                     finite
-                        .zip(at..)
+                        .zip(position..)
                         .flat_map(|(value, index)| round(value, word(generation, index)).to_le_bytes()),
                 ),
             }
-            self.at += now.len() as u64;
+            self.position += now.len() as u64;
             rest = later;
-            if (self.at - self.block_start) as usize == RESIDUAL_BLOCK {
+            if (self.position - self.block_start) as usize == RESIDUAL_BLOCK {
                 self.flush()?;
             }
         }
         Ok(())
     }
 
+    /// Writes the current block and its checksum.
     fn flush(&mut self) -> Result<(), FeedbackError> {
         let checksum = checksum(&self.head, self.block_start, &self.block);
         self.target.write_all(&self.block).map_err(FeedbackError::storing)?;
         self.target.write_all(&checksum).map_err(FeedbackError::storing)?;
         self.block.clear();
-        self.block_start = self.at;
+        self.block_start = self.position;
         Ok(())
     }
 
-    /// Writes what is left. Syncing to the disk is the caller's.
+    /// Writes the last block and returns the target. The caller syncs it to the disk.
     pub fn finish(mut self) -> Result<W, FeedbackError> {
-        if self.at != self.end {
+        if self.position != self.end {
             return Err(self.wrong_length(0));
         }
-        if self.at > self.block_start {
+        if self.position > self.block_start {
             self.flush()?;
         }
         self.target.flush().map_err(FeedbackError::storing)?;
@@ -179,32 +190,32 @@ impl<W: Write> ResidualWriter<W> {
     fn wrong_length(&self, more: u64) -> FeedbackError {
         FeedbackError::Values {
             expected: self.end,
-            found: self.at.saturating_add(more),
+            found: self.position.saturating_add(more),
         }
     }
 }
 
 /// Reads a residual block by block; every block is checked before it is handed out. Memory: one block.
 pub struct ResidualReader<R> {
-    /// None for a residual of zeros.
+    /// `None` for a residual of zeros.
     source: Option<R>,
     head: [u8; HEAD_BYTES],
-    precision: ResidualDtype,
+    dtype: ResidualDtype,
     end: u64,
-    at: u64,
+    position: u64,
     block: Vec<u8>,
 }
 
 impl<R: Read> ResidualReader<R> {
-    /// Begins to read the residual of these coordinates and this generation. Without a source all values are zero, which
-    /// only generation 0 may say.
+    /// Opens the residual of these coordinates and this generation. Without a source all values are zero, which is allowed
+    /// for generation 0 only.
     pub fn open(source: Option<R>, covered: Range<u64>, generation: u64) -> Result<Self, FeedbackError> {
         let mut reader = Self {
             source,
             head: [0; HEAD_BYTES],
-            precision: ResidualDtype::F32,
+            dtype: ResidualDtype::F32,
             end: covered.end,
-            at: covered.start,
+            position: covered.start,
             block: Vec::new(),
         };
         let Some(source) = &mut reader.source else {
@@ -215,13 +226,12 @@ impl<R: Read> ResidualReader<R> {
             };
         };
         read_exact(source, &mut reader.head)?;
-        let code = reader.head[MAGIC.len()];
-        reader.precision =
-            ResidualDtype::from_code(code).ok_or(FeedbackError::Damaged("its precision is not known"))?;
+        let [_, _, _, _, code, ..] = reader.head;
+        reader.dtype = ResidualDtype::from_code(code).ok_or(FeedbackError::Damaged("its precision is not known"))?;
         if !reader.head.starts_with(MAGIC) {
             return Err(FeedbackError::Damaged("not of this program, or of another version"));
         }
-        if reader.head != head(&covered, generation, reader.precision) {
+        if reader.head != head(&covered, generation, reader.dtype) {
             return Err(FeedbackError::Damaged(
                 "the residual is not the one that the ledger names",
             ));
@@ -229,31 +239,32 @@ impl<R: Read> ResidualReader<R> {
         Ok(reader)
     }
 
-    /// Reads the next block into `values` and returns its first coordinate; none after the last.
+    /// Reads the next block into `values` and returns its first coordinate; `None` after the last block.
     pub fn next_block(&mut self, values: &mut Vec<f32>) -> Result<Option<u64>, FeedbackError> {
         values.clear();
-        let start = self.at;
+        let start = self.position;
         let len = self.end.saturating_sub(start).min(RESIDUAL_BLOCK as u64) as usize;
         let Some(source) = &mut self.source else {
             values.resize(len, 0.0);
-            self.at += len as u64;
+            self.position += len as u64;
             return Ok((len > 0).then_some(start));
         };
         if len == 0 {
+            // The last block was read: the stream must end here.
             return match source.read(&mut [0]) {
                 Ok(0) => Ok(None),
                 Ok(_) => Err(FeedbackError::Damaged("too long")),
                 Err(error) => Err(FeedbackError::reading(error)),
             };
         }
-        self.block.resize(len * self.precision.bytes(), 0);
+        self.block.resize(len * self.dtype.bytes(), 0);
         read_exact(source, &mut self.block)?;
         let mut expected = [0; 32];
         read_exact(source, &mut expected)?;
         if checksum(&self.head, start, &self.block) != expected {
             return Err(FeedbackError::Damaged("checksum does not match"));
         }
-        match self.precision {
+        match self.dtype {
             ResidualDtype::F32 => values.extend(self.block.as_chunks::<4>().0.iter().map(|w| f32::from_le_bytes(*w))),
             ResidualDtype::Bf16 => values.extend(
                 self.block
@@ -266,7 +277,7 @@ impl<R: Read> ResidualReader<R> {
         if !values.iter().all(|value| value.is_finite()) {
             return Err(FeedbackError::Damaged("a value is not finite"));
         }
-        self.at += len as u64;
+        self.position += len as u64;
         Ok(Some(start))
     }
 }

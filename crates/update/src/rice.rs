@@ -1,4 +1,4 @@
-//! Rice codes for the gaps between the kept positions of a chunk.
+//! Rice codes for the gaps between the kept positions of a chunk: a quotient in unary, a remainder in `parameter` bits.
 
 use crate::bits::{BitReader, BitWriter};
 
@@ -11,7 +11,7 @@ pub(crate) fn parameter(len: u32, count: u32) -> u32 {
     ratio.checked_ilog2().unwrap_or(0)
 }
 
-/// Bits of the gaps before these ascending positions of a chunk of `len`.
+/// Bits of the gaps before ascending positions of a chunk of `len`.
 pub(crate) fn gaps_bits(len: u32, positions: impl ExactSizeIterator<Item = u32>) -> u64 {
     let count = positions.len() as u32;
     let parameter = parameter(len, count);
@@ -24,7 +24,7 @@ pub(crate) fn gaps_bits(len: u32, positions: impl ExactSizeIterator<Item = u32>)
     quotients + u64::from(count) * u64::from(1 + parameter)
 }
 
-/// At most so many bits take the gaps before any `count` positions of a chunk of `len`: the gaps add up to `len` at most.
+/// Upper bound on the bits of `count` gaps in a chunk of `len`: the gaps add up to `len` at most.
 pub(crate) fn gaps_bits_max(len: u32, count: u32) -> u64 {
     let parameter = parameter(len, count);
     u64::from(len >> parameter) + u64::from(count) * u64::from(1 + parameter)
@@ -35,6 +35,7 @@ pub(crate) fn gaps_bits_max(len: u32, count: u32) -> u64 {
 pub(crate) fn write_entry(writer: &mut BitWriter, gap: u32, parameter: u32, code: u32, code_bits: u32) {
     let quotient = gap >> parameter;
     let remainder = gap & ((1 << parameter) - 1);
+    // Almost always everything fits one word: one write instead of three.
     if quotient + 1 + parameter + code_bits <= 32 {
         let tail = remainder | code << parameter;
         writer.write(
@@ -48,7 +49,7 @@ pub(crate) fn write_entry(writer: &mut BitWriter, gap: u32, parameter: u32, code
     }
 }
 
-/// A gap as read.
+/// Result of reading a gap.
 pub(crate) enum Gap {
     /// The bits end.
     Truncated,
@@ -61,6 +62,7 @@ pub(crate) enum Gap {
 /// Reads one gap that must be below `limit` ≤ 65,536.
 #[inline]
 pub(crate) fn read_gap(reader: &mut BitReader<'_>, parameter: u32, limit: u32) -> Gap {
+    // Outside data may have any number of ones: stop as soon as the gap is too large.
     let quotient_max = limit >> parameter;
     let Some(quotient) = reader.read_unary(quotient_max) else {
         return Gap::Truncated;

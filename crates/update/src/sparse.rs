@@ -1,6 +1,6 @@
 //! Sparse vectors over the flat model vector.
 
-/// What an update says of itself. Whether it fits the round is the caller's check.
+/// Header of an update. The caller checks whether it fits the round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// Run it was made for.
@@ -23,19 +23,18 @@ pub struct Update {
 }
 
 impl Update {
-    /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left
-    /// out.
+    /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left out.
     pub fn add_scaled(&self, dst: &mut [f32], factor: f32) {
         add_scaled(&self.indices, &self.values, 0, dst, factor);
     }
 
-    /// The same where `dst` holds only the coordinates from `start` on.
+    /// Like [`Update::add_scaled`] for a `dst` that holds only the coordinates from `start` on.
     pub fn add_scaled_at(&self, start: u64, dst: &mut [f32], factor: f32) {
         add_scaled(&self.indices, &self.values, start, dst, factor);
     }
 }
 
-/// A sparse vector: the aggregate of a round.
+/// A sparse vector, such as the aggregate of a round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sparse {
     /// Indices in the whole model's flat vector, ascending and unique.
@@ -45,7 +44,7 @@ pub struct Sparse {
 }
 
 impl Sparse {
-    /// All entries at once.
+    /// Collects all entries.
     pub fn of(entries: &impl Entries) -> Self {
         let count = entries.count();
         let (mut indices, mut values) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -57,7 +56,7 @@ impl Sparse {
     }
 }
 
-/// Entries of a sparse vector in ascending order of index, to be walked as often as needed.
+/// A sparse vector, decoded or not: its entries in ascending order of index, which can be walked more than once.
 pub trait Entries {
     /// (index in the whole model's flat vector, value).
     fn entries(&self) -> impl Iterator<Item = (u64, f32)>;
@@ -67,7 +66,7 @@ pub trait Entries {
         self.entries().count()
     }
 
-    /// Euclidean norm, summed in ascending order of index.
+    /// Euclidean norm: squares in f64, summed in ascending order of index.
     fn norm(&self) -> f64 {
         let mut sum = 0.0f64;
         for (_, value) in self.entries() {
@@ -91,9 +90,9 @@ impl Entries for Update {
     }
 }
 
-/// `dst[index − start] += factor · value`, two roundings for each coordinate; what lies outside of `dst` is left out.
+/// `dst[index − start] += factor · value`, two roundings for each coordinate. Indices outside of `dst` are left out.
 pub(crate) fn add_scaled(indices: &[u64], values: &[f32], start: u64, dst: &mut [f32], factor: f32) {
-    // The indices ascend, so what lies in `dst` is one run of them.
+    // Indices ascend, so those inside of `dst` are one run.
     let from = indices.partition_point(|&index| index < start);
     let inside = indices.iter().zip(values).skip(from);
     for (&index, &value) in inside {

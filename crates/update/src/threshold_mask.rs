@@ -1,28 +1,29 @@
-//! Which of a row's values reach a threshold, as bits: the one place where the encoder looks at every value.
+//! The values of a row that reach a threshold, as a bit mask. This is the one place where the encoder reads every value
+//! of the gradient, so its speed is the encoder's speed.
 
 use crate::top_k::magnitude_bits;
 
-/// Values of a row.
+/// Values of a row: one bit each in a u64.
 pub(crate) const ROW: usize = 64;
-/// Values of a cache line.
+/// Values of a cache line of 64 bytes.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 16;
 
-/// A way to mark.
-pub(crate) trait Mark: Copy {
-    /// Bit i: magnitude i of the row reaches the threshold, which is at least 1.
+/// An implementation of the comparison; all of them give the same bits.
+pub(crate) trait ThresholdMask: Copy {
+    /// Mask in which bit i says that magnitude i of the row reaches the threshold, which is at least 1.
     fn at_least(self, row: &[f32; ROW], threshold: i32) -> u64;
 
-    /// Asks for the memory of a row that comes later. Machines follow a stream by themselves, but not across pages, and not while
-    /// they work on what they have.
+    /// Prefetches a row that is read later. Hardware prefetchers follow a stream by themselves, but they stop at page
+    /// boundaries and fall behind while the core is busy with the current chunk.
     fn prefetch(self, row: &[f32; ROW]);
 }
 
-/// On every machine, with what the compiler makes of it.
+/// Portable code, vectorised as far as the compiler does it.
 #[derive(Clone, Copy)]
-pub(crate) struct Plain;
+pub(crate) struct Portable;
 
-impl Mark for Plain {
+impl ThresholdMask for Portable {
     #[inline(always)]
     fn at_least(self, row: &[f32; ROW], threshold: i32) -> u64 {
         let mut flags = [0u8; ROW];
@@ -31,7 +32,7 @@ impl Mark for Plain {
         }
         let mut bits = 0;
         for (number, eight) in flags.as_chunks::<8>().0.iter().enumerate() {
-            // The product has the lowest bit of byte i at place 56 + i, and no two bits meet.
+            // Eight bytes of 0 or 1 to eight bits: the product moves the lowest bit of byte i to bit 56 + i, without carries.
             let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
             bits |= gathered << (8 * number);
         }
@@ -43,8 +44,8 @@ impl Mark for Plain {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Mark for pulp::x86::V3 {
-    /// AVX2 takes the sign bits of a comparison in one instruction, which the compiler does not find.
+impl ThresholdMask for pulp::x86::V3 {
+    /// AVX2 extracts the sign bits of a comparison in one instruction (`vmovmskps`), which the compiler does not find.
     #[inline(always)]
     fn at_least(self, row: &[f32; ROW], threshold: i32) -> u64 {
         let no_sign = self.avx._mm256_set1_epi32(0x7fff_ffff);
@@ -90,7 +91,7 @@ mod tests {
         ) {
             let mut row = [0.0; ROW];
             row.iter_mut().zip(values.iter().chain(&others)).for_each(|(slot, value)| *slot = *value);
-            prop_assert_eq!(Plain.at_least(&row, threshold), each(&row, threshold));
+            prop_assert_eq!(Portable.at_least(&row, threshold), each(&row, threshold));
             #[cfg(target_arch = "x86_64")]
             if let Some(v3) = pulp::x86::V3::try_new() {
                 prop_assert_eq!(v3.at_least(&row, threshold), each(&row, threshold));

@@ -1,42 +1,44 @@
-//! The largest of a chunk's candidates, as a rule without sorting them: a chunk has few, and counting how many reach a threshold
-//! takes a handful of vector instructions.
+//! Top-k selection among a chunk's candidates, usually without sorting: a chunk has few candidates, and counting how many
+//! reach a threshold takes a handful of vector instructions.
 
 use crate::quantizer::Levels;
 use pulp::{Arch, Simd, WithSimd};
 
-/// Magnitudes are counted so many at once; those that fill up the last ones are below every threshold.
+/// SIMD lane count of the counting loops; a multiple of every vector width, so that no loop has a remainder.
 const LANES: usize = 32;
+/// Value of the padding lanes: below every threshold.
 const FILL: i32 = -1;
-/// So many of the largest are looked at one by one before all are sorted.
-const ONE_BY_ONE: usize = 16;
+/// Maximum number of distinct magnitudes that [`TopK::count_worth_sending`] finds one by one before it sorts all.
+const SCANS_MAX: usize = 16;
 
-/// Bits of a magnitude; they order as the magnitudes do, infinities and NaN above all numbers. Signed, because SSE2 and
-/// AVX2 compare signed integers.
+/// Bits of a magnitude. They order as the magnitudes do, infinities and NaN above all numbers, so integers can be compared
+/// instead of floats. Signed, because SSE2 and AVX2 only compare signed integers.
 #[inline(always)]
 pub(crate) fn magnitude_bits(value: f32) -> i32 {
     (value.to_bits() & 0x7fff_ffff) as i32
 }
 
+/// Inverse of [`magnitude_bits`].
 fn magnitude(bits: i32) -> f32 {
     f32::from_bits(bits as u32)
 }
 
-/// Candidates of one chunk, by ascending position.
+/// Candidates of one chunk, in ascending order of position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidates<'a> {
     pub(crate) positions: &'a [u16],
     pub(crate) values: &'a [f32],
 }
 
-/// Finds the largest of candidates; holds scratch memory.
-pub(crate) struct Largest {
+/// Finds the largest candidates; holds scratch memory, so that a chunk allocates nothing.
+pub(crate) struct TopK {
     arch: Arch,
     magnitudes: Vec<i32>,
     positions: Vec<u16>,
     values: Vec<f32>,
 }
 
-impl Largest {
+impl TopK {
     pub(crate) fn new() -> Self {
         Self::on(Arch::new())
     }
@@ -50,6 +52,7 @@ impl Largest {
         }
     }
 
+    /// Fills `magnitudes`, padded to whole vectors.
     fn load(&mut self, values: &[f32]) {
         self.magnitudes.clear();
         self.magnitudes
@@ -58,14 +61,14 @@ impl Largest {
         self.magnitudes.resize(padded, FILL);
     }
 
-    /// The `count` of largest magnitude, equal ones by ascending position.
+    /// The `count` candidates of largest magnitude; ties go to the lowest position, on every machine.
     pub(crate) fn best<'a>(&'a mut self, of: Candidates<'a>, count: u32) -> Candidates<'a> {
         let (all, count) = (of.positions.len(), count as usize);
         if count >= all {
             return of;
         }
         self.load(of.values);
-        let cut = self.arch.dispatch(Cut {
+        let cutoff = self.arch.dispatch(CutoffSearch {
             magnitudes: &self.magnitudes,
             count,
         });
@@ -74,36 +77,36 @@ impl Largest {
             self.values.resize(all, 0.0);
         }
         let candidates = of.positions.iter().zip(of.values).zip(&self.magnitudes);
-        let to = (self.positions.as_mut_slice(), self.values.as_mut_slice());
-        let taken = if cut.ties == 0 {
-            keep(candidates, to, |bits| bits >= cut.from)
+        let target = (self.positions.as_mut_slice(), self.values.as_mut_slice());
+        let kept = if cutoff.ties == 0 {
+            compact(candidates, target, |bits| bits >= cutoff.from)
         } else {
-            let mut ties = cut.ties;
-            keep(candidates, to, |bits| {
-                let tie = bits == cut.tie && ties > 0;
-                ties -= usize::from(tie);
-                bits >= cut.from || tie
+            let mut ties_left = cutoff.ties;
+            compact(candidates, target, |bits| {
+                let is_kept_tie = bits == cutoff.tie && ties_left > 0;
+                ties_left -= usize::from(is_kept_tie);
+                bits >= cutoff.from || is_kept_tie
             })
         };
         Candidates {
-            positions: self.positions.get(..taken).unwrap_or_default(),
-            values: self.values.get(..taken).unwrap_or_default(),
+            positions: self.positions.get(..kept).unwrap_or_default(),
+            values: self.values.get(..kept).unwrap_or_default(),
         }
     }
 
-    /// How many of them are worth sending, best first: see [`Levels::worth_sending`].
+    /// Number of candidates that are worth sending, largest first: see [`Levels::worth_sending`].
     pub(crate) fn count_worth_sending(&mut self, levels: Levels, of: Candidates<'_>) -> u32 {
         self.load(of.values);
         let all = of.values.len();
-        let mut below = Below {
+        let mut scan = ExtremesBelow {
             magnitudes: &self.magnitudes,
             limit: i32::MAX,
         };
         let (mut count, mut sum, mut max) = (0, 0.0f64, 0.0f32);
-        // One after the other from the largest on, until even the smallest is worth sending beside the mean of those before it,
-        // which only falls.
-        for _ in 0..ONE_BY_ONE {
-            let found = self.arch.dispatch(below);
+        // Scans downwards from the largest magnitude, a distinct one at a time. Stops as soon as even the smallest is worth
+        // sending next to the mean so far: that mean only falls, so then all are.
+        for _ in 0..SCANS_MAX {
+            let found = self.arch.dispatch(scan);
             let next = magnitude(found.largest);
             max = max.max(next);
             for _ in 0..found.equal {
@@ -116,8 +119,9 @@ impl Largest {
             if count >= all || levels.worth_sending(magnitude(found.smallest), count, sum, max) {
                 return all as u32;
             }
-            below.limit = found.largest;
+            scan.limit = found.largest;
         }
+        // Rare: many distinct magnitudes and a smallest one far below them.
         self.magnitudes.truncate(all);
         self.magnitudes.sort_unstable_by(|a, b| b.cmp(a));
         sum = 0.0;
@@ -130,53 +134,54 @@ impl Largest {
     }
 }
 
-/// Copies the candidates that are to be kept and returns their number. What is not kept is gone over by what comes next: a
-/// branch could not be foreseen.
+/// Copies the kept candidates to the front of the lists and returns their number. Branch-free: every candidate is written,
+/// and a rejected one is overwritten by the next, because a branch on its magnitude would be unpredictable.
 #[inline(always)]
-fn keep<'a>(
+fn compact<'a>(
     candidates: impl Iterator<Item = ((&'a u16, &'a f32), &'a i32)>,
     (positions, values): (&mut [u16], &mut [f32]),
     mut is_kept: impl FnMut(i32) -> bool,
 ) -> usize {
     let mut kept = 0;
     for ((position, value), bits) in candidates {
-        if let (Some(to), Some(to_value)) = (positions.get_mut(kept), values.get_mut(kept)) {
-            (*to, *to_value) = (*position, *value);
+        if let (Some(to_position), Some(to_value)) = (positions.get_mut(kept), values.get_mut(kept)) {
+            (*to_position, *to_value) = (*position, *value);
         }
         kept += usize::from(is_kept(*bits));
     }
     kept
 }
 
-/// Where the largest end.
-struct Ends {
-    /// All from here on belong to them.
+/// Magnitude at which the top k end.
+struct Cutoff {
+    /// All magnitudes from here on are kept.
     from: i32,
-    /// And the first so many of these.
+    /// Of this magnitude, the next one below, the first `ties` are kept.
     tie: i32,
     ties: usize,
 }
 
-struct Cut<'a> {
+/// Bisection for the [`Cutoff`] of the `count` largest.
+struct CutoffSearch<'a> {
     magnitudes: &'a [i32],
     count: usize,
 }
 
-impl WithSimd for Cut<'_> {
-    type Output = Ends;
+impl WithSimd for CutoffSearch<'_> {
+    type Output = Cutoff;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Ends {
+    fn with_simd<S: Simd>(self, _: S) -> Cutoff {
         let (mut low, mut above) = extremes(self.magnitudes, i32::MAX);
-        // At least `count` reach `low`, fewer reach `above`. Bisection ends early as a rule: magnitudes next to each other in rank
-        // are rarely next to each other in value.
+        // Invariant: at least `count` reach `low`, fewer reach `above`. Bisection usually ends early, because magnitudes that
+        // are neighbours in rank are rarely neighbours in value.
         let mut reach_above = 0;
         above = above.saturating_add(1);
         while above - low > 1 {
             let middle = low + (above - low) / 2;
-            let reached = reach(self.magnitudes, middle);
+            let reached = count_at_least(self.magnitudes, middle);
             if reached == self.count {
-                return Ends {
+                return Cutoff {
                     from: middle,
                     tie: FILL,
                     ties: 0,
@@ -187,7 +192,7 @@ impl WithSimd for Cut<'_> {
                 (above, reach_above) = (middle, reached);
             }
         }
-        Ends {
+        Cutoff {
             from: above,
             tie: low,
             ties: self.count.saturating_sub(reach_above),
@@ -195,7 +200,7 @@ impl WithSimd for Cut<'_> {
     }
 }
 
-/// The smallest of all, and the largest below a limit.
+/// The smallest magnitude of all, and the largest below a limit.
 #[inline(always)]
 fn extremes(magnitudes: &[i32], limit: i32) -> (i32, i32) {
     let (mut smallest, mut largest) = (i32::MAX, FILL);
@@ -207,9 +212,9 @@ fn extremes(magnitudes: &[i32], limit: i32) -> (i32, i32) {
     (smallest, largest)
 }
 
-/// How many reach a threshold.
+/// Number of magnitudes that reach a threshold.
 #[inline(always)]
-fn reach(magnitudes: &[i32], threshold: i32) -> usize {
+fn count_at_least(magnitudes: &[i32], threshold: i32) -> usize {
     let mut lanes = [0i32; LANES];
     for row in magnitudes.as_chunks::<LANES>().0 {
         for (lane, magnitude) in lanes.iter_mut().zip(row) {
@@ -223,32 +228,34 @@ fn reach(magnitudes: &[i32], threshold: i32) -> usize {
     reached as usize
 }
 
-/// What is found below a limit.
-struct Found {
+/// Result of [`ExtremesBelow`].
+struct Extremes {
+    /// TopK magnitude below the limit.
     largest: i32,
-    /// So many are as large.
+    /// Number of magnitudes equal to it.
     equal: usize,
-    /// The smallest of all.
+    /// Smallest magnitude of all.
     smallest: i32,
 }
 
+/// Scan for the largest magnitude below a limit.
 #[derive(Clone, Copy)]
-struct Below<'a> {
+struct ExtremesBelow<'a> {
     magnitudes: &'a [i32],
     limit: i32,
 }
 
-impl WithSimd for Below<'_> {
-    type Output = Found;
+impl WithSimd for ExtremesBelow<'_> {
+    type Output = Extremes;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> Found {
+    fn with_simd<S: Simd>(self, _: S) -> Extremes {
         let (smallest, largest) = extremes(self.magnitudes, self.limit);
         let mut equal = 0;
         for magnitude in self.magnitudes {
             equal += i32::from(*magnitude == largest);
         }
-        Found {
+        Extremes {
             largest,
             equal: equal as usize,
             smallest,

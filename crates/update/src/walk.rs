@@ -1,13 +1,17 @@
-//! A walk over the entries of an encoded vector, chunk by chunk: what updates and published aggregates have in common.
+//! A walk over the entries of an encoded vector, chunk by chunk: the part that updates and published aggregates share.
+//!
+//! The bytes are outside data. A walk allocates nothing by itself, never reads beyond the end, and checks every count and
+//! position against the layout before it uses it. [`Walk::check`] goes through all of them once; after that
+//! [`Walk::checked`] may be used without errors.
 
 use crate::bits::BitReader;
 use crate::error::{DecodeError, Place};
 use crate::layout::{Chunks, Layout};
 use crate::rice::{self, Gap};
 
-/// What one format says of a chunk and of a value.
+/// The parts in which the two formats differ.
 pub(crate) trait Format: Copy {
-    /// Reads how many entries a chunk of `len` coordinates has.
+    /// Reads the number of entries of a chunk of `len` coordinates.
     fn count(self, layout: &Layout, reader: &mut BitReader<'_>, len: u32, place: Place) -> Result<u32, DecodeError>;
 
     /// Scale of a code.
@@ -28,14 +32,14 @@ pub(crate) struct Walk<'a, F> {
     chunk: Open,
 }
 
-/// The chunk that a walk is in.
+/// Position of a walk inside a chunk.
 #[derive(Clone, Copy, Default)]
 struct Open {
     number: usize,
     start: u64,
     len: u32,
-    /// Entries that are left in it.
-    left: u32,
+    /// Entries that have not been read.
+    remaining: u32,
     scale: f32,
     /// Rice parameter of its gaps.
     parameter: u32,
@@ -55,10 +59,10 @@ impl<'a, F: Format> Walk<'a, F> {
         }
     }
 
-    /// The next entry, (index in the whole model's flat vector, value); none behind the last one.
+    /// The next entry, (index in the whole model's flat vector, value); `None` after the last one.
     #[inline]
     pub(crate) fn entry(&mut self) -> Result<Option<(u64, f32)>, DecodeError> {
-        while self.chunk.left == 0 {
+        while self.chunk.remaining == 0 {
             if !self.open()? {
                 return Ok(None);
             }
@@ -73,14 +77,14 @@ impl<'a, F: Format> Walk<'a, F> {
         let bits = self.format.bits();
         let code = reader.read(bits).ok_or(DecodeError::Truncated { what: place })?;
         chunk.next = position + 1;
-        chunk.left -= 1;
+        chunk.remaining -= 1;
         Ok(Some((
             chunk.start + u64::from(position),
             self.format.value(chunk.scale, code),
         )))
     }
 
-    /// Opens the next chunk; false where there is none.
+    /// Opens the next chunk; false after the last one.
     fn open(&mut self) -> Result<bool, DecodeError> {
         let Some((number, range)) = self.chunks.next() else {
             return Ok(false);
@@ -91,7 +95,7 @@ impl<'a, F: Format> Walk<'a, F> {
             number,
             start: range.start as u64,
             len,
-            left: count,
+            remaining: count,
             ..Open::default()
         };
         if count > 0 {
@@ -102,7 +106,7 @@ impl<'a, F: Format> Walk<'a, F> {
         Ok(true)
     }
 
-    /// Walks to the end and checks all of it. The number of entries.
+    /// Walks to the end, checks everything and returns the number of entries.
     pub(crate) fn check(mut self) -> Result<usize, DecodeError> {
         let mut entries = 0;
         while self.entry()?.is_some() {
@@ -114,7 +118,7 @@ impl<'a, F: Format> Walk<'a, F> {
 
     /// All entries, (indices, values).
     pub(crate) fn collect(mut self) -> Result<(Vec<u64>, Vec<f32>), DecodeError> {
-        // No entry takes fewer bits than its value and the end of its gap.
+        // An entry takes at least its value's bits and one for its gap, so the bytes bound what is allocated.
         let by_bits = self.reader.bits_left() / (1 + self.format.bits() as usize);
         let entries_max = by_bits.min(self.layout.covered().len());
         let (mut indices, mut values) = (Vec::with_capacity(entries_max), Vec::with_capacity(entries_max));
@@ -126,7 +130,7 @@ impl<'a, F: Format> Walk<'a, F> {
         Ok((indices, values))
     }
 
-    /// Entries of what was checked before: a defect cannot occur, and would end them.
+    /// Entries of bytes that [`Walk::check`] has passed. A defect cannot occur; it would end the iterator.
     pub(crate) fn checked(mut self) -> impl Iterator<Item = (u64, f32)> + use<'a, F> {
         std::iter::from_fn(move || self.entry().ok().flatten())
     }

@@ -1,6 +1,6 @@
-//! A device beside the CPU: the same tasks from the same weights. Sums are made in another order there, and an optimiser
-//! that starts afresh makes a step of the same length of a gradient that is nearly zero: so results are near each other,
-//! not the same, and by how much they may differ is written down here.
+//! A device against the CPU: the same tasks from the same weights. A device sums in another order, and an optimiser without
+//! history makes a full step even of a gradient that is nearly zero. So results are close, not equal; the constants here
+//! say how far apart they may be.
 
 use crate::case::{OptionArgs, device, spec, text, train, weights};
 use alice_model::{Device, Llama};
@@ -16,7 +16,7 @@ const LOSS_APART: f64 = 1e-3;
 const UPDATE_APART: f64 = 0.02;
 /// Smallest cosine of d and d' in bf16, whose 8 significant bits turn the signs of small gradients.
 const COSINE_BF16: f64 = 0.9;
-/// Left free on the device for the task that has to be cut up.
+/// Memory left free for the task that has to be cut up, bytes.
 const LEFT_FREE: u64 = 2 << 30;
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub struct Args {
     /// CPU threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Also fill the device, and train what no longer fits at once (NVIDIA only).
+    /// Also fills the device's memory and trains a task that has to be cut up (NVIDIA only).
     #[arg(long)]
     short_of_memory: bool,
 }

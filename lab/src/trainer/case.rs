@@ -1,4 +1,4 @@
-//! Models to measure with, and the options of the trainer as flags.
+//! Models for the measurements, and the trainer's options as flags.
 
 use alice_model::{Device, DeviceChoice};
 use alice_spec::RunSpec;
@@ -21,7 +21,7 @@ pub struct OptionArgs {
 }
 
 impl OptionArgs {
-    /// For the trainer.
+    /// The trainer's options.
     pub fn options(&self, micro_batch: Option<u32>) -> Options {
         Options {
             micro_batch,
@@ -35,7 +35,7 @@ impl OptionArgs {
         }
     }
 
-    /// As flags again.
+    /// The options as flags, for a child process.
     pub fn flags(&self) -> impl Iterator<Item = &'static str> {
         [
             (self.checkpoint, "--checkpoint"),
@@ -52,7 +52,7 @@ pub fn device(name: &str) -> Result<Device> {
     Ok(name.parse::<DeviceChoice>()?.resolve()?)
 }
 
-/// Weights to measure with: spread evenly with a standard deviation of 0.02, norms one. Not the run's first state, whose
+/// Weights for the measurements: uniform with a standard deviation of 0.02, norms one. Not the run's first state, whose
 /// normal draws take minutes for billions of weights.
 pub fn weights(spec: &RunSpec) -> Vec<f32> {
     let mut theta = vec![1f32; spec.parameters() as usize];

@@ -1,5 +1,5 @@
-//! The trainer measured: a device beside the CPU, memory beside its plan, and speed (`bench/trainer.py` sets it beside
-//! PyTorch).
+//! Measurements of the trainer: a device against the CPU, memory against its plan, and speed (`bench/trainer.py` compares it
+//! with PyTorch).
 #![forbid(unsafe_code)]
 
 mod agree;
@@ -19,9 +19,9 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Trains the same tasks on a device and on the CPU, and fails where the results are too far apart
+    /// Trains the same tasks on a device and on the CPU, and fails if the results are too far apart
     Agree(agree::Args),
-    /// Measures the peak memory of tasks, each in a process of its own, beside the plan
+    /// Measures the peak memory of tasks, each in a process of its own, against the plan
     Memory(memory::Args),
     /// Trains a task from files and prints speed and losses as JSON
     Speed(speed::Args),

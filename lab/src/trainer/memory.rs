@@ -1,8 +1,8 @@
-//! Peak memory of a task, measured in a process of its own, less what is there after libtorch has run a small task of the
-//! same kind.
+//! Peak memory of a task, measured in a process of its own, minus the memory after libtorch has run a small task of the same
+//! kind.
 //!
-//! On the CPU it is the largest resident size. glibc gives freed memory back at once in that process, so that what is
-//! measured is what tensors need; `--keep-freed` leaves it at its default. On an NVIDIA GPU it is what libtorch's allocator
+//! On the CPU it is the largest resident size. glibc returns freed memory at once in that process, so that the
+//! measurement is the need of the tensors; `--keep-freed` leaves it at its default. On an NVIDIA GPU it is what libtorch's allocator
 //! has taken from the device by the end: it gives nothing back unless the device is full, so this is what a card must have,
 //! gaps between its blocks included. Other programs must not use the card meanwhile.
 
@@ -24,7 +24,7 @@ pub struct Args {
     /// Fragments that the model is cut into, one of which is trained; 1: full tasks.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
     fragments: Vec<u32>,
-    /// Fragment that is trained, where there are several.
+    /// Fragment that is trained, if there are several.
     #[arg(long, default_value_t = 1)]
     fragment: u32,
     /// Sequences that go through the model at once.

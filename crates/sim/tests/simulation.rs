@@ -1,14 +1,14 @@
 //! Whole networks: what cheats earn, whether the model learns beside them, and whether the same history has the same
 //! bits.
 
-use alice_sim::{Network, Report, Strategy, spec};
+use alice_sim::{Report, Simulation, Strategy, spec};
 
-fn run(fragments: u32, machines: &[(Strategy, usize)], rounds: u32) -> (Network, Report) {
+fn run(fragments: u32, machines: &[(Strategy, usize)], rounds: u32) -> (Simulation, Report) {
     let machines: Vec<Strategy> = machines
         .iter()
         .flat_map(|(strategy, number)| vec![*strategy; *number])
         .collect();
-    let mut network = Network::new(spec(fragments), &machines, 1).unwrap();
+    let mut network = Simulation::new(spec(fragments), &machines, 1).unwrap();
     network.run(rounds).unwrap();
     let report = network.report();
     (network, report)
@@ -77,14 +77,14 @@ fn the_same_history_should_have_the_same_bits_and_a_restart_should_change_nothin
     assert_eq!(run(2, &machines, 6).1, report);
     // The server crashes after every block.
     let all: Vec<Strategy> = machines.iter().flat_map(|(s, n)| vec![*s; *n]).collect();
-    let mut network = Network::new(spec(2), &all, 1).unwrap();
+    let mut network = Simulation::new(spec(2), &all, 1).unwrap();
     while network.report().epochs.len() < 6 {
         network.advance(true).unwrap();
         network.restart();
     }
     assert_eq!(network.report().epochs, report.epochs);
     assert_ne!(
-        Network::new(spec(2), &all, 2).unwrap().first_loss(),
+        Simulation::new(spec(2), &all, 2).unwrap().first_loss(),
         network.first_loss()
     );
 }
@@ -94,7 +94,7 @@ fn rounding_the_published_aggregate_should_cost_little() {
     let loss = |bits: u8| {
         let mut spec = spec(1);
         spec.update.publish_bits = bits;
-        let mut network = Network::new(spec, &[Strategy::Honest; 24], 1).unwrap();
+        let mut network = Simulation::new(spec, &[Strategy::Honest; 24], 1).unwrap();
         network.run(8).unwrap();
         network.report().epochs.last().unwrap().loss - 3.0
     };
@@ -107,6 +107,6 @@ fn rounding_the_published_aggregate_should_cost_little() {
 
 #[test]
 fn more_keys_than_tasks_should_be_an_error() {
-    let error = Network::new(spec(1), &[Strategy::FourKeys; 65], 1).unwrap_err();
+    let error = Simulation::new(spec(1), &[Strategy::FourKeys; 65], 1).unwrap_err();
     assert!(error.to_string().contains("256 tasks"), "{error}");
 }
