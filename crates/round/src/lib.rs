@@ -4,11 +4,43 @@
 //! Pure: block numbers and the chain's answers come in as [`Event`]s, what is to be done goes out as [`Effect`]s, and
 //! [`step`] is the only place where a round changes its stage. The server, its tests and tools share it.
 //!
-//! A round goes `Open → Sealed → Scoring → Scored`. Settling (attestation, dispute window, payout) of scored rounds
-//! goes on beside the next round, strictly in epoch order, because each commitment names its predecessor. Effects
-//! that need the chain are asked for again with later heads until the chain shows that they took place, so losing one
-//! costs nothing; effects are therefore idempotent.
+//! **States.** A round goes `Open → Sealed → Scoring → Scored`. Scored rounds are settled (attestation, dispute window,
+//! payout) in parallel with the next round, strictly in epoch order, because each commitment names its predecessor.
+//! A sealed round whose seed cannot be read until nobody can be paid for it any more is voided instead of scored.
+//!
+//! **Recovery.** Effects that need the chain are emitted again with later heads until the chain shows that they took
+//! place. So losing one costs nothing, a restart needs no memory of what was in flight ([`State::restore`]), and every
+//! effect must be idempotent.
+//!
+//! **Architecture invariant:** no clock, no chain, no I/O. The same events give the same effects.
+//!
+//! ```
+//! use alice_round::{Effect, Event, Phase, Rules, State, step};
+//!
+//! let rules = Rules {
+//!     epoch_blocks: 30,
+//!     deadline_block: 18,
+//!     seed_blocks: 2,
+//!     open_margin_blocks: 8,
+//!     late_window_epochs: 24,
+//! };
+//! let head = |best: u32| Event::Head { best, finalized: best.saturating_sub(2), may_open: true };
+//!
+//! // Epoch 2 begins at block 60; commits are accepted before block 78.
+//! let (state, effects) = step(State::default(), head(60), &rules);
+//! assert_eq!(effects, [Effect::Open { epoch: 2, deadline: 78 }]);
+//! let (state, effects) = step(state, head(78), &rules);
+//! assert_eq!(effects, [Effect::Seal { epoch: 2 }]);
+//!
+//! // The blocks of the seed are 79 and 80; it is fetched when they are final.
+//! let (state, effects) = step(state, head(82), &rules);
+//! assert_eq!(effects, [Effect::FetchSeed { epoch: 2, first: 79, last: 80 }]);
+//! let (state, effects) = step(state, Event::SeedReady { epoch: 2 }, &rules);
+//! assert_eq!(effects, [Effect::Score { epoch: 2 }]);
+//! assert_eq!(state.phase(), Phase::Scoring);
+//! ```
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod settle;
 
@@ -20,18 +52,18 @@ use settle::follow;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// Numbers that the machine goes by, in blocks and epochs.
+/// Constants of a run and its chain, in blocks and epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Blocks in an epoch.
     pub epoch_blocks: u32,
     /// Commits are accepted before this block of the epoch.
     pub deadline_block: u32,
-    /// Finalised blocks after the deadline that make the validation seed.
+    /// Number of finalised blocks after the deadline whose VRF outputs make the validation seed.
     pub seed_blocks: u32,
-    /// A round opens late only if so many blocks remain before the deadline.
+    /// Minimum number of blocks before the deadline for a round to open: less would leave miners no time to train.
     pub open_margin_blocks: u32,
-    /// A collected round may be attested until so many epochs have passed.
+    /// Epochs after its own in which a round may still be attested.
     pub late_window_epochs: u32,
 }
 
@@ -68,7 +100,7 @@ impl Rules {
         self.epoch_start(epoch.saturating_add(1).saturating_add(self.late_window_epochs))
     }
 
-    /// Last of the blocks that the validation seed of an epoch is drawn from; the first is the one after the deadline.
+    /// Last block of an epoch's validation seed; the first is the one after the deadline.
     pub fn seed_last(&self, epoch: u32) -> u32 {
         self.deadline(epoch).saturating_add(self.seed_blocks)
     }
@@ -130,7 +162,7 @@ impl State {
         }
     }
 
-    /// What the status shows.
+    /// Phase for the public status.
     pub fn phase(&self) -> Phase {
         match self.round {
             Some((_, Stage::Open)) => Phase::Open,
@@ -142,7 +174,7 @@ impl State {
     }
 }
 
-/// What the chain says about an epoch's settlement.
+/// An epoch's settlement on the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChainStatus {
     /// No quorum yet, or reopened by a veto.
@@ -160,16 +192,16 @@ pub enum ChainStatus {
     Forfeited,
 }
 
-/// What happened.
+/// Input of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The chain grew (or was looked at again).
+    /// The chain grew, or was polled again.
     Head {
         /// Best block.
         best: u32,
         /// Finalised block.
         finalized: u32,
-        /// Whether a new round may open: false where the reserve is exhausted or the server is stopping.
+        /// Whether a new round may open: false if the validation reserve is exhausted or the server is stopping.
         may_open: bool,
     },
     /// The seed of the validation draw of an epoch is stored.
@@ -203,7 +235,7 @@ pub enum Event {
     },
 }
 
-/// What is to be done.
+/// Output of the machine, to be carried out by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Store a new round and hand out tasks.
@@ -243,7 +275,7 @@ pub enum Effect {
         /// Epoch.
         epoch: u32,
     },
-    /// Send the stored commitment; sign and store one first where there is none for the chain's round.
+    /// Send the stored commitment; sign and store one first if there is none for the chain's round.
     Attest {
         /// Epoch.
         epoch: u32,
@@ -253,7 +285,7 @@ pub enum Effect {
         /// Epoch.
         epoch: u32,
     },
-    /// Store what the chain says about a settlement; it ends with settled or forfeited.
+    /// Store a settlement's status on the chain; the last one is settled or forfeited.
     Record {
         /// Epoch.
         epoch: u32,
@@ -281,8 +313,8 @@ pub fn step(mut state: State, event: Event, rules: &Rules) -> (State, Vec<Effect
             }
         }
         Event::SeedUnavailable { epoch } => {
-            // The blocks may be gone for good (a pruned node). Once nobody can be paid for the epoch any more, waiting for
-            // them helps no miner and keeps every later round from opening.
+            // The blocks may be gone for good (a pruned node). Once nobody can be paid for the epoch any more, waiting
+            // for them helps no miner and keeps every later round from opening.
             if state.round == Some((epoch, Stage::Sealed)) && state.best >= rules.attestable_until(epoch) {
                 state.round = Some((epoch, Stage::Scored));
                 effects.push(Effect::Void { epoch });
@@ -308,6 +340,7 @@ pub fn step(mut state: State, event: Event, rules: &Rules) -> (State, Vec<Effect
 
 fn head(state: &mut State, finalized: u32, may_open: bool, rules: &Rules, effects: &mut Vec<Effect>) {
     let best = state.best;
+    // Before the seed and before a new round: one head may pass the deadline, the seed's blocks and the epoch's end.
     if let Some((epoch, Stage::Open)) = state.round
         && best >= rules.deadline(epoch)
     {
@@ -317,6 +350,7 @@ fn head(state: &mut State, finalized: u32, may_open: bool, rules: &Rules, effect
     if let Some((epoch, Stage::Sealed)) = state.round
         && finalized >= rules.seed_last(epoch)
     {
+        // Repeated with every head until the seed is stored: fetching may fail.
         let (first, last) = (rules.deadline(epoch).saturating_add(1), rules.seed_last(epoch));
         effects.push(Effect::FetchSeed { epoch, first, last });
     }

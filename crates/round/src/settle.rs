@@ -1,4 +1,4 @@
-//! Settlement of scored rounds: follow the chain, attest in epoch order, pay, and let go.
+//! Settlement of scored rounds: follow the chain, attest in epoch order, pay, forget.
 
 use crate::{ChainStatus, Effect, Rules, State};
 
@@ -6,7 +6,7 @@ use crate::{ChainStatus, Effect, Rules, State};
 /// transaction may have been lost with a node that went down.
 const RESEND_BLOCKS: u32 = 3;
 
-/// Where a settlement is.
+/// Stage of a settlement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SettlementStage {
     /// Not accepted by the chain.
@@ -21,13 +21,14 @@ pub enum SettlementStage {
 /// A scored round on its way to the miners' balances.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settlement {
-    /// Where it is.
+    /// Stage.
     pub stage: SettlementStage,
     /// Best block when the chain was last asked.
     pub asked_at: Option<u32>,
     /// Best block when something was last sent in this stage.
     pub sent_at: Option<u32>,
-    /// Whether what was signed can no longer be accepted: others do not wait for it, and it is not sent again.
+    /// Whether the signed commitment can no longer be accepted. Later epochs do not wait for it, and it is not sent
+    /// again.
     pub lost: bool,
 }
 
@@ -43,7 +44,7 @@ pub(crate) fn follow(state: &mut State, rules: &Rules, effects: &mut Vec<Effect>
     }
 }
 
-/// Takes the chain's answer.
+/// Handles the chain's answer about an epoch.
 pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: &Rules, effects: &mut Vec<Effect>) {
     let best = state.best;
     // A commitment names its predecessor, so it is signed only when no veto can replace that any more.
@@ -79,8 +80,8 @@ pub(crate) fn answer(state: &mut State, epoch: u32, status: ChainStatus, rules: 
         .is_none_or(|sent| best.saturating_sub(sent) >= RESEND_BLOCKS);
     match stage {
         SettlementStage::Unattested => {
-            // After the late window the chain takes it no more; that it is forfeited is the finalised chain's word, since a
-            // commitment may have been accepted at the last moment.
+            // After the late window the chain accepts it no more. The settlement stays until the finalised chain
+            // reports it forfeited, since a commitment may have been accepted at the last moment.
             if best < rules.attestable_until(epoch) && is_first && due && !settlement.lost {
                 settlement.sent_at = Some(best);
                 effects.push(Effect::Attest { epoch });

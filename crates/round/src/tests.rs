@@ -430,7 +430,11 @@ fn a_sealed_round_should_be_voided_when_its_seed_is_unavailable_until_the_late_w
         last: 80,
     };
     let (state, effects) = run(sealed, &[head(until - 1), unavailable]);
-    assert_eq!((state.phase(), effects), (Phase::Sealed, vec![fetch]), "there is time left");
+    assert_eq!(
+        (state.phase(), effects),
+        (Phase::Sealed, vec![fetch]),
+        "there is time left"
+    );
     let (state, effects) = run(state, &[head(until), unavailable]);
     assert_eq!(effects, [fetch, Effect::Void { epoch: 2 }]);
     assert_eq!(state.phase(), Phase::Idle, "nothing of it is settled");
