@@ -1,18 +1,28 @@
-//! Networks by name.
+//! Chain specifications: networks by name, local networks, and the launch of the main network.
 
-use crate::cli::{LaunchSpecCmd, LocalnetSpecCmd};
+use crate::{
+    cli::{LaunchSpecCmd, LocalnetSpecCmd},
+    genesis as block_0,
+};
 use alice_runtime::{configs::MAX_VALIDATORS, genesis, AccountId, SessionKeys, WASM_BINARY};
 use pallet_epoch::{ParameterServer, Parameters};
 use sc_network::config::MultiaddrWithPeerId;
 use sc_service::{ChainType, GenericChainSpec, Properties};
-use sp_core::{crypto::Ss58Codec, ed25519, sr25519, H256};
+use sp_core::{
+    crypto::{default_ss58_version, set_default_ss58_version, Ss58Codec},
+    ed25519, sr25519, H256,
+};
 use sp_genesis_builder::{DEV_RUNTIME_PRESET, LOCAL_TESTNET_RUNTIME_PRESET};
+use sp_runtime::BuildStorage;
 use std::path::PathBuf;
 
-/// Prefix of addresses that belong to no network.
+/// SS58 prefix of addresses that belong to no network.
 const GENERIC_PREFIX: u16 = 42;
 
-/// Specification of a network.
+/// Identifier of the networks that `localnet-spec` describes; a part of the genesis hash follows it.
+const LOCALNET_ID: &str = "alice_localnet";
+
+/// Chain specification of a network.
 pub type ChainSpec = GenericChainSpec;
 
 fn wasm() -> Result<&'static [u8], String> {
@@ -63,7 +73,7 @@ pub fn mainnet() -> Result<ChainSpec, String> {
     preset("Alice", "alice", ChainType::Live, genesis::MAINNET_PRESET)
 }
 
-/// A local network as the command line describes it.
+/// A local network with the options of the command line.
 pub fn localnet(options: &LocalnetSpecCmd) -> Result<ChainSpec, String> {
     let parameters = Parameters {
         slot_ms: options.slot_ms,
@@ -85,23 +95,36 @@ pub fn localnet(options: &LocalnetSpecCmd) -> Result<ChainSpec, String> {
     };
     let validators = genesis::test_validators(options.validators.into());
     let bootnodes = parse_bootnodes(&options.bootnodes)?;
-    Ok(ChainSpec::builder(wasm()?, None)
-        .with_name("Alice local network")
-        .with_id("alice_localnet")
-        .with_protocol_id("alice_localnet")
-        .with_chain_type(ChainType::Local)
-        .with_properties(properties())
-        .with_boot_nodes(bootnodes)
-        .with_genesis_config_patch(genesis::patch(
-            parameters,
-            validators,
-            servers,
-            options.run_hash.map(H256),
-        ))
-        .build())
+    let patch = with_generic_addresses(|| genesis::patch(parameters, validators, servers, options.run_hash.map(H256)));
+    let wasm = wasm()?;
+    let with_id = |id: &str| {
+        ChainSpec::builder(wasm, None)
+            .with_name("Alice local network")
+            .with_id(id)
+            .with_protocol_id(id)
+            .with_chain_type(ChainType::Local)
+            .with_properties(properties())
+            .with_boot_nodes(bootnodes.clone())
+            .with_genesis_config_patch(patch.clone())
+            .build()
+    };
+    // The identifier is also the name of the network's folder under a base path. It does not enter block 0, so it can
+    // be made of its hash: networks that differ never share a folder.
+    let hash = block_0::block_hash(&with_id(LOCALNET_ID).build_storage()?)?;
+    Ok(with_id(&format!("{LOCALNET_ID}_{}", hex::encode(&hash.0[..4]))))
 }
 
-/// Who starts the main network. Accounts and keys are addresses, in this network's format or the generic one.
+/// Runs `build` with the generic address format as the default. The runtime's genesis reads no other, because the
+/// default of a wasm runtime is fixed; this program uses the network's own format everywhere else.
+pub fn with_generic_addresses<T>(build: impl FnOnce() -> T) -> T {
+    let usual = default_ss58_version();
+    set_default_ss58_version(GENERIC_PREFIX.into());
+    let built = build();
+    set_default_ss58_version(usual);
+    built
+}
+
+/// Launch file of the main network. Accounts and keys are addresses, in this network's format or the generic one.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Launch {
@@ -112,7 +135,7 @@ struct Launch {
     bootnodes: Vec<String>,
 }
 
-/// One of its validators.
+/// A validator of a launch.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LaunchValidator {
@@ -129,7 +152,7 @@ struct LaunchKeys {
     authority_discovery: String,
 }
 
-/// One of its parameter servers.
+/// A parameter server of a launch.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LaunchServer {
@@ -168,7 +191,7 @@ fn address<T: Ss58Codec>(text: &str) -> Result<T, String> {
     }
 }
 
-/// The main network with those who start it. Everything else is the runtime's preset: nobody has coins.
+/// The main network with the validators and parameter servers of a launch file. Nobody has coins.
 pub fn launch(options: &LaunchSpecCmd) -> Result<ChainSpec, String> {
     let path = options.launch.display();
     let text = std::fs::read_to_string(&options.launch).map_err(|error| format!("cannot read {path}: {error}"))?;
@@ -193,6 +216,7 @@ pub fn launch(options: &LaunchSpecCmd) -> Result<ChainSpec, String> {
         .map_err(in_file)?;
     let server_keys: Vec<_> = servers.iter().map(|server| server.key.0).collect();
     check_counts(validators.len(), &server_keys).map_err(in_file)?;
+    // Genesis accepts duplicates, and the network would count one operator as two.
     for (i, (account, keys)) in validators.iter().enumerate() {
         let same = |(other, others): &(AccountId, SessionKeys)| {
             other == account
@@ -207,7 +231,8 @@ pub fn launch(options: &LaunchSpecCmd) -> Result<ChainSpec, String> {
             )));
         }
     }
-    let patch = genesis::patch(Parameters::default(), validators, servers, Some(launch.run_hash));
+    let patch =
+        with_generic_addresses(|| genesis::patch(Parameters::default(), validators, servers, Some(launch.run_hash)));
     Ok(ChainSpec::builder(wasm()?, None)
         .with_name("Alice")
         .with_id("alice")
@@ -219,18 +244,18 @@ pub fn launch(options: &LaunchSpecCmd) -> Result<ChainSpec, String> {
         .build())
 }
 
-/// What genesis would panic about.
+/// Checks what the runtime's genesis would answer with a panic.
 fn check_counts(validators: usize, server_keys: &[[u8; 32]]) -> Result<(), String> {
     let (validators_max, servers_max) = (
         MAX_VALIDATORS as usize,
         alice_primitives::PARAMETER_SERVERS_MAX as usize,
     );
     if validators > validators_max {
-        return Err(format!("{validators} validators, at most {validators_max} can be"));
+        return Err(format!("{validators} validators; the maximum is {validators_max}"));
     }
     if server_keys.len() > servers_max {
         return Err(format!(
-            "{} parameter servers, at most {servers_max} can be",
+            "{} parameter servers; the maximum is {servers_max}",
             server_keys.len()
         ));
     }
@@ -241,7 +266,8 @@ fn check_counts(validators: usize, server_keys: &[[u8; 32]]) -> Result<(), Strin
     Ok(())
 }
 
-/// A network that nobody validates would stand at block 0 for ever, under the name of the one that is launched later.
+/// Refuses a network without validators: it would stay at block 0 for ever, under the name of the network that is
+/// launched later.
 pub fn check_has_validators(spec: &dyn sc_service::ChainSpec) -> Result<(), String> {
     let storage = spec.as_storage_builder().build_storage()?;
     let key = [
@@ -249,7 +275,7 @@ pub fn check_has_validators(spec: &dyn sc_service::ChainSpec) -> Result<(), Stri
         sp_io::hashing::twox_128(b"Authorities"),
     ]
     .concat();
-    // An encoded list without entries is a single zero.
+    // SCALE begins a list with its length: an empty one is a single zero.
     match storage.top.get(&key) {
         Some(list) if list.first().is_some_and(|count| *count != 0) => Ok(()),
         _ => Err(format!(
@@ -271,7 +297,7 @@ fn parse_bootnodes(addresses: &[String]) -> Result<Vec<MultiaddrWithPeerId>, Str
         .collect()
 }
 
-/// The network with that name, or in that file.
+/// The network with this name, or in this file.
 pub fn load(id: &str) -> Result<ChainSpec, String> {
     match id {
         "dev" => development(),
@@ -335,7 +361,7 @@ mod tests {
         let mut json = launch_json(1);
         json["validators"][1] = json["validators"][0].clone();
         assert!(launch_error(json).contains("shares its account or a key"));
-        assert!(launch_error(launch_json(32)).contains("at most 31"));
+        assert!(launch_error(launch_json(32)).contains("maximum is 31"));
         let mut json = launch_json(2);
         json["parameterServers"][1] = json["parameterServers"][0].clone();
         assert!(launch_error(json).contains("the same key"));
@@ -361,6 +387,20 @@ mod tests {
         let foreign = AccountId::from([1; 32]).to_ss58check_with_version(0u16.into());
         json["validators"][0]["account"] = foreign.into();
         assert!(launch_error(json).contains("another network (prefix 0)"));
+    }
+
+    #[test]
+    fn localnets_should_have_different_ids_when_their_genesis_differs() {
+        use clap::Parser;
+        let id = |arguments: &[&str]| {
+            let options = LocalnetSpecCmd::parse_from(["localnet-spec"].iter().chain(arguments));
+            localnet(&options).unwrap().id().to_owned()
+        };
+        let (ones, twos) = ("11".repeat(32), "22".repeat(32));
+        assert_eq!(id(&["--run-hash", &ones]), id(&["--run-hash", &ones]));
+        assert_ne!(id(&["--run-hash", &ones]), id(&["--run-hash", &twos]));
+        assert_ne!(id(&["--validators", "1"]), id(&["--validators", "2"]));
+        assert!(id(&[]).starts_with("alice_localnet_"));
     }
 
     #[test]

@@ -7,31 +7,31 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   alice-node --dev
-      A chain of one's own on this machine: one validator, epochs of a minute, nothing kept.
+      A private chain on this machine: one validator, epochs of a minute, nothing stored.
   alice-node --chain local --alice --base-path ./alice
-  alice-node --chain local --bob --base-path ./bob --port 30334 --rpc-port 9945
-      Two validators of a local network; they find each other by themselves (mDNS).
+  alice-node --chain local --bob --base-path ./bob --port 30334 --rpc-port 9945 --prometheus-port 9616
+      Two validators of a local network, which find each other (mDNS).
   alice-node --chain mainnet.json --base-path ./data
-      A full node that follows a network given by its specification.
+      A full node of the network with this specification.
   alice-node localnet-spec --validators 2 --ps 0x… > local.json
-      Specification of a local network with a parameter server of one's own.
+      The specification of a local network with your own parameter server.
   alice-node verify-genesis --chain mainnet.json --expect-hash 0x…
-      Checks block 0: its state, the message, and that no coin exists.";
+      Checks block 0: every item of its state, the message, and that no coin exists.";
 
 /// Keeps the ledger of epochs and mints exactly what they earned.
 #[derive(Debug, Parser)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Cli {
-    /// What to do instead of running the node.
+    /// Command to run instead of the node.
     #[command(subcommand)]
     pub subcommand: Option<Subcommand>,
 
-    /// How to run the node.
+    /// Options of the node.
     #[command(flatten)]
     pub run: RunCmd,
 }
 
-/// What the node can do besides running.
+/// Commands of the program.
 #[derive(Debug, clap::Subcommand)]
 #[allow(clippy::large_enum_variant)]
 pub enum Subcommand {
@@ -49,7 +49,8 @@ pub enum Subcommand {
     /// Writes the raw specification of the main network from the file of its launch.
     LaunchSpec(LaunchSpecCmd),
 
-    /// Recomputes block 0 from a specification: state root, hash, message, and that no coin exists.
+    /// Recomputes block 0 from a specification and checks it: hash, state root, message, and that nothing else is in
+    /// it.
     VerifyGenesis(VerifyGenesisCmd),
 
     /// Removes a chain's database.
@@ -64,10 +65,10 @@ pub enum Subcommand {
     /// Reads blocks from a file.
     ImportBlocks(sc_cli::ImportBlocksCmd),
 
-    /// Takes blocks that are not final back.
+    /// Reverts blocks that are not final.
     Revert(sc_cli::RevertCmd),
 
-    /// Shows what is in the database.
+    /// Shows the state of the database.
     ChainInfo(sc_cli::ChainInfoCmd),
 }
 
@@ -82,7 +83,7 @@ pub struct LocalnetSpecCmd {
     #[arg(long = "ps", alias = "ps-key", value_name = "HEX", value_parser = parse_bytes32)]
     pub parameter_servers: Vec<[u8; 32]>,
 
-    /// Hash of the run specification, hex. Without it commitments of any run are accepted.
+    /// Hash of the run specification, hex. Default: commitments of any run are accepted.
     #[arg(long, value_name = "HEX", value_parser = parse_bytes32)]
     pub run_hash: Option<[u8; 32]>,
 
@@ -94,11 +95,11 @@ pub struct LocalnetSpecCmd {
     #[arg(long, default_value_t = 30)]
     pub epoch_blocks: u32,
 
-    /// Blocks in which the validators can veto.
+    /// Blocks of the dispute window, in which validators can veto.
     #[arg(long, default_value_t = 2)]
     pub window_blocks: u32,
 
-    /// Epochs in which an epoch can still be attested.
+    /// Epochs after its end during which an epoch can still be attested.
     #[arg(long, default_value_t = 24)]
     pub late_epochs: u32,
 
@@ -110,7 +111,7 @@ pub struct LocalnetSpecCmd {
     #[arg(long = "bootnode", value_name = "ADDRESS")]
     pub bootnodes: Vec<String>,
 
-    /// File to write; standard output without it.
+    /// File to write. Default: standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -123,7 +124,7 @@ pub struct LaunchSpecCmd {
     #[arg(long, value_name = "FILE")]
     pub launch: PathBuf,
 
-    /// File to write; standard output without it.
+    /// File to write. Default: standard output.
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

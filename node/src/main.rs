@@ -6,8 +6,10 @@ mod chain_spec;
 mod cli;
 mod command;
 mod genesis;
+mod key_command;
 mod rpc;
 mod service;
+mod session_keys;
 
 use std::process::ExitCode;
 
@@ -15,8 +17,16 @@ fn main() -> ExitCode {
     match command::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", message(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Text of an error without the framework's names of its kinds ("Invalid input: ", "Other: ").
+fn message(error: &sc_cli::Error) -> String {
+    match error {
+        sc_cli::Error::Input(text) | sc_cli::Error::Service(sc_service::Error::Other(text)) => text.clone(),
+        other => other.to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! What clients can ask the node, besides what every Substrate node answers.
+//! RPC methods that this node adds to those of every Substrate node.
 
 use alice_runtime::{opaque::Block, AccountId, Balance, BlockNumber, Hash, Nonce};
 use jsonrpsee::RpcModule;
@@ -15,37 +15,37 @@ use sp_consensus_babe::BabeApi;
 use sp_keystore::KeystorePtr;
 use std::sync::Arc;
 
-/// What the GRANDPA methods need.
+/// Dependencies of the GRANDPA methods.
 pub struct GrandpaDeps<B> {
-    /// State of the vote.
+    /// State of the current vote.
     pub shared_voter_state: SharedVoterState,
-    /// Who votes.
+    /// The voters.
     pub shared_authority_set: SharedAuthoritySet<Hash, BlockNumber>,
-    /// Justifications as they come.
+    /// Justifications as they arrive.
     pub justification_stream: GrandpaJustificationStream<Block>,
     /// Proofs of finality.
     pub finality_provider: Arc<FinalityProofProvider<B, Block>>,
 }
 
-/// What the methods need.
+/// Dependencies of the methods.
 pub struct FullDeps<C, P, SC, B> {
     /// The client.
     pub client: Arc<C>,
     /// The transaction pool.
     pub pool: Arc<P>,
-    /// Which chain is best.
+    /// Choice of the best chain.
     pub select_chain: SC,
     /// BABE's worker.
     pub babe_worker: BabeWorkerHandle<Block>,
     /// The node's keys.
     pub keystore: KeystorePtr,
-    /// What the GRANDPA methods need.
+    /// Dependencies of the GRANDPA methods.
     pub grandpa: GrandpaDeps<B>,
-    /// Runs subscriptions.
+    /// Executor of subscriptions.
     pub executor: SubscriptionTaskExecutor,
 }
 
-/// All methods.
+/// Collects the methods.
 pub fn create<C, P, SC, B>(
     deps: FullDeps<C, P, SC, B>,
 ) -> Result<RpcModule<()>, Box<dyn std::error::Error + Send + Sync>>

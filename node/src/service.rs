@@ -1,6 +1,6 @@
-//! Puts the node together: client, pool, BABE, GRANDPA, network, RPC.
+//! Wires the SDK's parts into a node: client, pool, BABE, GRANDPA, network, RPC.
 
-use crate::rpc;
+use crate::{genesis, rpc, session_keys};
 use alice_runtime::{opaque::Block, RuntimeApi};
 use futures::{FutureExt, StreamExt};
 use sc_client_api::{Backend, BlockBackend};
@@ -12,15 +12,18 @@ use sc_service::{error::Error as ServiceError, Configuration, TaskManager, WarpS
 use sc_telemetry::{Telemetry, TelemetryWorker};
 use sc_transaction_pool::TransactionPoolHandle;
 use sc_transaction_pool_api::OffchainTransactionPoolFactory;
+use sp_blockchain::HeaderBackend;
 use sp_consensus_babe::inherents::BabeCreateInherentDataProviders;
 use sp_runtime::traits::Block as BlockT;
 use std::{sync::Arc, time::Duration};
 
-/// A justification of finality is kept at least this often, blocks.
+/// Maximum distance between stored justifications of finality, blocks. The SDK's usual value: a justification costs a
+/// few kilobytes, and light clients need one within reach.
 const JUSTIFICATION_PERIOD: u32 = 512;
-/// How long GRANDPA gossip is expected to take.
+/// Expected time for GRANDPA gossip to reach everybody; rounds wait for votes for a multiple of it. The SDK's usual
+/// value.
 const GOSSIP_DURATION: Duration = Duration::from_millis(333);
-/// How much of a slot goes into making a block.
+/// Portion of a slot in which the block is made; the rest is for its way to the other nodes.
 const PROPOSAL_PORTION: f32 = 0.5;
 
 type Executor = sc_executor::WasmExecutor<sp_io::SubstrateHostFunctions>;
@@ -38,7 +41,7 @@ type BlockImport = sc_consensus_babe::BabeBlockImport<
     SelectChain,
 >;
 
-/// What [`new_partial`] leaves for the consensus.
+/// Parts of [`new_partial`] for the consensus.
 pub struct Consensus {
     block_import: BlockImport,
     grandpa_link: sc_consensus_grandpa::LinkHalf<Block, FullClient, SelectChain>,
@@ -47,7 +50,7 @@ pub struct Consensus {
     telemetry: Option<Telemetry>,
 }
 
-/// Everything that the subcommands need as well.
+/// Parts of a node that subcommands need as well.
 pub type Partial = sc_service::PartialComponents<
     FullClient,
     FullBackend,
@@ -75,14 +78,17 @@ pub fn new_partial(config: &Configuration) -> Result<Partial, ServiceError> {
         config,
         telemetry.as_ref().map(|(_, telemetry)| telemetry.handle()),
         executor,
+        // Justifications of set changes stay when block bodies are pruned: warp sync proves the chain with them.
         vec![Arc::new(GrandpaPruningFilter)],
     )?;
     let client = Arc::new(client);
+    check_same_network(config, &client)?;
 
     let telemetry = telemetry.map(|(worker, telemetry)| {
         task_manager.spawn_handle().spawn("telemetry", None, worker.run());
         telemetry
     });
+    // Among blocks that GRANDPA's finality allows.
     let select_chain = sc_consensus::LongestChain::new(backend.clone());
     let transaction_pool = Arc::from(
         sc_transaction_pool::Builder::new(
@@ -104,6 +110,7 @@ pub fn new_partial(config: &Configuration) -> Result<Partial, ServiceError> {
     )?;
     let justification_import = grandpa_block_import.clone();
 
+    // From the chain's state: networks of the same runtime have slots of different lengths.
     let babe_config = sc_consensus_babe::configuration(&*client)?;
     let slot_duration = babe_config.slot_duration();
     let inherents: BabeCreateInherentDataProviders<Block> = Arc::new(move |_, _| {
@@ -153,10 +160,36 @@ pub fn new_partial(config: &Configuration) -> Result<Partial, ServiceError> {
     })
 }
 
+/// Refuses a database that holds another network than the specification describes. The client opens any database that
+/// has a block 0, and would follow the stored network under the other one's name.
+fn check_same_network(config: &Configuration, client: &FullClient) -> Result<(), ServiceError> {
+    let stored = client.info().genesis_hash;
+    let specified = genesis::block_hash(&config.chain_spec.as_storage_builder().build_storage()?)?;
+    if stored == specified {
+        return Ok(());
+    }
+    let folder = config.database.path().map(|path| path.display().to_string());
+    Err(ServiceError::Other(format!(
+        "the database in {} is of another network: its block 0 is {stored:?}, that of the specification '{}' is \
+         {specified:?}; give the right --chain, another --base-path, or remove the stored chain with purge-chain",
+        folder.unwrap_or_default(),
+        config.chain_spec.id()
+    )))
+}
+
+/// A running node.
+pub struct Node {
+    /// Its tasks. Dropping it asks them to end.
+    pub task_manager: TaskManager,
+    /// The transaction pool, to be dropped after all tasks have ended: its background tasks end when its last handle
+    /// goes, and if that happens during a stop they report a failed node.
+    pub pool: Arc<TransactionPoolHandle<Block, FullClient>>,
+}
+
 /// The whole node.
 pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
     config: Configuration,
-) -> Result<TaskManager, ServiceError> {
+) -> Result<Node, ServiceError> {
     let sc_service::PartialComponents {
         client,
         backend,
@@ -184,6 +217,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
         .block_hash(0)?
         .ok_or_else(|| ServiceError::Other("the database has no block 0".into()))?;
     let peer_store = net_config.peer_store_handle();
+    // The genesis hash is part of the protocol's name: votes of other networks are not even received.
     let grandpa_protocol = sc_consensus_grandpa::protocol_standard_name(&genesis_hash, &config.chain_spec);
     let (grandpa_peers, grandpa_notifications) =
         sc_consensus_grandpa::grandpa_peers_set_config::<_, N>(grandpa_protocol.clone(), metrics.clone(), peer_store);
@@ -191,6 +225,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
     let warp_sync = Arc::new(sc_consensus_grandpa::warp_proof::NetworkProvider::new(
         backend.clone(),
         grandpa_link.shared_authority_set().clone(),
+        // No hard fork of the authority set has been needed so far.
         Vec::new(),
     ));
 
@@ -218,7 +253,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
             offchain_db: backend.offchain_storage(),
             transaction_pool: Some(OffchainTransactionPoolFactory::new(transaction_pool.clone())),
             network_provider: Arc::new(network.clone()),
-            // No pallet asks for it.
+            // No pallet makes HTTP requests, so a compromised runtime cannot either.
             enable_http_requests: false,
             custom_extensions: |_| Vec::new(),
         })?;
@@ -290,6 +325,8 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
     })?;
 
     if role.is_authority() {
+        // After `spawn_tasks`, which puts the keys of `--alice` and its like into the keystore.
+        session_keys::warn_if_missing(&*client, &keystore_container.keystore());
         let proposer = sc_basic_authorship::ProposerFactory::new(
             task_manager.spawn_handle(),
             client.clone(),
@@ -315,6 +352,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
                 Ok((slot, timestamp))
             },
             force_authoring,
+            // Without finality blocks become rare, so that a node that returns has few of them to catch up with.
             backoff_authoring_blocks: Some(BackoffAuthoringOnFinalizedHeadLagging::default()),
             babe_link,
             block_proposal_slot_portion: SlotProportion::new(PROPOSAL_PORTION),
@@ -325,7 +363,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
             .spawn_essential_handle()
             .spawn_blocking("babe-proposer", Some("block-authoring"), babe);
 
-        // Validators tell each other their addresses.
+        // Validators publish their addresses in the DHT, so that they reach each other without boot nodes.
         let dht_events = network
             .event_stream("authority-discovery")
             .filter_map(|event| async move {
@@ -336,6 +374,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
             });
         let (worker, _service) = sc_authority_discovery::new_worker_and_service_with_config(
             sc_authority_discovery::WorkerConfig {
+                // Nodes of a local network have no other addresses; elsewhere private ones would only mislead.
                 publish_non_global_ips: local_chain,
                 public_addresses,
                 strict_record_validation: true,
@@ -355,6 +394,7 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
     }
 
     if enable_grandpa {
+        // Without keys the voter only observes: a full node follows finality and casts no vote.
         let keystore = role.is_authority().then(|| keystore_container.keystore());
         let voter = sc_consensus_grandpa::run_grandpa_voter(sc_consensus_grandpa::GrandpaParams {
             config: sc_consensus_grandpa::Config {
@@ -375,11 +415,16 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
             prometheus_registry,
             shared_voter_state,
             telemetry: telemetry.as_ref().map(|telemetry| telemetry.handle()),
-            offchain_tx_pool_factory: OffchainTransactionPoolFactory::new(transaction_pool),
+            // For reports of equivocations.
+            offchain_tx_pool_factory: OffchainTransactionPoolFactory::new(transaction_pool.clone()),
         })?;
         task_manager
+            // Essential: a node without its voter would follow the chain without ever noticing finality.
             .spawn_essential_handle()
             .spawn_blocking("grandpa-voter", None, voter);
     }
-    Ok(task_manager)
+    Ok(Node {
+        task_manager,
+        pool: transaction_pool,
+    })
 }

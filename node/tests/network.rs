@@ -2,120 +2,30 @@
 //! transactions, and nothing else mints.
 #![allow(missing_docs)]
 
+mod support;
+
 use alice_primitives::{
-    emission,
+    emission, fixtures,
     pages::{self, Entry},
     Commitment,
 };
 use alice_runtime::{RuntimeCall, TxExtension, UncheckedExtrinsic};
-use codec::{Decode, Encode};
-use serde_json::{json, Value};
+use alice_testkit::{free_port, until};
+use codec::Encode;
+use serde_json::json;
 use sp_keyring::Sr25519Keyring;
-use std::{
-    fs::File,
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{path::Path, process::Command, time::Duration};
+use support::{Node, NODE, PATIENCE};
 
-const NODE: &str = env!("CARGO_BIN_EXE_alice-node");
 const EPOCH_BLOCKS: u32 = 6;
 const WINDOW_BLOCKS: u32 = 2;
 /// Peer id of [`NODE_KEY`].
 const PEER_ID: &str = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
 const NODE_KEY: &str = "0000000000000000000000000000000000000000000000000000000000000001";
 
-/// A node that ends with the test.
-struct Node {
-    process: Child,
-    rpc_port: u16,
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-impl Node {
-    fn start(folder: &Path, name: &str, spec: &Path, port: u16, more: &[String]) -> Self {
-        let rpc_port = free_port();
-        let log = File::create(folder.join(format!("{name}.log"))).unwrap();
-        let process = Command::new(NODE)
-            .arg("--chain")
-            .arg(spec)
-            .arg("--base-path")
-            .arg(folder.join(name))
-            .arg(format!("--{name}"))
-            .args(["--rpc-port", &rpc_port.to_string()])
-            .args(["--no-prometheus", "--no-mdns"])
-            .args(["--listen-addr", &format!("/ip4/127.0.0.1/tcp/{port}")])
-            .args(more)
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { process, rpc_port }
-    }
-
-    fn try_call(&self, method: &str, params: &Value) -> std::io::Result<Value> {
-        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string();
-        let mut stream = TcpStream::connect(("127.0.0.1", self.rpc_port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        write!(
-            stream,
-            "POST / HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.rpc_port,
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok(serde_json::from_str(body)?)
-    }
-
-    fn call(&self, method: &str, params: Value) -> Value {
-        let answer = self.try_call(method, &params).unwrap();
-        assert!(answer.get("error").is_none(), "{method}: {answer}");
-        answer["result"].clone()
-    }
-
-    fn number(&self, hash: Option<&Value>) -> u32 {
-        let header = self.call("chain_getHeader", json!(hash.into_iter().collect::<Vec<_>>()));
-        u32::from_str_radix(header["number"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
-    }
-
-    fn finalised(&self) -> u32 {
-        let hash = self.call("chain_getFinalizedHead", json!([]));
-        self.number(Some(&hash))
-    }
-
-    fn storage<T: Decode>(&self, key: &[u8]) -> Option<T> {
-        let value = self.call("state_getStorage", json!([format!("0x{}", hex::encode(key))]));
-        value
-            .as_str()
-            .map(|text| T::decode(&mut &hex::decode(text.trim_start_matches("0x")).unwrap()[..]).unwrap())
-    }
-
-    fn submit(&self, transaction: &UncheckedExtrinsic) -> Value {
-        let params = json!([format!("0x{}", hex::encode(transaction.encode()))]);
-        self.try_call("author_submitExtrinsic", &params).unwrap()
-    }
-}
-
+/// Polls until something has happened on the chain.
 fn wait(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(250));
-    }
+    until(what, limit, || done().then_some(()));
 }
 
 fn key(pallet: &str, item: &str) -> Vec<u8> {
@@ -180,16 +90,17 @@ fn two_validators_should_finalise_and_pay_an_attested_epoch() {
     let spec = folder.join("spec.json");
     write_spec(&spec);
     let port = free_port();
-    let alice = Node::start(folder, "alice", &spec, port, &["--node-key".into(), NODE_KEY.into()]);
-    let bootnode = format!("/ip4/127.0.0.1/tcp/{port}/p2p/{PEER_ID}");
-    let bob = Node::start(folder, "bob", &spec, free_port(), &["--bootnodes".into(), bootnode]);
-
-    wait("the nodes answer", Duration::from_secs(120), || {
-        [&alice, &bob]
-            .iter()
-            .all(|node| node.try_call("system_health", &json!([])).is_ok())
-    });
-    wait("finality on both", Duration::from_secs(120), || {
+    let (chain, listen) = (spec.to_str().unwrap(), format!("/ip4/127.0.0.1/tcp/{port}"));
+    let mut alice = Node::start(
+        chain,
+        &folder.join("alice"),
+        &["--alice", "--listen-addr", &listen, "--node-key", NODE_KEY],
+    );
+    let bootnode = format!("{listen}/p2p/{PEER_ID}");
+    let mut bob = Node::start_alone(chain, &folder.join("bob"), &["--bob", "--bootnodes", &bootnode]);
+    alice.wait_for_rpc();
+    bob.wait_for_rpc();
+    wait("finality on both", PATIENCE, || {
         alice.finalised() >= 2 && bob.finalised() >= 2
     });
 
@@ -225,14 +136,12 @@ fn two_validators_should_finalise_and_pay_an_attested_epoch() {
     let commitment = Commitment {
         epoch: 0,
         set_id: 0,
-        run_hash: [0; 32],
         contributions_root: pages::root(&[pages::leaf(0, 0, &entries)]),
         pages: 1,
         entries: 2,
         total_score: 4,
-        manifest_hash: [2; 32],
-        model_root: [3; 32],
         parent: [0; 32],
+        ..fixtures::commitment()
     };
     let mut genesis_hash = [0; 32];
     hex::decode_to_slice(genesis.trim_start_matches("0x"), &mut genesis_hash).unwrap();
