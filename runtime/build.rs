@@ -47,7 +47,7 @@ fn main() {
         None => "None".into(),
     };
     let code = format!(
-        "/// The runtime as wasm; none where `SKIP_WASM_BUILD` was set.\npub const WASM_BINARY: Option<&[u8]> = {constant};\n"
+        "/// The runtime as wasm; `None` if `SKIP_WASM_BUILD` was set.\npub const WASM_BINARY: Option<&[u8]> = {constant};\n"
     );
     fs::write(out.join("wasm_binary.rs"), code).expect("the output folder is writable");
 }
@@ -63,7 +63,7 @@ fn build(root: &Path, out: &Path) -> PathBuf {
         }
         Err(_) => Command::new(env::var_os("CARGO").expect("set by cargo")),
     };
-    // What the outer build was told is not meant for the wasm target.
+    // Settings of the outer build are not meant for the wasm target.
     for variable in [
         "CARGO_ENCODED_RUSTFLAGS",
         "CARGO_BUILD_TARGET",

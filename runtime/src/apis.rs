@@ -1,4 +1,4 @@
-//! What the node and its clients ask the runtime.
+//! Runtime APIs: the calls of the node and its clients into the runtime.
 
 use crate::{
     AccountId, AuthorityDiscovery, Babe, Balance, Block, Executive, Grandpa, Historical, InherentDataExt, Nonce,

@@ -1,9 +1,9 @@
-//! Transaction fees for the authors of blocks.
+//! Payment of transaction fees to the authors of blocks.
 //!
-//! Fees are moved, never burnt and minted again, so that the supply follows the schedule. They wait in one account and
-//! are paid to the authors once in a session: an author's account need not exist before. Every fee is at least the
-//! existential deposit (see `configs::BYTE_FEE`), so neither the pot nor an author is ever offered less than an account
-//! needs.
+//! Fees are moved, never burnt and minted again, so that the supply follows the schedule. They are collected in one
+//! account and paid to the authors once in a session: an author's account need not exist before. Every fee is at least
+//! the existential deposit (see `configs::BYTE_FEE`), so neither the pot nor an author is ever offered less than an
+//! account needs.
 
 extern crate alloc;
 
@@ -25,7 +25,7 @@ pub mod pallet {
 
     type TotalIssuance = pallet_balances::TotalIssuance<crate::Runtime>;
 
-    /// From which the pot's account is derived.
+    /// Identifier from which the pot's account is derived.
     pub const POT: PalletId = PalletId(*b"al/authr");
 
     #[pallet::pallet]
@@ -37,7 +37,7 @@ pub mod pallet {
     {
     }
 
-    /// What each author earned and was not paid yet, planck.
+    /// Fees that each author has earned and not been paid yet, planck.
     #[pallet::storage]
     pub type Earned<T: Config> = StorageMap<_, Twox64Concat, AccountId, Balance, ValueQuery>;
 
@@ -66,7 +66,7 @@ pub mod pallet {
         fn build(&self) {
             // The pot's account exists from the start and is never reaped.
             frame_system::Pallet::<T>::inc_providers(&Pallet::<T>::account());
-            // Balances writes a zero at genesis. Absent says more: nothing was ever put there.
+            // Balances writes a zero at genesis. An absent value is the stronger proof: no coin has ever existed.
             assert_eq!(TotalIssuance::get(), 0, "nobody has coins at genesis");
             TotalIssuance::kill();
         }
@@ -78,8 +78,9 @@ pub mod pallet {
             POT.into_account_truncating()
         }
 
-        /// Pays every author what its blocks earned. Called at the end of a session.
+        /// Pays every author the fees of its blocks. Called at the end of a session.
         pub fn pay_out() {
+            // Collected first: entries are removed while they are paid.
             let earned: alloc::vec::Vec<_> = Earned::<T>::iter().collect();
             for (author, amount) in earned {
                 let paid = <Balances as Mutate<AccountId>>::transfer(
@@ -88,6 +89,7 @@ pub mod pallet {
                     amount,
                     Preservation::Expendable,
                 );
+                // A failed payment stays owed until the next session.
                 if paid.is_ok() {
                     Earned::<T>::remove(&author);
                     Self::deposit_event(Event::Paid { author, amount });
@@ -95,7 +97,7 @@ pub mod pallet {
             }
         }
 
-        /// What must hold after every block.
+        /// Checks what must hold after every block.
         #[cfg(feature = "std")]
         pub fn check_invariants() -> Result<(), &'static str> {
             let owed: Balance = Earned::<T>::iter_values().sum();
@@ -109,7 +111,7 @@ pub mod pallet {
     impl<T: Config> OnUnbalanced<Credit<AccountId, Balances>> for Pallet<T> {
         fn on_nonzero_unbalanced(fee: Credit<AccountId, Balances>) {
             let amount = fee.peek();
-            // Where there is no author (outside of blocks) or the pot refuses, the fee is burnt with the credit.
+            // Without an author (outside of blocks), or if the pot refuses, the fee is burnt with the credit.
             let Some(author) = pallet_authorship::Pallet::<T>::author() else {
                 return;
             };

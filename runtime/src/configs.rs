@@ -26,21 +26,23 @@ use sp_runtime::{
 };
 use sp_version::RuntimeVersion;
 
-/// Ordinary transactions get three quarters of a block; attestations and vetoes can use all of it.
+/// Ordinary transactions get three quarters of a block; attestations and vetoes can use all of it, so that a full
+/// transaction pool cannot stop settlement.
 const NORMAL_DISPATCH_RATIO: Perbill = Perbill::from_percent(75);
 /// Execution of a block takes at most a third of a slot of the main network.
 const MAXIMUM_BLOCK_WEIGHT: Weight = Weight::from_parts(WEIGHT_REF_TIME_PER_SECOND.saturating_mul(2), u64::MAX);
-/// Bytes of a block.
+/// Maximum size of a block, bytes. A runtime upgrade must fit into three quarters of it.
 const MAXIMUM_BLOCK_LENGTH: u32 = 5 * 1024 * 1024;
-/// Validators, at most.
+/// Maximum number of validators.
 pub const MAX_VALIDATORS: u32 = pallet_epoch::VALIDATORS_MAX;
-/// Fee for a byte of a transaction, planck. The shortest signed transaction has 105 bytes: with this no fee is below the
-/// existential deposit, on which the author pot relies.
+/// Fee for a byte of a transaction, planck. The shortest signed transaction has 105 bytes: with this no fee is below
+/// the existential deposit, on which the author pot relies.
 pub const BYTE_FEE: Balance = 10_000_000;
-/// Sessions in which an equivocation can be reported.
+/// Sessions in which an equivocation can be reported: a week of one-hour sessions.
 const REPORT_SESSIONS: u64 = 168;
 
 parameter_types! {
+    // Four hours on the main network: the longest life of a mortal transaction.
     pub const BlockHashCount: BlockNumber = 2400;
     pub const Version: RuntimeVersion = VERSION;
     pub const SS58Prefix: u16 = alice_primitives::SS58_PREFIX;
@@ -62,8 +64,8 @@ impl frame_support::traits::Get<Nonce> for DefaultNonce {
     }
 }
 
-/// Session keys can be replaced, not removed: a validator without keys leaves the set at once and, as long as nobody can
-/// join, for good, while GRANDPA may still count its vote.
+/// Session keys can be replaced, not removed: a validator without keys leaves the set at once and, as long as nobody
+/// can join, for good, while GRANDPA may still count its vote.
 pub struct KeysStay;
 impl frame_support::traits::Contains<RuntimeCall> for KeysStay {
     fn contains(call: &RuntimeCall) -> bool {
@@ -108,10 +110,13 @@ impl frame_support::traits::Get<u64> for ReportLongevity {
 impl pallet_babe::Config for Runtime {
     type EpochDuration = pallet_epoch::SessionSlots<Runtime>;
     type ExpectedBlockTime = pallet_epoch::SlotDuration<Runtime>;
+    // Sessions, not BABE, decide when the authorities change.
     type EpochChangeTrigger = pallet_babe::ExternalTrigger;
     type DisabledValidators = Session;
+    // The pallet's own values. They are for RocksDb, whose accesses are the more expensive ones.
     type WeightInfo = ();
     type MaxAuthorities = ConstU32<MAX_VALIDATORS>;
+    // There is no staking.
     type MaxNominators = ConstU32<0>;
     type KeyOwnerProof = <Historical as KeyOwnerProofSystem<(KeyTypeId, sp_consensus_babe::AuthorityId)>>::Proof;
     type EquivocationReportSystem = pallet_babe::EquivocationReportSystem<Self, Offences, Historical, ReportLongevity>;
@@ -139,6 +144,7 @@ impl pallet_balances::Config for Runtime {
     type RuntimeFreezeReason = RuntimeFreezeReason;
     type WeightInfo = pallet_balances::weights::SubstrateWeight<Runtime>;
     type Balance = Balance;
+    // Burnt: the schedule bounds the supply from above only.
     type DustRemoval = ();
     type ExistentialDeposit = ConstU128<EXISTENTIAL_DEPOSIT>;
     type AccountStore = System;
@@ -151,9 +157,9 @@ impl pallet_balances::Config for Runtime {
 }
 
 parameter_types! {
-    /// How full blocks should be for the fee to stay as it is.
+    /// Fullness of blocks at which the fee stays the same.
     pub const TargetBlockFullness: Perquintill = Perquintill::from_percent(25);
-    /// How fast the fee follows.
+    /// Speed at which the fee follows the fullness.
     pub AdjustmentVariable: Multiplier = Multiplier::saturating_from_rational(75, 1_000_000);
     /// The fee for weight does not fall below the plain price.
     pub MinimumMultiplier: Multiplier = Multiplier::saturating_from_integer(1);
@@ -176,11 +182,11 @@ impl author_pot::Config for Runtime {}
 impl pallet_offences::Config for Runtime {
     type RuntimeEvent = RuntimeEvent;
     type IdentificationTuple = pallet_session::historical::IdentificationTuple<Self>;
-    // Recorded for everybody to see; there is no stake to slash yet.
+    // Offences are recorded only: there is no stake to slash yet.
     type OnOffenceHandler = ();
 }
 
-/// Every validator, without anything more to say about it.
+/// Identifies a validator by its account alone: there is no stake to record.
 pub struct NoIdentification;
 impl sp_runtime::traits::Convert<AccountId, Option<()>> for NoIdentification {
     fn convert(_: AccountId) -> Option<()> {
@@ -206,13 +212,13 @@ impl pallet_session::SessionManager<AccountId> for GenesisValidators {
         rotated.then(Session::validators)
     }
     fn new_session_genesis(_: u32) -> Option<Vec<AccountId>> {
-        // Those with keys. Naming them makes pallet-session record their keys' root for equivocation proofs.
+        // The accounts with keys. Naming them makes pallet-session record their keys' root for equivocation proofs.
         let validators: Vec<_> = pallet_session::NextKeys::<Runtime>::iter_keys().collect();
         (!validators.is_empty()).then_some(validators)
     }
     fn end_session(index: u32) {
         AuthorPot::pay_out();
-        // Later than this nobody can report an equivocation.
+        // Equivocations of older sessions can no longer be reported, so their roots are of no use.
         if let Some(oldest) = index.checked_sub(REPORT_SESSIONS as u32) {
             Historical::prune_up_to(oldest);
         }
@@ -258,6 +264,7 @@ impl pallet_session::Config for Runtime {
     type DisablingStrategy = pallet_session::disabling::UpToLimitDisablingStrategy;
     type WeightInfo = pallet_session::weights::SubstrateWeight<Runtime>;
     type Currency = Balances;
+    // Validators have no coins at genesis.
     type KeyDeposit = ConstU128<0>;
 }
 

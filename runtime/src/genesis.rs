@@ -1,4 +1,4 @@
-//! Genesis of the networks. In none of them does anybody have coins: all are mined.
+//! Genesis of the networks. No account has coins in any of them: all ALICE is mined.
 
 use crate::{configs::MAX_VALIDATORS, AccountId, RuntimeGenesisConfig, SessionKeys, BABE_GENESIS_EPOCH_CONFIG};
 use alloc::{string::ToString, vec, vec::Vec};
@@ -27,7 +27,7 @@ pub fn test_parameter_server() -> ParameterServer<AccountId> {
     parameter_server(Sr25519Keyring::One.public())
 }
 
-/// A parameter server that is known by the account of its key.
+/// A parameter server whose account is that of its key.
 pub fn parameter_server(key: sr25519::Public) -> ParameterServer<AccountId> {
     ParameterServer {
         account: key.0.into(),
@@ -95,7 +95,7 @@ pub fn preset(id: &PresetId) -> Option<Vec<u8>> {
             vec![test_parameter_server()],
             None,
         ),
-        // Validators and parameter servers are named when the network is launched.
+        // The launch file names validators and parameter servers.
         MAINNET_PRESET => patch(Parameters::default(), Vec::new(), Vec::new(), None),
         _ => return None,
     };

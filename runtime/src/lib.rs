@@ -1,7 +1,7 @@
 //! The chain's state transition: one wasm for every network.
 //!
-//! What distinguishes networks (slot time, epoch length, dispute window, sessions, who validates and who attests) comes
-//! from genesis storage, so `dev` differs from the main network by its chain specification only. There is no sudo key
+//! The differences between networks (slot time, epoch length, dispute window, sessions, validators, parameter servers)
+//! are genesis storage, so `dev` differs from the main network by its chain specification only. There is no sudo key
 //! and no account has coins at genesis.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![recursion_limit = "512"]
@@ -41,13 +41,13 @@ pub type Nonce = u32;
 pub type Hash = sp_core::H256;
 /// Number of a block.
 pub type BlockNumber = u32;
-/// How a call names an account.
+/// Form in which a call names an account.
 pub type Address = MultiAddress<AccountId, ()>;
 /// Header of a block.
 pub type Header = generic::Header<BlockNumber, BlakeTwo256>;
 /// Block.
 pub type Block = generic::Block<Header, UncheckedExtrinsic>;
-/// What the node knows of a block: transactions are bytes, whose meaning is the runtime's affair and may change with it.
+/// Blocks as the node sees them: transactions are bytes, whose meaning changes with the runtime.
 pub mod opaque {
     pub use sp_runtime::OpaqueExtrinsic as UncheckedExtrinsic;
     /// Block.
@@ -58,7 +58,23 @@ pub type LazyBlock = generic::LazyBlock<Header, UncheckedExtrinsic>;
 /// Block with its signature.
 pub type SignedBlock = generic::SignedBlock<Block>;
 
-/// What a transaction goes through. General transactions are authorised by the first; the others then find no sender.
+/// `Pallet::Item` of a storage key; `None` if no pallet of the runtime has such an item. For tools: the names are not
+/// part of the blob.
+#[cfg(feature = "std")]
+pub fn storage_item_name(key: &[u8]) -> Option<alloc::string::String> {
+    use alloc::string::String;
+    use frame_support::traits::StorageInfoTrait;
+    AllPalletsWithSystem::storage_info()
+        .into_iter()
+        .find(|item| key.starts_with(&item.prefix))
+        .map(|item| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            alloc::format!("{}::{}", text(&item.pallet_name), text(&item.storage_name))
+        })
+}
+
+/// Extensions of a transaction, in the order of their checks. The first authorises general transactions, for which the
+/// others then find no sender.
 pub type TxExtension = (
     frame_system::AuthorizeCall<Runtime>,
     frame_system::CheckNonZeroSender<Runtime>,
@@ -75,7 +91,7 @@ pub type TxExtension = (
 
 /// Transaction.
 pub type UncheckedExtrinsic = generic::UncheckedExtrinsic<Address, RuntimeCall, Signature, TxExtension>;
-/// What is signed for a transaction.
+/// Bytes that are signed for a transaction.
 pub type SignedPayload = generic::SignedPayload<RuntimeCall, TxExtension>;
 
 /// Executes blocks.
@@ -91,7 +107,7 @@ impl_opaque_keys! {
     }
 }
 
-/// What the runtime is. `spec_version` grows with every change of behaviour.
+/// Version of the runtime. `spec_version` grows with every change of behaviour.
 #[sp_version::runtime_version]
 pub const VERSION: RuntimeVersion = RuntimeVersion {
     spec_name: alloc::borrow::Cow::Borrowed("alice"),
@@ -109,7 +125,8 @@ pub const ALICE: Balance = alice_primitives::emission::UNIT;
 /// An account with less does not exist: 0.001 ALICE.
 pub const EXISTENTIAL_DEPOSIT: Balance = ALICE / 1_000;
 
-/// How BABE starts: a quarter of the slots has a primary author, the others a secondary one, all with VRF.
+/// BABE's first configuration: a quarter of the slots has a primary author, the others a secondary one, all with VRF.
+/// Parameter servers draw their validation sets from the VRF outputs, so plain secondary slots would not do.
 pub const BABE_GENESIS_EPOCH_CONFIG: sp_consensus_babe::BabeEpochConfiguration =
     sp_consensus_babe::BabeEpochConfiguration {
         c: (1, 4),

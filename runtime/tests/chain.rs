@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use alice_primitives::{
-    emission,
+    emission, fixtures,
     pages::{self, Entry},
     Commitment,
 };
@@ -144,14 +144,12 @@ fn commitment(epoch: u32, entries: &[Entry]) -> Commitment {
     Commitment {
         epoch,
         set_id: 0,
-        run_hash: [0; 32],
         contributions_root: pages::root(&leaves),
         pages: leaves.len() as u32,
         entries: entries.len() as u32,
         total_score: entries.iter().map(|entry| u128::from(entry.score)).sum(),
-        manifest_hash: [2; 32],
-        model_root: [3; 32],
         parent: Epoch::latest().map_or([0; 32], |(_, hash)| hash),
+        ..fixtures::commitment()
     }
 }
 

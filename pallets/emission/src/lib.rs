@@ -1,4 +1,4 @@
-//! The only place where ALICE comes into being.
+//! Issuance of ALICE: the only pallet that creates coins.
 //!
 //! Every other pallet receives a [`Credit`](EpochIssuance::Credit), which only [`EpochIssuance::issue`] creates, and
 //! that function asserts, together: the epoch's budget, the cap, and the schedule up to now. A credit that is dropped
@@ -6,7 +6,10 @@
 //!
 //! There are no calls. The schedule itself is [`alice_primitives::emission`], a pure function of the epoch number.
 #![cfg_attr(not(feature = "std"), no_std)]
+// Not `expect_used`: the macros of FRAME write such calls.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
+pub use alice_primitives::history::HISTORY_EPOCHS;
 pub use pallet::*;
 
 #[cfg(test)]
@@ -14,18 +17,15 @@ mod tests;
 
 use frame_support::pallet_prelude::DispatchError;
 
-/// Planck.
+/// An amount, planck.
 pub type Balance = u128;
 
-/// How many epochs back an epoch's budget can still be issued; older counters are removed.
-pub const HISTORY_EPOCHS: u32 = 720;
-
-/// Issuance of one epoch's budget, as other pallets see it. They get credits, never the right to create them.
+/// Issuance of an epoch's budget, as other pallets see it. They get credits, never the right to create them.
 pub trait EpochIssuance<AccountId> {
     /// Coins that exist but belong to nobody yet. Dropping them burns them.
     type Credit;
 
-    /// What `epoch` may issue in all, planck.
+    /// Budget of `epoch`, planck.
     fn budget(epoch: u32) -> Balance;
 
     /// Whether `amount` can be put on the account: false below the existential deposit of a new account.
@@ -41,7 +41,7 @@ pub trait EpochIssuance<AccountId> {
 #[frame_support::pallet]
 pub mod pallet {
     use super::*;
-    use alice_primitives::emission;
+    use alice_primitives::{emission, history};
     use frame_support::{
         pallet_prelude::*,
         traits::{
@@ -53,23 +53,26 @@ pub mod pallet {
     };
     use frame_system::pallet_prelude::BlockNumberFor;
 
+    /// Epochs pruned in one block. One epoch ends in a block at most, so any number above one catches up.
+    const PRUNED_PER_BLOCK: u32 = 16;
+
     #[pallet::pallet]
     pub struct Pallet<T>(_);
 
     #[pallet::config]
     pub trait Config: frame_system::Config<RuntimeEvent: From<Event<Self>>> {
-        /// The ledger of coins. No other pallet of ours has it with the right to issue.
+        /// The ledger of coins. No other pallet of this runtime has it with the right to issue.
         type Currency: Balanced<Self::AccountId> + Inspect<Self::AccountId, Balance = Balance>;
 
         /// The running epoch.
         type CurrentEpoch: Get<u32>;
     }
 
-    /// All that was ever issued. Never decreases, not even when coins are burnt: a burnt coin is not issued again.
+    /// Total ever issued, planck. Never decreases, not even when coins are burnt: a burnt coin is not issued again.
     #[pallet::storage]
     pub type Issued<T: Config> = StorageValue<_, Balance, ValueQuery>;
 
-    /// What was issued of each epoch's budget.
+    /// Issued of each epoch's budget, planck.
     #[pallet::storage]
     pub type IssuedByEpoch<T: Config> = StorageMap<_, Twox64Concat, u32, Balance, ValueQuery>;
 
@@ -98,20 +101,20 @@ pub mod pallet {
         PastEpoch,
         /// More than the epoch's budget.
         EpochBudgetExceeded,
-        /// More than there will ever be.
+        /// More than the cap.
         CapExceeded,
-        /// More than the schedule allows until now.
+        /// More than the schedule allows up to now.
         ScheduleExceeded,
     }
 
     /// The supply in numbers, planck.
     #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
     pub struct Supply {
-        /// Never more than this.
+        /// Maximum supply.
         pub cap: Balance,
         /// Issued since genesis.
         pub issued: Balance,
-        /// What the schedule allowed to be issued for all ended epochs.
+        /// Sum of the budgets of all ended epochs.
         pub scheduled: Balance,
         /// In existence now.
         pub total_issuance: Balance,
@@ -126,7 +129,7 @@ pub mod pallet {
             emission::budget(epoch)
         }
 
-        /// The supply now.
+        /// The current supply.
         pub fn supply() -> Supply {
             let epoch = T::CurrentEpoch::get();
             Supply {
@@ -157,9 +160,11 @@ pub mod pallet {
 
         fn issue(epoch: u32, amount: Balance) -> Result<Self::Credit, DispatchError> {
             let current = T::CurrentEpoch::get();
+            // The running epoch's contributions are not known yet.
             ensure!(epoch < current, Error::<T>::FutureEpoch);
             // Counters older than this may be gone, and with them the proof that the budget is not exhausted.
             ensure!(current - epoch <= HISTORY_EPOCHS, Error::<T>::PastEpoch);
+            // All three limits in one place: no caller can pass one by.
             let of_epoch = IssuedByEpoch::<T>::get(epoch)
                 .checked_add(amount)
                 .ok_or(Error::<T>::EpochBudgetExceeded)?;
@@ -167,6 +172,7 @@ pub mod pallet {
             ensure!(of_epoch <= emission::budget(epoch), Error::<T>::EpochBudgetExceeded);
             ensure!(of_all <= emission::CAP, Error::<T>::CapExceeded);
             ensure!(of_all <= emission::cumulative(current), Error::<T>::ScheduleExceeded);
+            // Counted before the coins exist; a caller that fails afterwards is rolled back with its call.
             IssuedByEpoch::<T>::insert(epoch, of_epoch);
             Issued::<T>::put(of_all);
             if amount > 0 {
@@ -180,7 +186,7 @@ pub mod pallet {
             let value = part.peek();
             match T::Currency::resolve(who, part) {
                 Ok(()) => value,
-                // Dropped, that is burnt.
+                // The credit comes back in the error, and dropping it burns its coins.
                 Err(_) => 0,
             }
         }
@@ -193,28 +199,34 @@ pub mod pallet {
             assert_eq!(emission::cumulative(64 * emission::EPOCHS_PER_ERA), emission::TOTAL);
         }
 
-        /// Removes counters that can't be used any more, a few per block.
+        /// Removes counters that can no longer be used, a few per block.
         fn on_idle(_: BlockNumberFor<T>, remaining: Weight) -> Weight {
             let mut meter = WeightMeter::with_limit(remaining);
+            // The current epoch and the bound are read, the bound may be written.
             if meter.try_consume(T::DbWeight::get().reads_writes(2, 1)).is_err() {
                 return Weight::zero();
             }
-            let keep_from = T::CurrentEpoch::get().saturating_sub(HISTORY_EPOCHS);
-            let start = PrunedBefore::<T>::get();
-            let mut at = start;
-            while at < keep_from && at - start < 16 && meter.try_consume(T::DbWeight::get().writes(1)).is_ok() {
-                IssuedByEpoch::<T>::remove(at);
-                at += 1;
-            }
-            if at != start {
-                PrunedBefore::<T>::put(at);
+            let pruned = history::prune(
+                PrunedBefore::<T>::get(),
+                T::CurrentEpoch::get(),
+                PRUNED_PER_BLOCK,
+                |epoch| {
+                    let affordable = meter.try_consume(T::DbWeight::get().writes(1)).is_ok();
+                    if affordable {
+                        IssuedByEpoch::<T>::remove(epoch);
+                    }
+                    affordable
+                },
+            );
+            if let Some(before) = pruned {
+                PrunedBefore::<T>::put(before);
             }
             meter.consumed()
         }
     }
 
     impl<T: Config> Pallet<T> {
-        /// What must hold after every block.
+        /// Checks what must hold after every block.
         #[cfg(any(test, feature = "std"))]
         pub fn check_invariants() -> Result<(), &'static str> {
             let issued = Issued::<T>::get();

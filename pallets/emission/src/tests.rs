@@ -54,7 +54,7 @@ fn issue_should_create_the_amount_when_within_the_budget() {
         drop(credit);
         assert_eq!(Balances::free_balance(7), 5_000);
         assert_eq!(Balances::total_issuance(), 5_000);
-        // What was dropped is burnt and stays counted.
+        // A dropped credit is burnt and stays counted.
         assert_eq!(Issued::<Test>::get(), budget(0));
         System::assert_has_event(
             pallet_emission::Event::Issued {

@@ -1,9 +1,9 @@
-//! Epochs and what the parameter servers attest about them.
+//! Epochs and the attestations of the parameter servers.
 //!
-//! An epoch is a number of blocks; its number is computed from the block number and never stored. After an epoch has
-//! ended each parameter server signs its [`Commitment`]; a quorum on one hash makes it *accepted*. Until the dispute
-//! window is over the validators may veto it, which opens the epoch for another round; after the window it is *final*
-//! and can be paid.
+//! An epoch is a fixed number of blocks; its number follows from the block number and is never stored. After an epoch
+//! has ended, each parameter server signs a [`Commitment`] to its outcome; a quorum on one hash makes it *accepted*.
+//! Until the dispute window ends the validators may veto it, which opens the epoch for another round; after the window
+//! it is *final* and can be paid.
 //!
 //! ```text
 //! Open ── quorum ──▶ Accepted ── window, no veto ──▶ Final ── all pages paid ──▶ Settled
@@ -12,13 +12,17 @@
 //!  └─ late window over, or a later epoch accepted, or too many rounds ──▶ Forfeited
 //! ```
 //!
-//! * Commitments are accepted in the order of epochs, each naming the hash of the one before, and only when the one
-//!   before is out of its dispute window: so a veto never has to undo two of them.
-//! * Neither call needs an account: both are general transactions that are authorised by the signature inside.
+//! * Commitments are accepted in the order of epochs. Each names the hash of its predecessor, whose dispute window must
+//!   have ended: a veto never has to undo two commitments.
+//! * Neither call needs an account: both are general transactions, authorised by the signature inside.
 #![cfg_attr(not(feature = "std"), no_std)]
+// Not `expect_used`: the macros of FRAME write such calls.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
 extern crate alloc;
 
+pub use alice_primitives::history::HISTORY_EPOCHS;
+pub use alice_primitives::SettlementStatus as Status;
 pub use pallet::*;
 
 #[cfg(test)]
@@ -32,31 +36,30 @@ use frame_support::traits::Get;
 use scale_info::TypeInfo;
 use sp_core::sr25519;
 
-/// How many epochs back commitments are kept.
-pub const HISTORY_EPOCHS: u32 = 720;
-/// Rounds of attestation that an epoch has before it is forfeited.
+/// Maximum rounds of attestation of an epoch. After as many vetoes it is forfeited: a quorum and a majority of
+/// validators that disagree for good must not block the epochs after it.
 pub const ROUNDS_MAX: u32 = 3;
-/// Validators that can veto, at most.
+/// Maximum number of validators.
 pub const VALIDATORS_MAX: u32 = 100;
-/// Pages that a commitment may have: the depth of the proofs is bounded.
+/// Maximum number of pages in a commitment, set by the maximum depth of a page's Merkle proof.
 pub const PAGES_MAX: u32 = 1 << alice_primitives::pages::MAX_DEPTH;
 
-/// What another pallet needs to know to pay an epoch.
+/// Settlement of epochs, as the paying pallet sees it.
 pub trait Outcomes {
-    /// The commitment of an epoch that may be paid now.
+    /// The commitment of an epoch that may be paid now; `None` in every other status.
     fn payable(epoch: u32) -> Option<Commitment>;
 
-    /// All pages of the epoch are paid.
+    /// Notes that all pages of the epoch are paid.
     fn settled(epoch: u32);
 }
 
-/// Who may veto: the validators, by the key they author blocks with.
+/// The validators, who may veto, by the keys that they author blocks with.
 pub trait Validators {
     /// Keys of the current session's validators.
     fn keys() -> Vec<sr25519::Public>;
 }
 
-/// What distinguishes one network from another. Written at genesis; the runtime is the same everywhere.
+/// Parameters of a network. They are genesis storage, so that all networks run the same runtime.
 #[derive(
     Clone,
     Debug,
@@ -85,7 +88,7 @@ pub struct Parameters {
 }
 
 impl Default for Parameters {
-    /// Those of the main network: hours and a window of ten minutes.
+    /// Parameters of the main network: epochs of one hour, a dispute window of ten minutes.
     fn default() -> Self {
         Self {
             slot_ms: 6_000,
@@ -98,7 +101,7 @@ impl Default for Parameters {
 }
 
 impl Parameters {
-    /// Those of a development network: minutes instead of hours.
+    /// Parameters of a development network: epochs of one minute.
     pub fn development() -> Self {
         Self {
             slot_ms: 2_000,
@@ -109,9 +112,10 @@ impl Parameters {
         }
     }
 
-    /// Whether a chain can run with them.
+    /// Checks that a chain can run with these parameters.
     pub fn validate(&self) -> Result<(), &'static str> {
-        // Half of it is the least time between two blocks.
+        // Even, because half a slot is the minimum time between two blocks. Ten minutes at most: longer slots would be
+        // a mistake in the unit.
         if self.slot_ms < 2 || self.slot_ms > 600_000 || self.slot_ms % 2 == 1 {
             return Err("slot length must be an even number of milliseconds from 2 to 600,000");
         }
@@ -147,30 +151,13 @@ impl Parameters {
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ParameterServer<AccountId> {
-    /// The account it is known by.
+    /// Account of the operator.
     pub account: AccountId,
-    /// The key that signs its attestations.
+    /// Key of its attestations.
     pub key: sr25519::Public,
 }
 
-/// How far an epoch has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
-pub enum Status {
-    /// Not over, or waiting for attestations.
-    Open,
-    /// A quorum attested it; the validators may veto.
-    Accepted,
-    /// The dispute window is over: it can be paid.
-    Final,
-    /// Everything that was earned is paid.
-    Settled,
-    /// Nothing was accepted in time: the budget is never minted.
-    Forfeited,
-    /// More than `HISTORY_EPOCHS` ago: what became of it stands in the events and the manifest of its time.
-    Forgotten,
-}
-
-/// What the running epoch is.
+/// The running epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
 pub struct Current {
     /// Number of the running epoch.
@@ -188,11 +175,11 @@ pub struct Current {
 /// The accepted commitment of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
 pub struct Accepted {
-    /// What the quorum signed.
+    /// The commitment that the quorum signed.
     pub commitment: Commitment,
-    /// In which round.
+    /// Round of attestation.
     pub round: u32,
-    /// In which block.
+    /// Block of acceptance.
     pub at: u32,
     /// Whether all its pages are paid.
     pub settled: bool,
@@ -200,19 +187,19 @@ pub struct Accepted {
     pub previous: Option<(u32, alice_primitives::Hash)>,
 }
 
-/// What a veto leaves behind.
+/// An epoch that was vetoed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
 pub struct Reopened {
     /// The round that is open.
     pub round: u32,
-    /// The model root of the vetoed commitment: later rounds of training stand on it, so it must not change.
+    /// Model root of the vetoed commitment. Later epochs have trained on that model, so it must not change.
     pub model_root: alice_primitives::Hash,
 }
 
 #[frame_support::pallet]
 pub mod pallet {
     use super::*;
-    use alice_primitives::{commitment::veto_payload, quorum, Hash, PARAMETER_SERVERS_MAX};
+    use alice_primitives::{commitment::veto_payload, history, quorum, Hash, PARAMETER_SERVERS_MAX};
     use frame_support::{pallet_prelude::*, weights::WeightMeter};
     use frame_system::{ensure_authorized, pallet_prelude::*};
     use sp_runtime::{traits::SaturatedConversion, transaction_validity::TransactionValidityWithRefund};
@@ -244,6 +231,11 @@ pub mod pallet {
     }
 
     const LOG_TARGET: &str = "runtime::epoch";
+    /// Blocks for which a pool keeps an attestation or a veto before it validates it anew.
+    const LONGEVITY_BLOCKS: u64 = 64;
+
+    /// Epochs pruned in one block. One epoch ends in a block at most, so any number above one catches up.
+    const PRUNED_PER_BLOCK: u32 = 8;
 
     #[pallet::pallet]
     pub struct Pallet<T>(_);
@@ -258,11 +250,11 @@ pub mod pallet {
     #[pallet::storage]
     pub type NetworkParameters<T: Config> = StorageValue<_, Parameters, ValueQuery>;
 
-    /// The run that the network trains; any run where there is none.
+    /// Hash of the run that the network trains; `None` accepts commitments of any run.
     #[pallet::storage]
     pub type RunHash<T: Config> = StorageValue<_, Hash>;
 
-    /// Who attests.
+    /// The parameter servers, who attest.
     #[pallet::storage]
     pub type ParameterServers<T: Config> =
         StorageValue<_, BoundedVec<ParameterServer<T::AccountId>, ConstU32<PARAMETER_SERVERS_MAX>>, ValueQuery>;
@@ -283,12 +275,12 @@ pub mod pallet {
     #[pallet::storage]
     pub type Commitments<T: Config> = StorageMap<_, Twox64Concat, u32, Accepted>;
 
-    /// Who attested what in the open round of an epoch: index of the parameter server, hash of the commitment.
+    /// Attestations in the open round of an epoch: index of the parameter server and hash of the commitment.
     #[pallet::storage]
     pub type Attestations<T: Config> =
         StorageMap<_, Twox64Concat, u32, BoundedVec<(u32, Hash), ConstU32<PARAMETER_SERVERS_MAX>>, ValueQuery>;
 
-    /// Who vetoed an epoch's accepted commitment.
+    /// Keys of the validators that vetoed an epoch's accepted commitment.
     #[pallet::storage]
     pub type Vetoes<T: Config> =
         StorageMap<_, Twox64Concat, u32, BoundedVec<sr25519::Public, ConstU32<VALIDATORS_MAX>>, ValueQuery>;
@@ -306,7 +298,7 @@ pub mod pallet {
     pub struct GenesisConfig<T: Config> {
         /// The network's parameters.
         pub parameters: Parameters,
-        /// Who attests, at first.
+        /// The first parameter servers.
         pub parameter_servers: Vec<ParameterServer<T::AccountId>>,
         /// Hash of the run specification.
         pub run_hash: Option<sp_core::H256>,
@@ -319,6 +311,7 @@ pub mod pallet {
                 panic!("the network's parameters are unusable: {why}");
             }
             NetworkParameters::<T>::put(&self.parameters);
+            // A key in two seats would have two votes.
             let mut keys: Vec<_> = self.parameter_servers.iter().map(|server| server.key).collect();
             keys.sort();
             keys.dedup();
@@ -361,7 +354,7 @@ pub mod pallet {
             /// From this block on it is final.
             final_at: u32,
         },
-        /// These epochs can't be attested any more; their budgets are never minted.
+        /// Epochs that can no longer be attested: their budgets are never minted.
         Forfeited {
             /// The first.
             first: u32,
@@ -384,7 +377,7 @@ pub mod pallet {
             /// The round that is open now.
             round: u32,
         },
-        /// All that the epoch earned is paid.
+        /// Every page of the epoch is paid.
         Settled {
             /// The epoch.
             epoch: u32,
@@ -396,7 +389,7 @@ pub mod pallet {
     pub enum Error<T> {
         /// The transaction was not authorised for this state.
         Unauthorised,
-        /// There are more parameter servers or validators than there can be.
+        /// More votes than there can be voters.
         TooMany,
     }
 
@@ -405,21 +398,22 @@ pub mod pallet {
         /// Removes what is older than the history, a few epochs per block.
         fn on_idle(_: BlockNumberFor<T>, remaining: Weight) -> Weight {
             let mut meter = WeightMeter::with_limit(remaining);
+            // The parameters and the bound are read, the bound may be written.
             if meter.try_consume(T::DbWeight::get().reads_writes(2, 1)).is_err() {
                 return Weight::zero();
             }
-            let keep_from = Self::epoch().saturating_sub(HISTORY_EPOCHS);
-            let start = PrunedBefore::<T>::get();
-            let mut at = start;
-            while at < keep_from && at - start < 8 && meter.try_consume(T::DbWeight::get().writes(4)).is_ok() {
-                Commitments::<T>::remove(at);
-                Attestations::<T>::remove(at);
-                Vetoes::<T>::remove(at);
-                ReopenedEpochs::<T>::remove(at);
-                at += 1;
-            }
-            if at != start {
-                PrunedBefore::<T>::put(at);
+            let pruned = history::prune(PrunedBefore::<T>::get(), Self::epoch(), PRUNED_PER_BLOCK, |epoch| {
+                let affordable = meter.try_consume(T::DbWeight::get().writes(4)).is_ok();
+                if affordable {
+                    Commitments::<T>::remove(epoch);
+                    Attestations::<T>::remove(epoch);
+                    Vetoes::<T>::remove(epoch);
+                    ReopenedEpochs::<T>::remove(epoch);
+                }
+                affordable
+            });
+            if let Some(before) = pruned {
+                PrunedBefore::<T>::put(before);
             }
             meter.consumed()
         }
@@ -444,8 +438,10 @@ pub mod pallet {
             signature: sr25519::Signature,
         ) -> DispatchResultWithPostInfo {
             ensure_authorized(origin)?;
+            // Checked in `authorize_attest`.
             let _ = signature;
             let (epoch, hash) = (commitment.epoch, commitment.hash());
+            // Servers may disagree: only attestations of the same hash make a quorum.
             let votes = Attestations::<T>::try_mutate(epoch, |votes| {
                 votes.try_push((ps_index, hash)).map_err(|_| Error::<T>::TooMany)?;
                 Ok::<_, Error<T>>(votes.iter().filter(|(_, of)| *of == hash).count() as u32)
@@ -479,11 +475,12 @@ pub mod pallet {
             signature: sr25519::Signature,
         ) -> DispatchResultWithPostInfo {
             ensure_authorized(origin)?;
+            // Checked in `authorize_veto`.
             let _ = signature;
             let keys = T::Validators::keys();
             let key = *keys.get(validator_index as usize).ok_or(Error::<T>::Unauthorised)?;
             let vetoes = Vetoes::<T>::try_mutate(epoch, |vetoes| {
-                // Those of validators that have left don't count any more.
+                // Vetoes of validators that have left no longer count: the majority is one of today's validators.
                 vetoes.retain(|key| keys.contains(key));
                 vetoes.try_push(key).map_err(|_| Error::<T>::TooMany)?;
                 Ok::<_, Error<T>>(vetoes.len())
@@ -493,6 +490,7 @@ pub mod pallet {
                 hash,
                 validator_index,
             });
+            // More than half, so that a single validator of two cannot stop all payouts alone.
             if vetoes.saturating_mul(2) > keys.len() {
                 Self::reopen(epoch)?;
             }
@@ -511,13 +509,14 @@ pub mod pallet {
                 if !Self::is_final(&accepted) {
                     return Status::Accepted;
                 }
-                // Nothing to pay: nobody has to settle it.
+                // Nothing to pay, so no payout would ever settle it.
                 return if accepted.commitment.total_score == 0 {
                     Status::Settled
                 } else {
                     Status::Final
                 };
             }
+            // Before the next check: a pruned epoch may have been settled.
             if epoch < PrunedBefore::<T>::get() {
                 return Status::Forgotten;
             }
@@ -608,6 +607,7 @@ pub mod pallet {
                 },
             );
             Latest::<T>::put((epoch, hash));
+            // They have had their effect; a reopened epoch begins without votes.
             Attestations::<T>::remove(epoch);
             Vetoes::<T>::remove(epoch);
             Self::deposit_event(Event::Accepted {
@@ -624,7 +624,7 @@ pub mod pallet {
             log::warn!(target: LOG_TARGET, "epoch {epoch}: vetoed by the validators in round {}", accepted.round);
             Vetoes::<T>::remove(epoch);
             Attestations::<T>::remove(epoch);
-            // Nothing was accepted after it: the next epoch has to wait until this one is final.
+            // Nothing can have been accepted after it: the next commitment waits until this one is final.
             Latest::<T>::set(accepted.previous);
             ReopenedEpochs::<T>::insert(
                 epoch,
@@ -636,6 +636,7 @@ pub mod pallet {
             if round < ROUNDS_MAX {
                 Self::deposit_event(Event::Reopened { epoch, round });
             } else {
+                // Closed, or it would stay open until the late window ends and be attested once more.
                 ClosedBefore::<T>::put(epoch.saturating_add(1));
                 Self::deposit_event(Event::Forfeited {
                     first: epoch,
@@ -645,7 +646,8 @@ pub mod pallet {
             Ok(())
         }
 
-        /// The cheap checks first, the signature last.
+        /// The cheap checks come first, the signature last: a transaction that is refused pays nothing, so refusing
+        /// must cost little.
         #[allow(clippy::too_many_arguments)]
         fn authorize_attest(
             _: TransactionSource,
@@ -655,30 +657,55 @@ pub mod pallet {
             signature: &sr25519::Signature,
         ) -> TransactionValidityWithRefund {
             let epoch = commitment.epoch;
+            let latest = Latest::<T>::get();
+            Self::check_attestable(epoch, latest)?;
+            Self::check_terms(commitment, *round, latest)?;
+            let servers = ParameterServers::<T>::get();
+            let Some(server) = servers.get(*ps_index as usize) else {
+                return refuse(refusal::NOT_MEMBER);
+            };
+            if Attestations::<T>::get(epoch).iter().any(|(index, _)| index == ps_index) {
+                return Err(InvalidTransaction::Stale.into());
+            }
+            let payload = commitment.attest_payload(&Self::genesis_hash(), *round);
+            if !sp_io::crypto::sr25519_verify(signature, &payload, &server.key) {
+                return Err(InvalidTransaction::BadProof.into());
+            }
+            Self::valid("AliceAttest", (epoch, round, ps_index))
+        }
+
+        /// Whether an epoch can be attested now, by whatever commitment.
+        fn check_attestable(epoch: u32, latest: Option<(u32, Hash)>) -> Result<(), TransactionValidityError> {
             if epoch >= Self::epoch() {
                 return refuse(refusal::NOT_ENDED);
             }
             if Self::is_late(epoch) {
                 return refuse(refusal::TOO_LATE);
             }
-            let latest = Latest::<T>::get();
-            if let Some((latest, _)) = latest {
-                // Accepted, or passed over.
-                if epoch <= latest {
-                    return Err(InvalidTransaction::Stale.into());
-                }
+            // Accepted already, or a later epoch was: the same bytes can never become valid again.
+            if latest.is_some_and(|(latest, _)| epoch <= latest) {
+                return Err(InvalidTransaction::Stale.into());
             }
             if epoch < ClosedBefore::<T>::get() {
                 return refuse(refusal::TOO_LATE);
             }
+            Ok(())
+        }
+
+        /// Whether a commitment is made for the set, run, round and parent that the chain knows, and fits together.
+        fn check_terms(
+            commitment: &Commitment,
+            round: u32,
+            latest: Option<(u32, Hash)>,
+        ) -> Result<(), TransactionValidityError> {
             if commitment.set_id != SetId::<T>::get() {
                 return refuse(refusal::WRONG_SET);
             }
             if commitment.parent != latest.map_or([0; 32], |(_, hash)| hash) {
                 return refuse(refusal::WRONG_PARENT);
             }
-            let reopened = ReopenedEpochs::<T>::get(epoch);
-            if *round != reopened.as_ref().map_or(0, |reopened| reopened.round) {
+            let reopened = ReopenedEpochs::<T>::get(commitment.epoch);
+            if round != reopened.as_ref().map_or(0, |reopened| reopened.round) {
                 return refuse(refusal::WRONG_ROUND);
             }
             if reopened.is_some_and(|reopened| reopened.model_root != commitment.model_root) {
@@ -693,27 +720,23 @@ pub mod pallet {
             if commitment.pages != pages || pages > PAGES_MAX || (commitment.total_score > 0 && pages == 0) {
                 return refuse(refusal::MALFORMED);
             }
+            // A veto takes back one commitment only: nothing may be built on one that can still be vetoed.
             if latest
                 .and_then(|(epoch, _)| Commitments::<T>::get(epoch))
                 .is_some_and(|parent| !Self::is_final(&parent))
             {
                 return refuse(refusal::PARENT_NOT_FINAL);
             }
-            let servers = ParameterServers::<T>::get();
-            let Some(server) = servers.get(*ps_index as usize) else {
-                return refuse(refusal::NOT_MEMBER);
-            };
-            if Attestations::<T>::get(epoch).iter().any(|(index, _)| index == ps_index) {
-                return Err(InvalidTransaction::Stale.into());
-            }
-            let payload = commitment.attest_payload(&Self::genesis_hash(), *round);
-            if !sp_io::crypto::sr25519_verify(signature, &payload, &server.key) {
-                return Err(InvalidTransaction::BadProof.into());
-            }
-            ValidTransaction::with_tag_prefix("AliceAttest")
+            Ok(())
+        }
+
+        /// Validity of an attestation or veto. A pool holds one transaction per `provides`. The priority is above
+        /// that of every fee: a full block must not delay settlement.
+        fn valid(tag: &'static str, provides: impl Encode) -> TransactionValidityWithRefund {
+            ValidTransaction::with_tag_prefix(tag)
                 .priority(TransactionPriority::MAX / 2)
-                .and_provides((epoch, round, ps_index))
-                .longevity(64)
+                .and_provides(provides)
+                .longevity(LONGEVITY_BLOCKS)
                 .propagate(true)
                 .build()
                 .map(|valid| (valid, Weight::zero()))
@@ -729,6 +752,7 @@ pub mod pallet {
             let Some(accepted) = Commitments::<T>::get(epoch) else {
                 return refuse(refusal::NOT_DISPUTABLE);
             };
+            // Only the latest commitment can be in its window: its successor waits for the window's end.
             if Self::is_final(&accepted) || Latest::<T>::get() != Some((*epoch, *hash)) {
                 return refuse(refusal::NOT_DISPUTABLE);
             }
@@ -739,20 +763,15 @@ pub mod pallet {
             if Vetoes::<T>::get(epoch).contains(key) {
                 return Err(InvalidTransaction::Stale.into());
             }
+            // The round is signed too: a veto must not count against the commitment of a later round.
             let payload = veto_payload(&Self::genesis_hash(), accepted.round, *epoch, hash);
             if !sp_io::crypto::sr25519_verify(signature, &payload, key) {
                 return Err(InvalidTransaction::BadProof.into());
             }
-            ValidTransaction::with_tag_prefix("AliceVeto")
-                .priority(TransactionPriority::MAX / 2)
-                .and_provides((epoch, hash, validator_index))
-                .longevity(64)
-                .propagate(true)
-                .build()
-                .map(|valid| (valid, Weight::zero()))
+            Self::valid("AliceVeto", (epoch, hash, validator_index))
         }
 
-        /// What must hold after every block.
+        /// Checks what must hold after every block.
         #[cfg(any(test, feature = "std"))]
         pub fn check_invariants() -> Result<(), &'static str> {
             let servers = ParameterServers::<T>::decode_len().unwrap_or(0) as u32;
@@ -782,7 +801,7 @@ pub mod pallet {
         }
     }
 
-    fn refuse(code: u8) -> TransactionValidityWithRefund {
+    fn refuse<R>(code: u8) -> Result<R, TransactionValidityError> {
         Err(InvalidTransaction::Custom(code).into())
     }
 

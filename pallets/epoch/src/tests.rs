@@ -2,7 +2,7 @@ use crate::{
     self as pallet_epoch, pallet::refusal, Attestations, Call, Commitments, Error, Event, Outcomes, ParameterServer,
     Parameters, ReopenedEpochs, Status, Vetoes, HISTORY_EPOCHS, ROUNDS_MAX,
 };
-use alice_primitives::{commitment::veto_payload, Commitment};
+use alice_primitives::{commitment::veto_payload, fixtures, Commitment};
 use codec::Encode;
 use frame_support::{
     assert_noop, assert_ok, derive_impl,
@@ -81,13 +81,8 @@ fn commitment(epoch: u32) -> Commitment {
         epoch,
         set_id: 0,
         run_hash: [9; 32],
-        contributions_root: [1; 32],
-        pages: 1,
-        entries: 2,
-        total_score: 10,
-        manifest_hash: [2; 32],
-        model_root: [3; 32],
         parent: Epoch::latest().map_or([0; 32], |(_, hash)| hash),
+        ..fixtures::commitment()
     }
 }
 
@@ -494,7 +489,7 @@ fn on_idle_should_remove_epochs_when_they_are_old() {
         assert!(!Commitments::<Test>::contains_key(0));
         assert!(!ReopenedEpochs::<Test>::contains_key(0));
         assert_eq!(Epoch::status(0), Status::Forgotten);
-        // The chain of commitments goes on.
+        // The chain of commitments continues.
         assert_eq!(attest(&commitment(HISTORY_EPOCHS), 0, 0), Ok(()));
     });
 }

@@ -3,6 +3,8 @@
 //! It is written by the genesis block and by nothing else: the pallet has no calls. Anybody can check it with a storage
 //! proof against block 0's state root, and the hash is a constant of the runtime as well.
 #![cfg_attr(not(feature = "std"), no_std)]
+// Not `expect_used`: the macros of FRAME write such calls.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
 extern crate alloc;
 
@@ -18,7 +20,7 @@ pub mod pallet {
     use sp_core::H256;
     use sp_io::hashing::blake2_256;
 
-    /// The longest message, bytes.
+    /// Maximum length of the message, bytes.
     pub const MESSAGE_MAX_BYTES: u32 = 8192;
 
     #[pallet::pallet]
@@ -56,6 +58,7 @@ pub mod pallet {
     #[pallet::genesis_build]
     impl<T: Config> BuildGenesisConfig for GenesisConfig<T> {
         fn build(&self) {
+            // A panic, because genesis has no other way to fail: a chain with another text must not start.
             assert_eq!(
                 H256(blake2_256(self.message.as_bytes())),
                 T::MessageHash::get(),

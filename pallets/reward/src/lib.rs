@@ -1,26 +1,26 @@
-//! Pays what the parameter servers attested, page by page.
+//! Payout of attested epochs, page by page.
 //!
-//! Whoever has a page and its Merkle proof may push it: no account, no fee, each page valid once. An entry's amount is
-//! `⌊budget · score / total⌋`; a total that is smaller than the sum of the scores is noticed here and the page refused.
-//! What would stay below the existential deposit of a new account is skipped, counted, and never minted.
+//! Anybody who has a page and its Merkle proof may submit it: no account, no fee, each page is valid once. An entry's
+//! amount is `⌊budget · score / total⌋`. A page is refused if the scores paid so far would exceed the attested total.
+//! An amount below the existential deposit of a new account is skipped, counted, and never minted.
 #![cfg_attr(not(feature = "std"), no_std)]
+// Not `expect_used`: the macros of FRAME write such calls.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::indexing_slicing))]
 
 extern crate alloc;
 
+pub use alice_primitives::history::HISTORY_EPOCHS;
 pub use pallet::*;
 
 #[cfg(test)]
 mod tests;
 mod weights;
 
-/// How many epochs back ledgers are kept.
-pub const HISTORY_EPOCHS: u32 = pallet_epoch::HISTORY_EPOCHS;
-
 #[frame_support::pallet]
 pub mod pallet {
     use super::*;
     use alice_primitives::{
-        emission,
+        emission, history,
         pages::{self, Entry},
         Hash,
     };
@@ -31,11 +31,11 @@ pub mod pallet {
     use pallet_epoch::Outcomes;
     use sp_runtime::transaction_validity::TransactionValidityWithRefund;
 
-    /// Entries in a page, at most.
+    /// Maximum entries in a page.
     pub const ENTRIES_MAX: u32 = pages::PAGE_ENTRIES as u32;
-    /// Hashes in a proof, at most.
+    /// Maximum hashes in a proof.
     pub const PROOF_MAX: u32 = pages::MAX_DEPTH as u32;
-    /// Bytes of the bitmap of paid pages, at most.
+    /// Maximum size of the bitmap of paid pages, bytes.
     pub const BITMAP_MAX: u32 = pallet_epoch::PAGES_MAX / 8;
 
     /// Codes of [`InvalidTransaction::Custom`] with which a page is refused.
@@ -50,33 +50,36 @@ pub mod pallet {
         pub const SCORE_OVERFLOW: u8 = 35;
     }
 
+    /// Epochs pruned in one block. One epoch ends in a block at most, so any number above one catches up.
+    const PRUNED_PER_BLOCK: u32 = 16;
+
     #[pallet::pallet]
     pub struct Pallet<T>(_);
 
     #[pallet::config]
     pub trait Config: frame_system::Config<RuntimeEvent: From<Event<Self>>, AccountId: From<[u8; 32]>> {
-        /// Where coins come from.
+        /// Source of coins.
         type Issuance: EpochIssuance<Self::AccountId>;
 
-        /// What the parameter servers attested.
+        /// Settlement of epochs.
         type Outcomes: Outcomes;
 
         /// The running epoch.
         type CurrentEpoch: Get<u32>;
     }
 
-    /// What has been paid of an epoch.
+    /// Payout of an epoch so far.
     #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, DecodeWithMemTracking, TypeInfo, MaxEncodedLen)]
     pub struct Ledger {
-        /// What the epoch may pay, planck.
+        /// Budget of the epoch, planck.
         pub budget: Balance,
         /// Sum of all scores as attested, billionths.
         pub total_score: u128,
         /// Sum of the scores on the paid pages, billionths.
         pub score_seen: u128,
-        /// Planck.
+        /// Paid so far, planck.
         pub paid: Balance,
-        /// Pages that the commitment has.
+        /// Pages of the commitment.
         pub pages: u32,
         /// Pages that are paid.
         pub pages_paid: u32,
@@ -84,12 +87,13 @@ pub mod pallet {
         pub paid_bitmap: BoundedVec<u8, ConstU32<BITMAP_MAX>>,
         /// Entries that were paid.
         pub recipients: u32,
-        /// Entries that were not: too little for a new account.
+        /// Entries skipped: the amount is too small for a new account.
         pub skipped: u32,
     }
 
     impl Ledger {
         fn new(budget: Balance, total_score: u128, pages: u32) -> Self {
+            // Full length from the start, so that the value does not grow with each page.
             let bytes = pages.div_ceil(8).min(BITMAP_MAX) as usize;
             let paid_bitmap = BoundedVec::truncate_from(alloc::vec![0; bytes]);
             Self {
@@ -133,18 +137,18 @@ pub mod pallet {
             epoch: u32,
             /// Its index.
             index: u32,
-            /// Planck.
+            /// Paid with it, planck.
             paid: Balance,
             /// Entries that were paid.
             recipients: u32,
-            /// Entries that were not: too little for a new account.
+            /// Entries skipped: the amount is too small for a new account.
             skipped: u32,
         },
         /// All pages are paid.
         EpochSettled {
             /// The epoch.
             epoch: u32,
-            /// What was minted for it, planck.
+            /// Minted for it, planck.
             minted: Balance,
         },
     }
@@ -163,18 +167,24 @@ pub mod pallet {
         /// Removes what is older than the history, a few ledgers per block.
         fn on_idle(_: BlockNumberFor<T>, remaining: Weight) -> Weight {
             let mut meter = WeightMeter::with_limit(remaining);
+            // The current epoch and the bound are read, the bound may be written.
             if meter.try_consume(T::DbWeight::get().reads_writes(2, 1)).is_err() {
                 return Weight::zero();
             }
-            let keep_from = T::CurrentEpoch::get().saturating_sub(HISTORY_EPOCHS);
-            let start = PrunedBefore::<T>::get();
-            let mut at = start;
-            while at < keep_from && at - start < 16 && meter.try_consume(T::DbWeight::get().writes(1)).is_ok() {
-                Ledgers::<T>::remove(at);
-                at += 1;
-            }
-            if at != start {
-                PrunedBefore::<T>::put(at);
+            let pruned = history::prune(
+                PrunedBefore::<T>::get(),
+                T::CurrentEpoch::get(),
+                PRUNED_PER_BLOCK,
+                |epoch| {
+                    let affordable = meter.try_consume(T::DbWeight::get().writes(1)).is_ok();
+                    if affordable {
+                        Ledgers::<T>::remove(epoch);
+                    }
+                    affordable
+                },
+            );
+            if let Some(before) = pruned {
+                PrunedBefore::<T>::put(before);
             }
             meter.consumed()
         }
@@ -197,11 +207,13 @@ pub mod pallet {
             proof: BoundedVec<Hash, ConstU32<PROOF_MAX>>,
         ) -> DispatchResultWithPostInfo {
             ensure_authorized(origin)?;
+            // Checked in `authorize_payout_page`.
             let _ = proof;
             let mut ledger = Self::current_ledger(epoch).ok_or(Error::<T>::NotPayable)?;
+            // Authorisation has checked this. Once more, because a mistake there must not pay a page twice.
             ensure!(!ledger.is_paid(index), Error::<T>::AlreadyPaid);
 
-            // First who can be paid, then exactly their sum is created: what is skipped is never minted.
+            // Only the sum of what can be paid is created, so that a skipped amount is never minted.
             let mut payments = Vec::with_capacity(entries.len());
             let (mut sum, mut skipped) = (0, 0u32);
             for entry in &entries {
@@ -226,7 +238,8 @@ pub mod pallet {
                     recipients += 1;
                 }
             }
-            // Should there be anything left, it is burnt with the credit.
+            // A remainder is burnt with the credit: a deposit can still fail, and its coins must not stay without
+            // owner.
             drop(credit);
 
             ledger.mark_paid(index);
@@ -254,7 +267,7 @@ pub mod pallet {
 
     #[pallet::view_functions]
     impl<T: Config> Pallet<T> {
-        /// What has been paid of an epoch; none before its first page.
+        /// Payout of an epoch so far; `None` before its first page.
         pub fn ledger(epoch: u32) -> Option<Ledger> {
             Ledgers::<T>::get(epoch)
         }
@@ -267,7 +280,7 @@ pub mod pallet {
             }
         }
 
-        /// What a score earns in an epoch whose commitment is final or settled, planck.
+        /// Amount that a score earns in a final or settled epoch, planck.
         pub fn share(epoch: u32, score: u64) -> Balance {
             match Ledgers::<T>::get(epoch).or_else(|| Self::current_ledger(epoch)) {
                 Some(ledger) => emission::share(ledger.budget, score, ledger.total_score),
@@ -277,7 +290,7 @@ pub mod pallet {
     }
 
     impl<T: Config> Pallet<T> {
-        /// The ledger of an epoch that can be paid now.
+        /// Ledger of an epoch that can be paid now; `None` in every other status.
         fn current_ledger(epoch: u32) -> Option<Ledger> {
             let commitment = T::Outcomes::payable(epoch)?;
             Some(
@@ -298,7 +311,7 @@ pub mod pallet {
             if Ledgers::<T>::get(epoch).is_some_and(|ledger| ledger.is_paid(*index)) {
                 return Err(InvalidTransaction::Stale.into());
             }
-            // In the block in which its history ends the commitment may still be there; nothing can be issued for it.
+            // Pruning may lag behind by a block: the commitment can still be there when nothing can be issued for it.
             if T::CurrentEpoch::get().saturating_sub(*epoch) > HISTORY_EPOCHS {
                 return refuse(refusal::NOT_PAYABLE);
             }
@@ -316,10 +329,12 @@ pub mod pallet {
             let scores = entries
                 .iter()
                 .fold(seen, |sum, entry| sum.saturating_add(entry.score.into()));
+            // A total that is too small would pay more than the budget in sum.
             if scores > commitment.total_score {
                 return refuse(refusal::SCORE_OVERFLOW);
             }
             ValidTransaction::with_tag_prefix("AlicePayout")
+                // Below all that pay a fee: pages have hundreds of epochs until they lapse.
                 .priority(1)
                 .and_provides((epoch, index))
                 .longevity(64)
@@ -328,7 +343,7 @@ pub mod pallet {
                 .map(|valid| (valid, Weight::zero()))
         }
 
-        /// What must hold after every block.
+        /// Checks what must hold after every block.
         #[cfg(any(test, feature = "std"))]
         pub fn check_invariants() -> Result<(), &'static str> {
             for (_, ledger) in Ledgers::<T>::iter() {

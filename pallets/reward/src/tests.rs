@@ -1,6 +1,6 @@
 use crate::{self as pallet_reward, pallet::refusal, Call, Error, Ledgers, HISTORY_EPOCHS};
 use alice_primitives::{
-    emission,
+    emission, fixtures,
     pages::{self, Entry},
     Commitment,
 };
@@ -103,15 +103,11 @@ fn attested(entries: &[Entry], total: Option<u128>) -> Vec<(Vec<Entry>, Vec<[u8;
         .collect();
     Payable::set(Some(Commitment {
         epoch: EPOCH,
-        set_id: 0,
-        run_hash: [0; 32],
         contributions_root: pages::root(&leaves),
         pages: paged.len() as u32,
         entries: entries.len() as u32,
         total_score: total.unwrap_or_else(|| entries.iter().map(|entry| u128::from(entry.score)).sum()),
-        manifest_hash: [0; 32],
-        model_root: [0; 32],
-        parent: [0; 32],
+        ..fixtures::commitment()
     }));
     let proofs = (0..paged.len() as u32).map(|index| pages::proof(&leaves, index).unwrap());
     paged.iter().cloned().zip(proofs).collect()
@@ -153,7 +149,7 @@ fn run(test: impl FnOnce()) {
         test();
         assert_eq!(Reward::check_invariants(), Ok(()));
         assert_eq!(Emission::check_invariants(), Ok(()));
-        // What was issued is what was paid.
+        // The amount issued is the amount paid.
         let paid: u128 = Ledgers::<Test>::iter_values().map(|ledger| ledger.paid).sum();
         assert_eq!(pallet_emission::Issued::<Test>::get(), paid);
         assert_eq!(Balances::total_issuance(), paid);

@@ -1,5 +1,5 @@
-//! Weights by hand, conservative: an entry is a read and a write of an account, a page is the ledger, the commitment and
-//! the counters of issuance.
+//! Weights by hand, conservative: an entry is a read and a write of an account, a page is the ledger, the commitment
+//! and the counters of issuance.
 
 use frame_support::{
     traits::Get,
@@ -10,7 +10,7 @@ use frame_support::{
 const ENTRY: u64 = 10_000_000;
 /// Hashing of one entry, picoseconds.
 const ENTRY_HASHING: u64 = 500_000;
-/// What a page takes without entries, picoseconds.
+/// Execution of a page without entries, picoseconds.
 const PAGE: u64 = 60_000_000;
 /// Size in the proof of an account, bytes.
 const ENTRY_PROOF: u64 = 2_603;
