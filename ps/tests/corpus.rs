@@ -153,6 +153,53 @@ fn what_does_not_belong_to_the_run_should_be_explained() {
 }
 
 #[test]
+fn a_build_should_name_what_it_leaves_out_and_derive_unique_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path().display().to_string();
+    for (folder, first) in [("en", 0), ("de", 150)] {
+        std::fs::create_dir(dir.path().join(folder)).unwrap();
+        let lines: String = (first..first + 150)
+            .map(|i| format!("{{\"text\": \"document {i}\"}}\n"))
+            .collect();
+        // Python's json module writes a float that is not a number like this.
+        let lines = lines + "{\"text\": \"one\", \"score\": NaN}\n";
+        std::fs::write(dir.path().join(folder).join("train.jsonl"), lines).unwrap();
+    }
+    std::fs::create_dir(dir.path().join("texts")).unwrap();
+    std::fs::write(dir.path().join("texts/c.TXT"), "a document of its own").unwrap();
+    std::fs::write(dir.path().join("texts/e.json"), "{}").unwrap();
+    let build = format!(
+        "corpus build --source {d}/en/train.jsonl {d}/de/train.jsonl {d}/texts --license CC0-1.0 --reserve-permille 100"
+    );
+    let built = json(&format!("{build} --out {d}/out --json"));
+    assert_eq!(built["documents"], 301);
+    assert_eq!(built["left_out"]["malformed"], 2);
+    assert_eq!(built["left_out"]["unread_files"], 1);
+    assert!(built["unread"][0]["path"].as_str().unwrap().ends_with("e.json"));
+    assert!(
+        built["first_malformed"][0]
+            .as_str()
+            .unwrap()
+            .contains("train.jsonl line 151: ")
+    );
+    let manifest = Manifest::read(&dir.path().join("out").join(CORPUS_FILE)).unwrap();
+    let sources = manifest.about.unwrap().sources;
+    let names: Vec<&str> = sources.iter().map(|source| source.name.as_str()).collect();
+    assert_eq!(names, ["en/train.jsonl", "de/train.jsonl", "texts"]);
+    let text = String::from_utf8(run(&format!("{build} --out {d}/again")).stdout).unwrap();
+    assert!(
+        text.contains("2 malformed lines") && text.contains("not read   "),
+        "{text}"
+    );
+    assert!(text.contains("e.json") && text.contains("line 151"), "{text}");
+    fails(
+        1,
+        "1 of 151",
+        &format!("{build} --malformed-permille 0 --out {d}/strict"),
+    );
+}
+
+#[test]
 fn a_build_that_cannot_be_should_end_with_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path().display().to_string();

@@ -137,4 +137,22 @@ mod tests {
             );
         }
     }
+    #[test]
+    fn zstandard_window_should_be_bounded() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt.zst");
+        for (window_log, allowed) in [(ZSTD_WINDOW_LOG_MAX, true), (ZSTD_WINDOW_LOG_MAX + 1, false)] {
+            let mut encoder = zstd::Encoder::new(File::create(&path).unwrap(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            // Flushed before the end, so that the header cannot have a smaller window for a short content.
+            encoder.write_all(b"text").unwrap();
+            encoder.flush().unwrap();
+            encoder.finish().unwrap();
+            let mut text = String::new();
+            let mut content = Content::of(File::open(&path).unwrap(), &path, Compression::Zstd).unwrap();
+            let read = content.read_to_string(&mut text);
+            assert_eq!(read.is_ok(), allowed, "2^{window_log}: {read:?}");
+        }
+    }
 }
