@@ -107,7 +107,7 @@ pub struct InitArgs {
     /// Settings.
     #[command(flatten)]
     pub settings: SettingsArgs,
-    /// File of the first state, for a run specification with [start]: what alice-ps upcycle wrote
+    /// File of the first state, for a run specification with [start]; alice-ps upcycle writes it
     #[arg(long, value_name = "FILE")]
     pub start: Option<PathBuf>,
 }
@@ -115,7 +115,7 @@ pub struct InitArgs {
 /// `alice-ps spec`.
 #[derive(Debug, Subcommand)]
 pub enum SpecCommand {
-    /// Validate a run specification and say what the run costs
+    /// Validate a run specification and show the costs of the run
     #[command(after_help = "example: alice-ps spec check chain-spec/runs/genesis-7b.toml --json")]
     Check {
         /// Run specification (TOML)
@@ -150,7 +150,7 @@ pub enum CorpusCommand {
     #[command(
         after_help = "examples:\n  alice-ps corpus build --source corpus.toml --tokenizer tokenizer/ --out corpus/\n  \
         alice-ps corpus build --source texts/ --license CC0-1.0 --tokenizer tokenizer/ --out corpus/\n\
-        What it prints belongs into [data] of the run specification. A build that was killed goes on with the same command."
+        Its output belongs into [data] of the run specification. A build that was killed continues with the same command."
     )]
     Build(corpus_build::BuildArgs),
 }

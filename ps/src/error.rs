@@ -169,7 +169,7 @@ pub enum PsError {
     Upcycle(#[from] UpcycleError),
     /// A command of the auditor, or the first state.
     #[error(transparent)]
-    Audit(#[from] AuditError),
+    Audit(Box<AuditError>),
     /// Address in use and the like.
     #[error("cannot listen on {address}: {problem}; another alice-ps may be running, or choose another `listen`")]
     Listen {
@@ -229,6 +229,13 @@ pub enum FlagsError {
     /// `tokenizer train --input` with a folder without texts.
     #[error("{} holds no .txt files; give the files themselves, or the folder with --source, which looks in folders below, too", .0.display())]
     NoText(PathBuf),
+}
+
+impl From<AuditError> for PsError {
+    /// Boxed, because it is the largest of all and errors are returned through every function.
+    fn from(error: AuditError) -> Self {
+        Self::Audit(Box::new(error))
+    }
 }
 
 fn held(newest: Option<u32>) -> String {

@@ -118,6 +118,21 @@ fn mistakes_in_settings_should_be_named_as_the_user_wrote_them() {
         assert_eq!(done.status.code(), Some(2), "{error}");
         assert!(error.contains(words) && error.lines().count() == 1, "{error}");
     }
+    // A path need not be text.
+    #[cfg(unix)]
+    {
+        let other = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff");
+        let mut command = program();
+        let done = command
+            .args(["run", "--config", &file, "--data-dir"])
+            .arg(other)
+            .output();
+        let error = text(&done.unwrap().stderr);
+        assert!(
+            error.contains("run_spec: there is no file") && !error.contains(".rs:"),
+            "{error}"
+        );
+    }
     let missing = run(&["run", "--config", &path("nowhere.toml")]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(

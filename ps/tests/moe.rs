@@ -43,7 +43,7 @@ impl Run {
     /// Run `dev-moe` with half the width, over the text.
     fn new(dir: &Path) -> Self {
         write_texts(&dir.join("texts"));
-        let built = alice_data::build(&dir.join("texts"), &dir.join("corpus")).unwrap();
+        let built = alice_corpus::build_development(&dir.join("texts"), &dir.join("corpus")).unwrap();
         let spec = narrow(include_str!("../../chain-spec/runs/dev-moe.toml"), &built);
         let manifest = Manifest::read(&dir.join("corpus").join(alice_data::CORPUS_FILE)).unwrap();
         let corpus = TokenSource::open(manifest, &dir.join("corpus"), spec.model.context).unwrap();
@@ -91,7 +91,7 @@ impl Run {
     }
 }
 
-fn narrow(text: &str, built: &alice_data::BuiltCorpus) -> RunSpec {
+fn narrow(text: &str, built: &alice_corpus::DevelopmentCorpus) -> RunSpec {
     let mut spec = RunSpec::parse(text).unwrap();
     (spec.model.hidden, spec.model.ffn, spec.model.layers, spec.model.context) = (64, 128, 2, 64);
     spec.inner.steps = 24;
@@ -304,7 +304,10 @@ async fn a_dense_model_should_become_the_first_state_of_a_run_with_experts() {
         "{short}"
     );
     let other = create(Some(of_rounded)).await.unwrap_err();
-    assert!(matches!(other, PsError::Audit(AuditError::FirstStateRoot { .. })), "{other}");
+    assert!(
+        matches!(&other, PsError::Audit(error) if matches!(**error, AuditError::FirstStateRoot { .. })),
+        "{other}"
+    );
     let made = create(Some(file)).await.unwrap();
     assert!(made.created);
     assert_eq!(made.model_root, run.start_root().unwrap());
