@@ -93,10 +93,11 @@ pub fn remove(path: &Path) -> Result<(), MinerError> {
 }
 
 /// Removes the half-written files that a killed process left in a directory, if there is one. Only the holder of the
-/// data directory's [`DirLock`] may do that: another process may be writing.
+/// data directory's [`DirLock`] may do that: another process may be writing. Names that end with `.tmp` are those of
+/// earlier versions.
 pub fn remove_partial(dir: &Path) {
     if dir.is_dir()
-        && let Err(error) = file::remove_partial(dir)
+        && let Err(error) = file::remove_partial(dir).and_then(|()| file::remove_with_suffix(dir, ".tmp"))
     {
         // They cost space, nothing else, and the next start tries again.
         tracing::warn!(%error, "half-written files stay");
@@ -183,6 +184,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_json(&dir.path().join("a.json"), &1).unwrap();
         fs::write(dir.path().join(".partial-1"), "half").unwrap();
+        fs::write(dir.path().join("a.json.tmp"), "half").unwrap();
         remove_partial(dir.path());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         remove_partial(&dir.path().join("none"));
