@@ -1,4 +1,4 @@
-"""The update codec beside torch, on the same data and machine in one run, one thread, processor time.
+"""Compares the update codec with torch, on the same data and machine in one run, one thread, processor time.
 
     python3 -m venv venv && venv/bin/pip install torch==2.13.0 numpy
     cargo build --release -p alice-bench && venv/bin/python bench/codec_torch.py

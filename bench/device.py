@@ -1,9 +1,9 @@
-"""A GPU checked and measured: everything that this project says about a device, in one go.
+"""Checks and measures a GPU: everything that this project claims about a device, in one run.
 
     scripts/build.sh --fast && python3 bench/device.py [--device cuda] [STEP …]
 
 Steps: agree (the same tasks on the device and on the CPU; also with too little memory), generate (the same greedy text on
-both), memory (peak beside `alice-miner plan`, genesis-7b among them), speed (beside PyTorch, eager and compiled), network (a
+both), memory (peak against `alice-miner plan`, genesis-7b among them), speed (against PyTorch, eager and compiled), network (a
 localnet whose miners and parameter server use the device). Prints Markdown. Ends with an error if a step failed; the others
 run all the same.
 

@@ -1,4 +1,4 @@
-"""`alice-miner generate` beside `transformers`: tokens a second on the same folder, threads and prompt.
+"""Compares `alice-miner generate` with `transformers`: tokens a second on the same folder, threads and prompt.
 
     python3 tests/weights.py                       makes the environment with transformers, once
     VENV=${ALICE_CACHE:-$HOME/.cache/alice}/weights-venv

@@ -1,9 +1,9 @@
-"""The trainer beside PyTorch: the same model, first weights, text, batches, optimiser and threads, in turns.
+"""Compares the trainer with PyTorch: the same model, first weights, text, batches, optimiser and threads, in turns.
 
     scripts/build.sh --fast && python3 bench/trainer.py [--model small] [--rounds 3] [--threads 2] [--device cuda] [--bf16]
 
-Needs torch 2.13.0; where this Python has none, that of tests/weights.py ($ALICE_CACHE/weights-venv) is used. PyTorch runs
-the model eager and, where a C++ compiler and Python's headers are there, compiled (torch.compile, its defaults). Each
+Needs torch 2.13.0; if this Python has none, that of tests/weights.py ($ALICE_CACHE/weights-venv) is used. PyTorch runs
+the model eager and, with a C++ compiler and Python's headers, compiled (torch.compile, its defaults). Each
 round runs every program once, in a process of its own; speeds are medians over all steps but the first two of each run.
 On a machine that others use too, compare tokens for each CPU-second with one thread. With --bf16 ours computes in bf16, and
 PyTorch under torch.autocast.

@@ -1,7 +1,8 @@
-"""A second reader of updates and published aggregates, written from docs/spec/update.md and what it names (RFC 8439, the BLAKE3 paper).
+"""A second reader of updates and published aggregates, written from docs/spec/update.md and its sources (RFC 8439, the BLAKE3
+paper).
 
-Reads the golden files and compares every entry, bit by bit, with the listings beside them; then takes the model's step from
-the golden round's updates, rounding and all. Standard library only.
+Reads the golden files and compares every entry, bit by bit, with their listings; then takes the model's step from the golden
+round's updates, stochastic rounding included. Standard library only.
 """
 
 import math
@@ -10,7 +11,7 @@ import struct
 import unittest
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "crates/update/golden"
-# What the golden files are made with: lengths of the tensors, chunk, update.k_max, update.budget_bytes.
+# Constants of the golden files: lengths of the tensors, chunk, update.k_max, update.budget_bytes.
 TENSORS, CHUNK, K_MAX, BUDGET = [10, 256, 0, 1000, 1, 513], 256, 64, 700
 MANTISSAS = [0x3F800000, 0x3F8B95C2, 0x3F9837F0, 0x3FA5FED7, 0x3FB504F3, 0x3FC5672A, 0x3FD744FD, 0x3FEAC0C7]
 
@@ -20,8 +21,8 @@ class Malformed(Exception):
 
 
 def f32(value):
-    """Rounds to the nearest f32. A double holds the 48 bits of a product of two f32; a sum or a quotient of two is rounded twice, which
-    changes nothing, since a double has more than 2 · 24 + 2 bits."""
+    """Rounds to the nearest f32. A double holds the 48 bits of a product of two f32. A sum or a quotient of two f32 is rounded
+    twice, which changes nothing, because a double has more than 2 · 24 + 2 bits."""
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
@@ -43,7 +44,7 @@ def chunks():
 
 
 def share(count, length):
-    """What a chunk gets of `count` entries for each full chunk."""
+    """Share of a chunk if a full one gets `count` entries."""
     return min(length, -(-count * length // CHUNK))
 
 

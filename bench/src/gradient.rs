@@ -20,7 +20,7 @@ fn value(index: u64, size: f32) -> f32 {
     size * (part(0) + part(16) + part(32) - 1.5) / (0.1 + part(48))
 }
 
-/// Fills `into` with the values from coordinate `start` on, on so many threads.
+/// Fills `into` with the values from coordinate `start` on, on `threads` threads.
 pub fn fill(start: u64, size: f32, into: &mut [f32], threads: usize) {
     let part = into.len().div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! A stored residual and its ledger that a crash or a stranger left. The checksums are made right, so that the fuzzer
-//! gets behind them.
+//! A stored residual and its ledger after a crash, or from a stranger. The checksums are made to match, so that the fuzzer gets
+//! past them.
 #![no_main]
 
 use alice_update::{FeedbackError, PendingUpdates, ResidualDtype, ResidualReader, ResidualWriter};
@@ -24,11 +24,11 @@ fuzz_target!(|data: &[u8]| {
         );
     }
     // A residual of one block: the head, its values, their checksum.
-    for precision in [ResidualDtype::F32, ResidualDtype::Bf16] {
-        let mut residual = ResidualWriter::create(Vec::new(), 0..PARAMETERS as u64, 1, precision).unwrap();
+    for dtype in [ResidualDtype::F32, ResidualDtype::Bf16] {
+        let mut residual = ResidualWriter::create(Vec::new(), 0..PARAMETERS as u64, 1, dtype).unwrap();
         residual.push(&[0.0; PARAMETERS]).unwrap();
         let mut bytes = residual.finish().unwrap();
-        let head = bytes.len() - 32 - PARAMETERS * precision.bytes();
+        let head = bytes.len() - 32 - PARAMETERS * dtype.bytes();
         bytes.truncate(head);
         bytes.extend_from_slice(data);
         let checksum = alice_primitives::tagged_hash("alice/residual/v1", &[&bytes[..head], &0u64.to_le_bytes(), data]);

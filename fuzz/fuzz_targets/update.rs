@@ -2,7 +2,7 @@
 #![no_main]
 
 use alice_spec::UpdateSpec;
-use alice_update::{Entries, Layout, EncodedUpdate, decode};
+use alice_update::{EncodedUpdate, Entries, Layout, decode};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let decoded = decode(&layout, &spec, bytes);
     let received = EncodedUpdate::check(&layout, &spec, bytes.to_vec());
-    // Both readers are of the same mind.
+    // Both readers agree on every error.
     assert_eq!(received.as_ref().err(), decoded.as_ref().err());
     if let (Ok(update), Ok(received)) = (decoded, received) {
         assert_eq!(*received.header(), update.header);

@@ -156,6 +156,7 @@ impl<'a> Run<'a> {
             _ => self.theta.clone(),
         };
         let mut absent: Vec<bool> = (0..arm.workers).map(|w| draw(seed, round, w) < arm.churn).collect();
+        // A round without any update would compare nothing.
         if absent.iter().all(|absent| *absent) {
             absent[0] = false;
         }
@@ -230,6 +231,7 @@ pub fn local<'a>(
     for (index, parameter) in model.parameters().iter().enumerate() {
         let _ = parameter.set_requires_grad(group.contains(&index));
     }
+    // Moments belong to the fragment's tensors, which is why each fragment has an optimiser of its own.
     if optimizer.is_none() || !arm.keep_moments {
         *optimizer = Some(AdamW::new(&bench.spec.inner, &model.parameters()[group.clone()])?);
     }
@@ -247,6 +249,7 @@ pub fn local<'a>(
         let losses = model.token_losses(&model.batch(&batch)?)?;
         losses.f_mean(Kind::Float)?.f_backward()?;
         let norm = optimizer.clip()?;
+        // One step with an infinite gradient and every later number of the arm is NaN.
         anyhow::ensure!(
             norm.is_finite(),
             "the gradient is not finite in round {round}; lower the learning rate"
@@ -307,6 +310,7 @@ pub fn send(
     if let Some(decay) = codec.decay {
         let mut id = [0; 32];
         id[..4].copy_from_slice(&round.to_le_bytes());
+        // Accepted at once: scoring is not part of these experiments.
         feedback.commit(id, combined, &decoded, decay as f32);
         feedback.accepted(id);
     }

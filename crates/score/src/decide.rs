@@ -60,6 +60,7 @@ pub struct Decisions {
 /// `measurements` may be in any order: they are put into ascending order of id first, because sums go by it.
 pub fn decide(spec: &RunSpec, measurements: &[Measurement]) -> Decisions {
     let mut order: Vec<&Measurement> = measurements.iter().collect();
+    // Ids are unique, so the order of the sums does not depend on the order of measuring.
     order.sort_by_key(|measurement| measurement.id);
     let evidence = Evidence::new(&order);
     let mut decisions = Vec::with_capacity(order.len());
@@ -190,6 +191,7 @@ fn assign_scores(decisions: &mut [Decision], shares: &[Share]) {
         .collect();
     let decided = decisions.iter_mut().zip(shares);
     for (decision, share) in decided.filter(|(decision, _)| decision.accepted) {
+        // Without a positive median the score stays zero.
         if let Some(median) = medians.get(&share.fragment) {
             decision.score = ((share.mean / median).clamp(0.0, SCORE_CLIP) * SCORE_UNIT).round() as u64;
         }
@@ -236,6 +238,7 @@ impl Decision {
             norm: measurement.norm,
             score: 0,
         };
+        // Refused, and the verdict has no numbers: there is nothing to compare.
         if !improvement.is_usable() {
             return Self {
                 detail: "the loss is not finite after the update".into(),

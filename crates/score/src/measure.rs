@@ -75,20 +75,23 @@ pub fn measure_round<U: Entries>(
     previous_median_norms: &[Option<f32>],
     progress: &mut dyn FnMut(usize),
 ) -> Result<RoundMeasurements, OracleError> {
+    // Once for all candidates: pairing needs the same sequences, and θ does not change between them.
     let losses_before = baseline(oracle, theta, scoring_split)?;
     let mut order: Vec<(&Candidate<U>, Result<f32, String>)> = candidates
         .iter()
         .map(|candidate| (candidate, usable_norm(&candidate.update, theta.len())))
         .collect();
+    // Results are in ascending order of id, in whatever order the submissions came in.
     order.sort_by_key(|(candidate, _)| candidate.id);
     let references = reference_norms(spec.task.fragments, &order, previous_median_norms);
-    // κ·α, rounded to f32 once: the auditor's probe step has the same bits.
+    // The product is rounded to f32 once, so that the probe step is the same number for every update.
     let probe = (spec.score.probe * spec.outer.alpha) as f32;
     let mut measurements = Vec::with_capacity(order.len());
     for (done, (candidate, norm)) in order.into_iter().enumerate() {
         let (norm, evaluation) = match norm {
             Err(reason) => (candidate.update.norm() as f32, Evaluation::Degenerate(reason)),
             Ok(norm) => {
+                // A fragment that the run does not have has factor 0: its update is measured as no change.
                 let reference = references.get(candidate.fragment as usize).copied().unwrap_or(0.0);
                 let factor = FACTOR_MAX.min(reference / norm);
                 let losses_after = with_perturbation(theta, &candidate.update, |point| {

@@ -12,6 +12,7 @@ pub struct Paired {
 /// Pairs two lists of losses over the same sequences. Pairing removes the spread *between* sequences, which is far larger
 /// than the change that one update makes. If the lists differ in length, the common part counts.
 pub fn paired(before: &[f64], after: &[f64]) -> Paired {
+    // A closure instead of a list: several passes over the losses, but no allocation.
     let differences = || before.iter().zip(after).map(|(before, after)| before - after);
     let n = differences().count();
     if n == 0 {
@@ -22,6 +23,7 @@ pub fn paired(before: &[f64], after: &[f64]) -> Paired {
     }
     let count = n as f64;
     let mean = differences().fold(0.0, |sum, x| sum + x) / count;
+    // One difference has no spread: it is no evidence, however large.
     if n == 1 {
         return Paired {
             mean,
@@ -68,6 +70,7 @@ pub fn pooled(measurements: &[Paired]) -> Pooled {
         weights += weight;
         weighted += m.mean * weight;
     }
+    // Only measurements with infinite errors, or none.
     if weights == 0.0 {
         return Pooled { mean: 0.0, z: 0.0 };
     }
@@ -81,6 +84,7 @@ pub fn pooled(measurements: &[Paired]) -> Pooled {
 /// servers can agree on it. None for an empty list.
 pub fn lower_median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
+    // A total order: NaN has a place instead of a panic.
     sorted.sort_unstable_by(f64::total_cmp);
     sorted.get(sorted.len().checked_sub(1)? / 2).copied()
 }

@@ -41,6 +41,7 @@ impl Chain {
         }
         let total: u128 = scores.values().map(|score| u128::from(*score)).sum();
         for (account, score) in scores {
+            // Rounded down, as on the chain: the rest is never minted.
             let paid = emission::share(emission::budget(epoch), *score, total);
             *self.balances.entry(*account).or_default() += paid;
             self.minted += paid;

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Genesis hash of the simulated chain.
 const GENESIS: Hash = [7; 32];
-/// Sequences of the training text: so many that no two tasks of a simulation share one.
+/// Sequences of the training text, far more than the tasks of a simulation draw.
 const TRAINING_SEQUENCES: u64 = 1 << 24;
 /// Sequences of the validation reserve, the held-out text.
 const RESERVE_SEQUENCES: u64 = 1 << 20;
@@ -125,6 +125,7 @@ pub struct Simulation {
 impl Simulation {
     /// A simulation of these machines before its first round. The same arguments give the same history.
     pub fn new(spec: RunSpec, machines: &[Strategy], seed: u64) -> Result<Self, SimError> {
+        // Each key needs a slice of its own in every epoch.
         let keys: usize = machines.iter().map(|m| m.keys() as usize).sum();
         if keys > spec.round.tasks_max as usize {
             return Err(SimError::Tasks {
@@ -144,6 +145,7 @@ impl Simulation {
                 .iter()
                 .map(|layout| ErrorFeedback::new(layout.covered()))
                 .collect(),
+            // A stream of its own for each machine, so that adding one does not change the draws of the others.
             numbers: Numbers::new(seed ^ (number + 1).wrapping_mul(0x2545_f491_4f6c_dd1d)),
         };
         Ok(Self {
@@ -213,6 +215,7 @@ impl Simulation {
 
     /// Takes an event through the round machine, and the events that its effects answer with, until none is left.
     fn feed(&mut self, event: Event) -> Result<(), SimError> {
+        // First in, first out: an event is handled before those that its effects cause.
         let mut events = std::collections::VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let (state, effects) = step(std::mem::take(&mut self.state), event, &self.rules);

@@ -1,5 +1,4 @@
-//! Whole networks: what cheats earn, whether the model learns beside them, and whether the same history has the same
-//! bits.
+//! Whole networks: the pay of cheats, learning in spite of them, and the same bits from the same history.
 
 use alice_sim::{Report, Simulation, Strategy, spec};
 
@@ -42,7 +41,7 @@ fn honest_miners_should_lower_the_loss_and_earn_alike() {
 }
 
 #[test]
-fn cheats_should_earn_less_and_the_model_should_learn_beside_them() {
+fn cheats_should_earn_less_and_the_model_should_learn_in_spite_of_them() {
     let cheats = [
         Strategy::Negated,
         Strategy::Noise,

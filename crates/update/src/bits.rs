@@ -25,7 +25,7 @@ impl BitWriter {
         }
     }
 
-    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first. Branch-free: always writes eight bytes, also the incomplete
+    /// Appends the low `bits` ≤ 32 bits of `value`, lowest first. Always writes eight bytes, also the incomplete
     /// last one, which the next write repeats; a branch on whole bytes would be unpredictable.
     #[inline]
     pub(crate) fn write(&mut self, value: u32, bits: u32) {
@@ -61,7 +61,7 @@ impl BitWriter {
     /// Fills the last byte with zero bits and returns all bytes.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.bytes.truncate(self.len + usize::from(self.have > 0));
-        // The server keeps published bytes for as long as somebody may join.
+        // The bytes may be kept for long; the room for more is not needed any more.
         self.bytes.shrink_to_fit();
         self.bytes
     }

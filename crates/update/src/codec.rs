@@ -131,6 +131,7 @@ impl Format for UpdateFormat {
 
 /// Reads the header and checks everything before the chunks.
 fn open(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<(Header, UpdateFormat), DecodeError> {
+    // First, because it needs no parsing and bounds the work of everything after it.
     if bytes.len() as u64 > spec.budget_bytes {
         return Err(DecodeError::TooLong {
             budget_bytes: spec.budget_bytes,
@@ -143,6 +144,7 @@ fn open(layout: &Layout, spec: &UpdateSpec, bytes: &[u8]) -> Result<(Header, Upd
     let levels = Levels::new(spec.value_bits).ok_or(DecodeError::ValueBits(spec.value_bits))?;
     let (header, base) = read_header(bytes)?;
     let k_max = spec.k_max;
+    // The form of the base count is read without comparing it with a chunk's maximum, so it must be within it here.
     if base > k_max {
         return Err(DecodeError::BaseCount {
             max: k_max,
@@ -164,6 +166,7 @@ fn read_count(reader: &mut BitReader<'_>, base: u32, cap: u32, place: Place) -> 
         return Ok(base);
     }
     if reader.read(1).ok_or_else(truncated)? == 0 {
+        // The form means base + 1, which must be possible.
         return if base < cap {
             Ok(base + 1)
         } else {

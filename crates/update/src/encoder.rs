@@ -141,6 +141,7 @@ impl<'a> Encoder<'a> {
     }
 
     fn take(&mut self, mut values: &[f32]) -> Result<(), EncodeError> {
+        // Before anything is taken: an encoder for another layout must not start selecting.
         let received = self.received.saturating_add(values.len());
         if received > self.layout.covered().len() {
             return Err(self.length(received));
@@ -154,12 +155,14 @@ impl<'a> Encoder<'a> {
             if self.partial.len() < range.len() {
                 return Ok(());
             }
+            // Taken out, so that `select` may borrow the encoder; put back to keep its capacity.
             let (start, chunk) = (range.start, std::mem::take(&mut self.partial));
             self.select(&[(start, &chunk)])?;
             self.partial = chunk;
             self.partial.clear();
             self.current = self.ahead.next();
         }
+        // Complete chunks are selected where they are, without a copy: they are almost all of the gradient.
         let mut whole = Vec::new();
         while let Some(range) = &self.current {
             let Some((chunk, rest)) = values.split_at_checked(range.len()) else {
@@ -179,6 +182,7 @@ impl<'a> Encoder<'a> {
         self.chunks += chunks.len() as u64;
         let threads = self.threads.min(chunks.len().div_ceil(SEGMENT_CHUNKS));
         if threads <= 1 {
+            // With the encoder's own selector, whose threshold fits from piece to piece.
             return select_part(self.layout, self.spec, &mut self.selector, chunks, &mut self.segments);
         }
         let (layout, spec, levels) = (self.layout, self.spec, self.levels);
@@ -237,6 +241,7 @@ impl<'a> Encoder<'a> {
         let budget_bits = budget_bytes.ok_or_else(too_small)?.saturating_mul(8);
         let allocation = rate.allocate(budget_bits).ok_or_else(too_small)?;
         let encoded = self.write(header, &allocation);
+        // The counts of all chunks fitted, an entry did not: nothing would be sent.
         if encoded.sent.indices.is_empty() {
             return Err(too_small());
         }
@@ -267,6 +272,7 @@ impl<'a> Encoder<'a> {
             let form = CountForm::of(count, share(allocation.base), share(self.spec.k_max));
             write_count(&mut writer, count, form);
             bits.counts += u64::from(form.bits());
+            // No entries, no scale: a chunk of zeros takes the bits of its count only.
             if count == 0 {
                 continue;
             }
@@ -277,6 +283,7 @@ impl<'a> Encoder<'a> {
             let start = range.start as u64;
             let indices = best.positions.iter().map(|position| start + u64::from(*position));
             sent.indices.extend(indices);
+            // The sent values are made from the codes, as the receiver will: error feedback must subtract these exact bits.
             levels.code_all(chunk_scale, best.values, &mut codes);
             sent.values
                 .extend(codes.iter().map(|code| levels.value(chunk_scale, u32::from(*code))));

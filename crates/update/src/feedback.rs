@@ -140,6 +140,7 @@ impl PendingUpdates {
             indices: sent.indices.clone(),
             values: sent.values.clone(),
         });
+        // The new one too: its values were taken out of a residual that decays in the same commit.
         for value in pending.iter_mut().flat_map(|pending| pending.values.iter_mut()) {
             *value *= decay;
         }
@@ -186,6 +187,7 @@ impl PendingUpdates {
         target: W,
     ) -> Result<W, E> {
         let mut writer = ResidualWriter::create(target, next.covered(), next.generation, dtype)?;
+        // The sums are made a second time rather than kept: they are as large as the residual.
         self.combine(stored, d, |start, combined| {
             remainder(start, combined, sent, decay);
             Ok(writer.push(combined)?)
@@ -230,33 +232,7 @@ impl PendingUpdates {
         }
         let mut pending = Vec::with_capacity(count);
         for _ in 0..count {
-            let id = *reader.array()?;
-            let [returned] = *reader.array::<1>()?;
-            let entries = usize::try_from(reader.u64()?).map_err(|_| damaged("too short"))?;
-            let indices: Vec<u64> = reader
-                .words::<8>(entries)?
-                .iter()
-                .map(|w| u64::from_le_bytes(*w))
-                .collect();
-            let values: Vec<f32> = reader
-                .words::<4>(entries)?
-                .iter()
-                .map(|w| f32::from_le_bytes(*w))
-                .collect();
-            let inside = indices.first().is_none_or(|first| *first >= found.start)
-                && indices.last().is_none_or(|last| *last < found.end);
-            if !indices.is_sorted_by(|a, b| a < b) || !inside || returned > 1 {
-                return Err(damaged("pending entries are out of order"));
-            }
-            if !values.iter().all(|value| value.is_finite()) {
-                return Err(damaged("a value is not finite"));
-            }
-            pending.push(PendingUpdate {
-                id,
-                returned: returned == 1,
-                indices,
-                values,
-            });
+            pending.push(reader.pending_update(&found)?);
         }
         let body = bytes.len() - reader.rest.len();
         let checksum = reader.array::<32>()?;
@@ -266,6 +242,7 @@ impl PendingUpdates {
         if !reader.rest.is_empty() {
             return Err(damaged("too long"));
         }
+        // After the checksum: a damaged range is damage, an intact one belongs to another run.
         let expected = covered.start as u64..covered.end as u64;
         if found != expected {
             return Err(FeedbackError::Length { expected, found });
@@ -288,6 +265,7 @@ fn add(sum: &mut [f32], residual: &[f32]) {
 /// `combined = decay · (combined − sent)` for the coordinates from `start` on; values that are not finite become zero.
 fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
     sent.add_scaled_at(start, combined, -1.0);
+    // Values that were sent exactly leave zero, quantised ones their rounding error.
     for value in combined {
         *value *= decay;
         if !value.is_finite() {
@@ -401,6 +379,33 @@ impl<'a> Fields<'a> {
 
     fn u64(&mut self) -> Result<u64, FeedbackError> {
         Ok(u64::from_le_bytes(*self.array()?))
+    }
+
+    /// A pending update whose entries lie in `covered`.
+    fn pending_update(&mut self, covered: &Range<u64>) -> Result<PendingUpdate, FeedbackError> {
+        let damaged = FeedbackError::Damaged;
+        let id = *self.array()?;
+        let [returned] = *self.array::<1>()?;
+        let entries = usize::try_from(self.u64()?).map_err(|_| damaged("too short"))?;
+        let indices = self.words::<8>(entries)?.iter();
+        let indices: Vec<u64> = indices.map(|word| u64::from_le_bytes(*word)).collect();
+        let values = self.words::<4>(entries)?.iter();
+        let values: Vec<f32> = values.map(|word| f32::from_le_bytes(*word)).collect();
+        // Sorted and inside is what every reader of entries relies on, so it is checked once, here.
+        let inside = indices.first().is_none_or(|first| *first >= covered.start)
+            && indices.last().is_none_or(|last| *last < covered.end);
+        if !indices.is_sorted_by(|a, b| a < b) || !inside || returned > 1 {
+            return Err(damaged("pending entries are out of order"));
+        }
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(damaged("a value is not finite"));
+        }
+        Ok(PendingUpdate {
+            id,
+            returned: returned == 1,
+            indices,
+            values,
+        })
     }
 
     /// `count` words of N bytes. They are checked to be there before anything is allocated: the count is outside data.

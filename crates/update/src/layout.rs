@@ -30,6 +30,7 @@ impl Layout {
         let ends = tensor_lens
             .iter()
             .map(|&len| {
+                // Saturates instead of wrapping; `is_addressable` refuses such a model later.
                 end = end.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
                 end
             })
@@ -89,6 +90,7 @@ impl Layout {
     /// Share of a chunk of `len` coordinates if a full chunk gets `count`: ⌈count · len / chunk⌉, at most `len`. So the
     /// density is the same in a short tensor as in a large matrix, and no chunk is left without entries.
     pub(crate) fn share(&self, count: u32, len: u32) -> u32 {
+        // The common case, without a division.
         if len as usize == self.chunk {
             return count.min(len);
         }
@@ -123,6 +125,7 @@ impl Iterator for Chunks<'_> {
                 self.position = end.min(start.saturating_add(self.chunk));
                 return Some(start..self.position);
             }
+            // The tensor is used up, or empty.
             self.ends = rest;
         }
     }

@@ -24,7 +24,10 @@ const MANTISSAS: [u32; 8] = [
 const EXPONENT_MIN: u32 = 28;
 
 /// Scale of each code: 2^(code/8 − 28). Ascending, finite and positive, from 3.7e-9 to 14.7.
-#[allow(clippy::indexing_slicing, reason = "evaluated by the compiler: an index out of bounds does not build")]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "evaluated by the compiler: an index out of bounds does not build"
+)]
 const TABLE: [f32; SCALES] = {
     let mut table = [0.0; SCALES];
     let mut code = 0;
@@ -46,6 +49,7 @@ pub fn scale(code: u8) -> f32 {
 pub(crate) fn nearest_code(x: f32) -> u8 {
     let above = ceil_code(x);
     let below = above.saturating_sub(1);
+    // A tie goes up: any rule would do, but it must be one.
     if x - scale(below) < scale(above) - x {
         below
     } else {
@@ -103,6 +107,7 @@ impl Levels {
             2 => u32::from(magnitude > scale * ((1.0 + TWO_BIT_LOW) / 2.0)),
             bits => {
                 let levels = (1u32 << (bits - 1)) as f32;
+                // Never level 0: a selected entry is sent with its sign, or it would cost bits for nothing.
                 (magnitude / scale * levels).round().clamp(1.0, levels) as u32 - 1
             }
         };

@@ -213,7 +213,7 @@ impl RateControl<'_> {
         bits + u64::from(CountForm::of(count as u32, share(base), share(self.k_max)).bits())
     }
 
-    /// Bits of a chunk's scale and entries; none if it has no entries.
+    /// Bits of a chunk's scale and entries; zero without entries.
     fn payload(&self, len: u32, best: Candidates<'_>) -> u64 {
         if best.positions.is_empty() {
             return 0;

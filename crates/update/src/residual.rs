@@ -146,6 +146,7 @@ impl<W: Write> ResidualWriter<W> {
         while !rest.is_empty() {
             let free = RESIDUAL_BLOCK - (self.position - self.block_start) as usize;
             let (now, later) = rest.split_at(free.min(rest.len()));
+            // Copies, because the closure below may not borrow the writer.
             let (generation, position) = (self.generation, self.position);
             let finite = now.iter().map(|value| if value.is_finite() { *value } else { 0.0 });
             match self.dtype {
@@ -177,6 +178,7 @@ impl<W: Write> ResidualWriter<W> {
 
     /// Writes the last block and returns the target. The caller syncs it to the disk.
     pub fn finish(mut self) -> Result<W, FeedbackError> {
+        // A residual with missing values would be read as a damaged one: refuse to finish it.
         if self.position != self.end {
             return Err(self.wrong_length(0));
         }
@@ -231,6 +233,7 @@ impl<R: Read> ResidualReader<R> {
         if !reader.head.starts_with(MAGIC) {
             return Err(FeedbackError::Damaged("not of this program, or of another version"));
         }
+        // Compared as a whole: coordinates or generation of another residual.
         if reader.head != head(&covered, generation, reader.dtype) {
             return Err(FeedbackError::Damaged(
                 "the residual is not the one that the ledger names",
@@ -274,6 +277,7 @@ impl<R: Read> ResidualReader<R> {
                     .map(|w| f32::from_bits(u32::from(u16::from_le_bytes(*w)) << 16)),
             ),
         }
+        // The writer stores none, so a checksum over one was made by another program.
         if !values.iter().all(|value| value.is_finite()) {
             return Err(FeedbackError::Damaged("a value is not finite"));
         }

@@ -69,6 +69,7 @@ impl<'a, F: Format> Walk<'a, F> {
         }
         let Self { reader, chunk, .. } = self;
         let place = Place::Chunk(chunk.number);
+        // The gap is bounded by the rest of the chunk, so positions ascend and stay inside of it.
         let position = match rice::read_gap(reader, chunk.parameter, chunk.len - chunk.next) {
             Gap::Value(gap) => chunk.next + gap,
             Gap::TooLarge => return Err(DecodeError::Index { place, len: chunk.len }),
@@ -98,6 +99,7 @@ impl<'a, F: Format> Walk<'a, F> {
             remaining: count,
             ..Open::default()
         };
+        // Chunks without entries have no scale.
         if count > 0 {
             let code = self.reader.read(8).ok_or(DecodeError::Truncated { what: place })?;
             self.chunk.scale = self.format.scale(code as u8);

@@ -162,7 +162,7 @@ fn short_of_memory(device: Device) -> Result<()> {
     let whole = run()?;
     let (apart, _) = distance(&short, &whole);
     println!(
-        "beside the same task with all memory (micro-batches of {}): d apart {apart:.1e}",
+        "against the same task with all memory (micro-batches of {}): d apart {apart:.1e}",
         whole.micro_batch
     );
     ensure!(apart < UPDATE_APART, "micro-batches changed the update");

@@ -127,6 +127,7 @@ impl Simulation {
         guard_split: &[u32],
         losses_before: &[f64],
     ) -> Result<f32, SimError> {
+        // Also without a step: stale miners lag by a round, not by a step.
         self.theta_before.clone_from(&self.theta);
         if accepted.is_empty() {
             return Ok(0.0);
@@ -143,6 +144,7 @@ impl Simulation {
             losses_before,
         )?;
         aggregate::apply(&mut self.theta, &d, guard.alpha_used);
+        // Recomputed over all weights; the server updates its tree, to the same root.
         self.root = model_root(&self.tensors, &self.theta);
         self.last_aggregate = d;
         Ok(guard.alpha_used)

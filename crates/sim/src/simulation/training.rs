@@ -23,6 +23,7 @@ impl Simulation {
         for (slice, Claim { machine, key }) in (0u32..).zip(self.claims(epoch)) {
             let fragment = self.spec.fragment_of(epoch, slice);
             let id = tagged_hash("alice/sim/id", &[&key, &epoch.to_le_bytes()]);
+            // A machine with several keys trains once and sends the same work under each.
             let known = sent.get(&machine);
             if known.is_some_and(|(trained, _)| *trained != fragment) {
                 // The machine trained another fragment: its work is of no use for this key's task.
@@ -43,6 +44,7 @@ impl Simulation {
             };
             let block = match miner.strategy {
                 Strategy::Late => deadline,
+                // Any block before the deadline.
                 _ => self.block + 1 + (miner.numbers.bits() % u64::from(deadline - self.block - 1)) as u32,
             };
             arrivals.push(Arrival {
@@ -138,6 +140,7 @@ impl Simulation {
         else {
             return Ok(Vec::new());
         };
+        // Long enough for a header and many chunks, so that it is refused for its contents.
         if miner.strategy == Strategy::Garbage {
             return Ok((0..4096).map(|_| miner.numbers.bits() as u8).collect());
         }
@@ -148,6 +151,7 @@ impl Simulation {
         };
         let encoded = encode(layout, &self.spec.update, &header, combined)?;
         let decay = self.spec.update.feedback_decay as f32;
+        // Committed once: it is one piece of work, under however many keys it is sent.
         if let Some(feedback) = miner.feedback.get_mut(fragment as usize).filter(|_| !is_copy) {
             feedback.commit(id, combined.to_vec(), &encoded.sent, decay);
         }

@@ -264,7 +264,7 @@ fn a_residual_in_bf16_should_stay_near_and_be_repeatable() {
     assert!(bias.abs() < 1e-4 * size, "{bias} of {size}");
 }
 
-/// Takes so many bytes, then the disk is full.
+/// A disk with room for this many bytes.
 struct Full(usize);
 
 impl std::io::Write for Full {

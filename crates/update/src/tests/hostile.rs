@@ -321,7 +321,7 @@ fn bad_gradients_should_have_a_defined_result() {
             "{nothing}"
         );
     }
-    // Denormal numbers beside real ones are left behind, not blown up.
+    // Denormal numbers next to normal ones stay in the residual instead of being raised to the lowest level.
     let mut input = vec![f32::from_bits(77); total];
     input[300] = 0.5;
     let sent = encode(&input).unwrap().sent;
