@@ -1,5 +1,5 @@
-//! A stored residual and its ledger after a crash, or from a stranger. The checksums are made to match, so that the fuzzer gets
-//! past them.
+//! A stored residual and its ledger after a crash, or from a stranger. The checksums are made to match, so that the
+//! fuzzer gets past them.
 #![no_main]
 
 use alice_update::{FeedbackError, PendingUpdates, ResidualDtype, ResidualReader, ResidualWriter};

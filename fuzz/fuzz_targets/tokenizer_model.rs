@@ -1,4 +1,5 @@
-//! A `tokenizer.model` from a parameter server or a stranger. What is accepted must encode, and be written as it was read.
+//! A `tokenizer.model` from a parameter server or a stranger. What is accepted must encode, and be written as it was
+//! read.
 #![no_main]
 
 use alice_tokenizer::Tokenizer;
@@ -6,8 +7,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     check(data, data);
-    // Behind a good model: protocol buffers' messages that follow each other are one, so that the fuzzer gets past the first
-    // 259 pieces.
+    // Behind a good model: protocol buffers' messages that follow each other are one, so that the fuzzer gets past the
+    // first 259 pieces.
     let mut more = Tokenizer::bytes().model_bytes();
     more.extend_from_slice(data);
     check(&more, data);

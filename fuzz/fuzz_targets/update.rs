@@ -8,7 +8,9 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let layout = Layout::new(&[10, 256, 0, 1000, 1, 513], 256);
     // The first byte chooses the width of the values, so that all four are tried.
-    let Some((choice, bytes)) = data.split_first() else { return };
+    let Some((choice, bytes)) = data.split_first() else {
+        return;
+    };
     let spec = UpdateSpec {
         chunk: 256,
         budget_bytes: 1 << 16,

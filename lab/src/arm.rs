@@ -42,8 +42,8 @@ pub struct Outer {
     pub momentum: f64,
     /// Divide a coordinate's sum by the number of workers that sent it, not by the number of all.
     pub by_senders: bool,
-    /// c ≥ 1: divide by the larger of the number of senders and of R / c, so that one worker's entry weighs at most c / R.
-    /// Between the mean over all (c = 1) and the mean over senders (c = R).
+    /// c ≥ 1: divide by the larger of the number of senders and of R / c, so that one worker's entry weighs at most c /
+    /// R. Between the mean over all (c = 1) and the mean over senders (c = R).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry_weight: Option<u32>,
 }
@@ -61,15 +61,15 @@ pub struct Codec {
     pub budget_bytes: Option<u64>,
     /// Bits of the published aggregate; `None` applies the f32 mean.
     pub publish_bits: Option<u8>,
-    /// Whether a residual is reduced by the network's movement of a coordinate since, towards zero and not beyond: that part
-    /// of the work has been done by others.
+    /// Whether a residual is reduced by the network's movement of a coordinate since, towards zero and not beyond: that
+    /// part of the work has been done by others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settle: bool,
 }
 
 impl Arm {
-    /// Key of a run's result: a hash of the arm, the model, the text's size and the seed, so that arms that experiments share
-    /// run once.
+    /// Key of a run's result: a hash of the arm, the model, the text's size and the seed, so that arms that experiments
+    /// share run once.
     pub fn key(&self, model: &str, seed: u64) -> String {
         let text = serde_json::json!([self, model, seed]).to_string();
         blake3::hash(text.as_bytes()).to_hex()[..16].to_string()

@@ -10,13 +10,14 @@ pub struct Experiment {
     pub question: &'static str,
     /// Labelled arms; the others are compared with the first.
     pub arms: Vec<(String, Arm)>,
-    /// A published law for the arms, in their order: A and a of the loss A · N^a of a model of N parameters that is trained
-    /// on 20 tokens for each. Empty if there is none.
+    /// A published law for the arms, in their order: A and a of the loss A · N^a of a model of N parameters that is
+    /// trained on 20 tokens for each. Empty if there is none.
     pub law: &'static [(f64, f64)],
 }
 
-/// AdamW data parallel, and DiLoCo with M = 1, 2, 4, 8 and H = 30: Charles et al. 2025, "Communication-Efficient Language Model
-/// Training Scales Reliably and Robustly: Scaling Laws for DiLoCo" (arXiv 2503.09799), fitted from 35 M to 2.4 B parameters.
+/// AdamW data parallel, and DiLoCo with M = 1, 2, 4, 8 and H = 30: Charles et al. 2025, "Communication-Efficient
+/// Language Model Training Scales Reliably and Robustly: Scaling Laws for DiLoCo" (arXiv 2503.09799), fitted from 35 M
+/// to 2.4 B parameters.
 const DILOCO_LAW: [(f64, f64); 5] = [
     (18.129, -0.0953),
     (18.363, -0.0961),
@@ -40,9 +41,9 @@ const K_DENSE: u32 = 64;
 /// Workers of `deltas96`.
 const MANY: u32 = 96;
 
-/// Steps of a task of a fourth of the model that take the FLOPs of 30 steps of all of it. For each parameter and token: 2
-/// forwards in either; backwards 2 for activations, which end at the fragment's first layer (10/16 of the layers on average),
-/// and 2 for weights, of a fourth of them. 6 / (2 + 1.25 + 0.5) = 1.6.
+/// Steps of a task of a fourth of the model that take the FLOPs of 30 steps of all of it. For each parameter and token:
+/// 2 forwards in either; backwards 2 for activations, which end at the fragment's first layer (10/16 of the layers on
+/// average), and 2 for weights, of a fourth of them. 6 / (2 + 1.25 + 0.5) = 1.6.
 const EQUAL_FLOPS_STEPS: u32 = 48;
 
 /// Plain steps with the mean over all.
@@ -211,8 +212,8 @@ fn in_fragments(scale: Scale, fragments: u32, k_max: u32) -> Arm {
     }
 }
 
-/// Ours within a budget of bytes. 2,100 bytes are those of genesis-7b for each parameter: 16,000,000 · 8 bits over 6.74e9
-/// parameters.
+/// Ours within a budget of bytes. 2,100 bytes are those of genesis-7b for each parameter: 16,000,000 · 8 bits over
+/// 6.74e9 parameters.
 fn in_budget(scale: Scale, k_max: u32, decay: f64, fragments: u32, budget_bytes: u64) -> Arm {
     let codec = Codec {
         k_max,

@@ -1,5 +1,5 @@
-//! The lab: experiments on real text, one command each. Results are stored, so an interrupted experiment continues where
-//! it stopped, and arms that experiments share run once.
+//! The lab: experiments on real text, one command each. Results are stored, so an interrupted experiment continues
+//! where it stopped, and arms that experiments share run once.
 
 mod arm;
 mod experiments;

@@ -56,7 +56,8 @@ struct Worker<'a> {
     /// One optimiser for each fragment.
     optimizers: Vec<Option<AdamW<'a>>>,
     feedback: Vec<ErrorFeedback>,
-    /// For each fragment the weights at which its residual was last written; empty before, or if the arm does not settle.
+    /// For each fragment the weights at which its residual was last written; empty before, or if the arm does not
+    /// settle.
     left_at: Vec<Vec<f32>>,
 }
 
@@ -317,8 +318,8 @@ pub fn send(
     Ok((decoded, encoded.bytes.len()))
 }
 
-/// d without the part of the residual that the network has done since the residual was written: d + residual is then the
-/// remaining work.
+/// d without the part of the residual that the network has done since the residual was written: d + residual is then
+/// the remaining work.
 fn settled(mut d: Vec<f32>, residual: &[f32], left_at: &[f32], now: &[f32]) -> Vec<f32> {
     for (((d, r), then), now) in d.iter_mut().zip(residual).zip(left_at).zip(now) {
         // In the direction of a pseudo-gradient: θ went from `then` to `now`.

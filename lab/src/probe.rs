@@ -687,8 +687,8 @@ mod tests {
                 assert!(judged.refused < 0.2 && judged.z > 1.64, "{judged:?}");
             }
         }
-        // Only in the middle do the gains of the parts add up to the step's: first they come to more, last to less, which the
-        // gate may refuse.
+        // Only in the middle do the gains of the parts add up to the step's: first they come to more, last to less,
+        // which the gate may refuse.
         let middle = of(Rule::Part(At::Middle)).of_gain;
         assert!((middle - 1.0).abs() < 0.2, "{middle}");
         let (first, last) = (of(Rule::Part(At::Start)).of_gain, of(Rule::Part(At::End)).of_gain);

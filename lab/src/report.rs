@@ -413,7 +413,7 @@ mod tests {
             text.contains("2.6500 ± 0.0500 (2 seeds)") && text.contains("no result"),
             "{text}"
         );
-        // What the paper's law gives for a million parameters: Charles et al. 2025, continued below 35 M.
+        // The paper's law for a million parameters: Charles et al. 2025, continued below 35 M.
         assert!(
             text.contains("published, over the first: +0.0 %, +0.2 %, +1.3 %, +3.3 %, +6.1 %"),
             "{text}"

@@ -145,8 +145,8 @@ impl Evidence {
     }
 }
 
-/// Standard errors that a key's evidence must reach. Keys are free, so the best of m newcomers without any merit reaches
-/// about √(2 ln m), the expected maximum of m standard normal draws; newcomers must pass that as well.
+/// Standard errors that a key's evidence must reach. Keys are free, so the best of m newcomers without any merit
+/// reaches about √(2 ln m), the expected maximum of m standard normal draws; newcomers must pass that as well.
 fn threshold(z: f64, has_accepted_work: bool, newcomers: usize) -> f64 {
     if has_accepted_work {
         z

@@ -8,7 +8,8 @@ use crate::stats::paired;
 use crate::{LossOracle, OracleError, baseline, losses, with_perturbation};
 use alice_update::{Entries, aggregate};
 
-/// α is halved at most this often before the step is skipped: an eighth of a step that still hurts points the wrong way.
+/// α is halved at most this often before the step is skipped: an eighth of a step that still hurts points the wrong
+/// way.
 pub const HALVINGS_MAX: u32 = 3;
 
 /// Decision of the step guard.
@@ -20,17 +21,17 @@ pub struct GuardResult {
     pub halvings: u32,
     /// Losses of θ(e) on the guard split, nats per token.
     pub before: Vec<f64>,
-    /// Losses on the guard split after the step; of the last refused attempt if the step was skipped, so that the refusal
-    /// can be checked.
+    /// Losses on the guard split after the step; of the last refused attempt if the step was skipped, so that the
+    /// refusal can be checked.
     pub after: Vec<f64>,
 }
 
-/// Step size of θ(e+1) = θ(e) − α·D: the first of α, α/2, α/4, α/8 that the guard split does not refuse, or zero. A step
-/// is refused if the mean fall of the loss is below −z standard errors, or if a loss is not finite.
+/// Step size of θ(e+1) = θ(e) − α·D: the first of α, α/2, α/4, α/8 that the guard split does not refuse, or zero. A
+/// step is refused if the mean fall of the loss is below −z standard errors, or if a loss is not finite.
 ///
-/// `d` is the *decoded* published aggregate, so that everybody takes the same step. `theta` is θ(e); it is moved for the
-/// measurement, and is θ(e) bit for bit afterwards, also after an error. The step itself is [`aggregate::apply`] with
-/// [`GuardResult::alpha_used`].
+/// `d` is the *decoded* published aggregate, so that everybody takes the same step. `theta` is θ(e); it is moved for
+/// the measurement, and is θ(e) bit for bit afterwards, also after an error. The step itself is [`aggregate::apply`]
+/// with [`GuardResult::alpha_used`].
 ///
 /// # Errors
 /// If the server could not evaluate.
@@ -84,8 +85,8 @@ pub fn guarded_step(
 /// (`guard.alpha_used` becomes zero): what the guard split did not show the other one did, and no step is better than a
 /// broken model.
 ///
-/// `losses_before` are the losses of θ(e) on the scoring split; they are the result if there is no step. `theta` is θ(e)
-/// bit for bit afterwards, also after an error.
+/// `losses_before` are the losses of θ(e) on the scoring split; they are the result if there is no step. `theta` is
+/// θ(e) bit for bit afterwards, also after an error.
 ///
 /// # Errors
 /// If the server could not evaluate.

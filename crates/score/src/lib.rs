@@ -110,8 +110,8 @@ fn baseline(oracle: &mut dyn LossOracle, theta: &[f32], sequences: &[u32]) -> Re
 }
 
 /// Calls `measure` with weights that it may change at the coordinates of `perturbation`, and puts those back afterwards
-/// bit by bit: adding back what was subtracted would round. Only the weights at these coordinates are copied, so `theta`
-/// may be larger than memory. Coordinates that `theta` does not have are left out.
+/// bit by bit: adding back what was subtracted would round. Only the weights at these coordinates are copied, so
+/// `theta` may be larger than memory. Coordinates that `theta` does not have are left out.
 pub fn with_perturbation<R>(
     theta: &mut [f32],
     perturbation: &impl Entries,

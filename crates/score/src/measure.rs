@@ -141,8 +141,8 @@ fn reference_norms<U>(
         .collect()
 }
 
-/// ν_p, the norm that a fragment's updates are brought to: the median of the last round that accepted any, otherwise the
-/// lower median of `norms`, those of the round's well-formed updates of the fragment. 0 if there is neither.
+/// ν_p, the norm that a fragment's updates are brought to: the median of the last round that accepted any, otherwise
+/// the lower median of `norms`, those of the round's well-formed updates of the fragment. 0 if there is neither.
 pub fn reference_norm(previous: Option<f32>, norms: &[f64]) -> f32 {
     match previous.filter(|norm| norm.is_finite() && *norm > 0.0) {
         Some(norm) => norm,

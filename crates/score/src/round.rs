@@ -21,8 +21,8 @@ pub struct RoundScore {
 ///
 /// `theta` is θ(e); it is moved to each probe and is θ(e) bit for bit afterwards, also after an error. `scoring_split`
 /// holds indices into the validation reserve. `previous_median_norms` are, by fragment, ν_p of the last round that
-/// accepted any update of it; `None` takes the median of the candidates themselves. `progress` is called with the number
-/// of measured candidates.
+/// accepted any update of it; `None` takes the median of the candidates themselves. `progress` is called with the
+/// number of measured candidates.
 ///
 /// # Errors
 /// If the server could not evaluate. No miner may be blamed for it: the round has to be repeated.

@@ -9,8 +9,8 @@ pub struct Paired {
     pub standard_error: f64,
 }
 
-/// Pairs two lists of losses over the same sequences. Pairing removes the spread *between* sequences, which is far larger
-/// than the change that one update makes. If the lists differ in length, the common part counts.
+/// Pairs two lists of losses over the same sequences. Pairing removes the spread *between* sequences, which is far
+/// larger than the change that one update makes. If the lists differ in length, the common part counts.
 pub fn paired(before: &[f64], after: &[f64]) -> Paired {
     // A closure instead of a list: several passes over the losses, but no allocation.
     let differences = || before.iter().zip(after).map(|(before, after)| before - after);

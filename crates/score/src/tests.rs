@@ -516,7 +516,7 @@ fn guard_should_skip_a_backward_step() {
     let mut oracle = oracle();
     let result = guarded_step(&mut oracle, &mut theta(), &sparse(-1.0), 1.0, 1.64, &split()).unwrap();
     assert_eq!((result.alpha_used, result.halvings, oracle.calls), (0.0, 3, 5));
-    // What was seen at the last attempt stays, so that the refusal can be checked.
+    // The losses of the last attempt stay, so that the refusal can be checked.
     assert!(result.after.iter().sum::<f64>() > result.before.iter().sum::<f64>());
 }
 

@@ -10,8 +10,8 @@ const FLOOR: f64 = 3.0;
 /// Learning rate of the local descent: 1 / (2 · λ_max), so that no coordinate diverges.
 const RATE: f32 = 0.05;
 
-/// A quadratic over θ, seen through sequences: each depends on some coordinates only, and sees their minimum with noise,
-/// as a piece of text is a noisy sample of a language.
+/// A quadratic over θ, seen through sequences: each depends on some coordinates only, and sees their minimum with
+/// noise, as a piece of text is a noisy sample of a language.
 ///
 /// ℓ_j(θ) = 3 + ½ mean over i ∈ S_j of λ_i (θ_i − θ*_i − σ ξ_ij)², where λ_i is log-uniform on 0.1 … 10.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ impl Numbers {
         (self.bits() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// Approximately normal with mean 0 and variance 1: the sum of twelve uniform numbers minus six (Irwin–Hall). Unlike
-    /// Box–Muller it calls no transcendental function, so it has the same bits on every machine.
+    /// Approximately normal with mean 0 and variance 1: the sum of twelve uniform numbers minus six (Irwin–Hall).
+    /// Unlike Box–Muller it calls no transcendental function, so it has the same bits on every machine.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }

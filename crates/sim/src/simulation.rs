@@ -1,9 +1,9 @@
 //! The simulation: a virtual clock in blocks, the effects of the round machine, and the miners' arrivals.
 //!
-//! A block is one call of [`Simulation::advance`]. It feeds the head to `alice_round::step` and carries out the effects;
-//! effects that have an answer (a seed, a scored round, the chain's status) feed it back until nothing is left to do. So
-//! a round takes the same path as on the server, and only the ends are scripted: [`Problem`] for the language model,
-//! [`Chain`] for the chain, [`Strategy`] for the miners.
+//! A block is one call of [`Simulation::advance`]. It feeds the head to `alice_round::step` and carries out the
+//! effects; effects that have an answer (a seed, a scored round, the chain's status) feed it back until nothing is left
+//! to do. So a round takes the same path as on the server, and only the ends are scripted: [`Problem`] for the language
+//! model, [`Chain`] for the chain, [`Strategy`] for the miners.
 
 mod scoring;
 mod training;
@@ -31,8 +31,8 @@ const RESERVE_SEQUENCES: u64 = 1 << 20;
 const FINALITY_LAG_BLOCKS: u32 = 2;
 /// Epochs after which a round cannot be attested any more; the chain's default.
 const LATE_WINDOW_EPOCHS: u32 = 24;
-/// A value of `update.publish_bits` that no run may have: the step uses the mean itself, unrounded. It shows the cost of
-/// rounding.
+/// A value of `update.publish_bits` that no run may have: the step uses the mean itself, unrounded. It shows the cost
+/// of rounding.
 pub const EXACT: u8 = 32;
 /// Standard deviation of a sequence's noise around the minimum.
 const NOISE: f32 = 1.0;

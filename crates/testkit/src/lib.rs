@@ -1,6 +1,6 @@
-//! What tests of several crates need: small run specifications ([`fixtures`]), random numbers and text from a seed
-//! ([`Lcg`], [`text`]), damaged inputs ([`damaged`]), processes with a deadline ([`Process`]) and folders that delete
-//! themselves ([`temp_dir`]).
+//! Helpers for the tests of several crates: small run specifications ([`fixtures`]), random numbers and text from a
+//! seed ([`Lcg`], [`text`]), damaged inputs ([`damaged`]), processes with a deadline ([`Process`]) and folders that
+//! delete themselves ([`temp_dir`]).
 //!
 //! **Architecture invariant:** a development dependency only. Nothing that ships depends on it, and it depends on
 //! neither torch nor the node, so that every crate may use it. Helpers panic with the reason: in a test that is the

@@ -4,8 +4,8 @@
 //! cargo run -p alice-update --example decode_update -- UPDATE [RUN.toml]
 //! ```
 //!
-//! Without a run specification the file is taken to be one of the golden files of this crate (`golden/update-2bit.alu` if
-//! there is no argument at all), whose layout and constants are those of the tests.
+//! Without a run specification the file is taken to be one of the golden files of this crate (`golden/update-2bit.alu`
+//! if there is no argument at all), whose layout and constants are those of the tests.
 
 use alice_spec::{RunSpec, UpdateSpec};
 use alice_update::{Entries, HEADER_BYTES, Layout, decode};

@@ -3,9 +3,9 @@
 //!
 //! `cargo run --release -p alice-update --example published_deltas -- [parameters]`
 //!
-//! The updates are synthetic: heavy-tailed values, of which a part is common to all (every miner trains on the same model)
-//! and a part is the miner's own. They go through the encoder that miners use, the mean and the publisher that the
-//! parameter server uses. The error is ‖decode(D) − mean‖₂ / ‖mean‖₂ against the exact mean in f32.
+//! The updates are synthetic: heavy-tailed values, of which a part is common to all (every miner trains on the same
+//! model) and a part is the miner's own. They go through the encoder that miners use, the mean and the publisher that
+//! the parameter server uses. The error is ‖decode(D) − mean‖₂ / ‖mean‖₂ against the exact mean in f32.
 
 use alice_spec::UpdateSpec;
 use alice_update::{Header, Layout, Sparse, Update, aggregate, encode};

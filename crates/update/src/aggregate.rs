@@ -1,22 +1,22 @@
 //! From accepted updates to the model's next state (docs/spec/protocol.md#aggregation-and-model-step).
 //!
-//! Anyone with θ(e), the accepted updates and the manifest's f_i and α recomputes θ(e+1) bit for bit. Four steps, each a
-//! function here:
+//! Anyone with θ(e), the accepted updates and the manifest's f_i and α recomputes θ(e+1) bit for bit. Four steps, each
+//! a function here:
 //!
 //! 1. [`WeightedMean`]: the mean over the union of the coordinates, each update scaled by its factor.
 //! 2. [`rounding_seed`]: the seed of the stochastic rounding, from the model and the accepted ids.
 //! 3. [`EncodedAggregate::encode`]: D, the mean rounded to a few bits, as it is published.
 //! 4. [`apply`]: θ(e+1) = θ(e) − α·D.
 //!
-//! [`aggregate_round`] is steps 1 to 3 in one pure function. The server, the auditor and the simulation call it, so none
-//! of them can drift from the others; `tests/update_format.py` repeats it in another language.
+//! [`aggregate_round`] is steps 1 to 3 in one pure function. The server, the auditor and the simulation call it, so
+//! none of them can drift from the others; `tests/update_format.py` repeats it in another language.
 //!
 //! **Order of summation.** Floating-point addition is not associative, so the order is part of the protocol: updates in
 //! ascending order of submission id, for each coordinate by itself. Products are rounded to f32, sums are kept in f64
 //! and rounded to f32 once, at the end.
 //!
-//! **The step uses D, not the mean.** Whoever joins later sees only what was published. A step with the exact mean would
-//! give the server a model that nobody can recompute.
+//! **The step uses D, not the mean.** Whoever joins later sees only what was published. A step with the exact mean
+//! would give the server a model that nobody can recompute.
 
 pub use crate::aggregate_codec::{EncodedAggregate, aggregate_bytes_max, decode_aggregate, encode_aggregate};
 
@@ -63,8 +63,8 @@ pub struct AggregateRules<'a> {
 
 /// The published aggregate D of a round: mean, rounding seed, encoding, and a check that it decodes.
 ///
-/// `model_root` is the root of θ(e). `accepted` may be in any order: it is put into ascending order of id first. An error
-/// means that our own encoding does not decode: a bug, never a miner's doing.
+/// `model_root` is the root of θ(e). `accepted` may be in any order: it is put into ascending order of id first. An
+/// error means that our own encoding does not decode: a bug, never a miner's doing.
 ///
 /// ```
 /// use alice_update::aggregate::{AcceptedUpdate, AggregateRules, aggregate_round, apply};
@@ -116,13 +116,13 @@ pub fn aggregate_round<U: Entries>(
 
 /// Weighted mean of a round's accepted updates over the union of their coordinates (docs/spec/protocol.md#mean).
 ///
-/// Lazy: its entries are computed as they are walked, chunk by chunk, from updates that may themselves still be encoded.
-/// Memory is one chunk, however large the model is.
+/// Lazy: its entries are computed as they are walked, chunk by chunk, from updates that may themselves still be
+/// encoded. Memory is one chunk, however large the model is.
 ///
-/// `updates` are in ascending order of submission id. For each coordinate, f_i · v_i is rounded to f32, the products are
-/// summed in f64 in the given order, and the sum is divided in f64 and rounded to f32. The divisor is the number s of
-/// updates that have the coordinate, but at least R / c (f64, one division), where R is the number of *all* updates of
-/// the fragment and c the run's `entry_weight`. So one entry weighs at most c / R, however few updates send its
+/// `updates` are in ascending order of submission id. For each coordinate, f_i · v_i is rounded to f32, the products
+/// are summed in f64 in the given order, and the sum is divided in f64 and rounded to f32. The divisor is the number s
+/// of updates that have the coordinate, but at least R / c (f64, one division), where R is the number of *all* updates
+/// of the fragment and c the run's `entry_weight`. So one entry weighs at most c / R, however few updates send its
 /// coordinate: c = 1 gives the mean over all updates, and a large c the mean over senders.
 ///
 /// Each fragment has its own R. Fragments are in the order of the model and do not overlap. Entries beyond their
@@ -176,7 +176,8 @@ impl ChunkSums {
         }
     }
 
-    /// Adds an update's entries up to the end of the chunk `range`; its cursor stays at the first entry of the next one.
+    /// Adds an update's entries up to the end of the chunk `range`; its cursor stays at the first entry of the next
+    /// one.
     fn add(
         &mut self,
         range: &std::ops::Range<usize>,

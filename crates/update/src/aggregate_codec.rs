@@ -2,9 +2,9 @@
 //! chunk a count, a scale and signed levels, rounded stochastically.
 //!
 //! Rounding is unbiased: a value between two levels takes the upper one with the probability of its distance from the
-//! lower one, so errors cancel over rounds instead of adding up. The draw for a coordinate is a word of a ChaCha20 stream
-//! at the coordinate's own index. It depends on the seed and the coordinate alone, so any part of D can be checked by
-//! itself, in any order.
+//! lower one, so errors cancel over rounds instead of adding up. The draw for a coordinate is a word of a ChaCha20
+//! stream at the coordinate's own index. It depends on the seed and the coordinate alone, so any part of D can be
+//! checked by itself, in any order.
 
 use crate::bits::{BitReader, BitWriter};
 use crate::error::{DecodeError, Place};
@@ -122,8 +122,8 @@ pub fn decode_aggregate(layout: &Layout, bytes: &[u8]) -> Result<Sparse, DecodeE
     Ok(Sparse { indices, values })
 }
 
-/// D as it is published, checked from end to end. Its entries are decoded as they are walked: decoded, D of a large model
-/// takes several times the memory.
+/// D as it is published, checked from end to end. Its entries are decoded as they are walked: decoded, D of a large
+/// model takes several times the memory.
 #[derive(Clone, Debug)]
 pub struct EncodedAggregate {
     layout: Layout,

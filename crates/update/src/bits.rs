@@ -1,5 +1,5 @@
-//! Bit streams, least significant bit of the first byte first. Both ends keep up to 64 bits in an accumulator, because one
-//! access to memory per bit or byte would be the slowest part of the codec.
+//! Bit streams, least significant bit of the first byte first. Both ends keep up to 64 bits in an accumulator, because
+//! one access to memory per bit or byte would be the slowest part of the codec.
 
 use crate::error::DecodeError;
 
@@ -123,8 +123,8 @@ impl<'a> BitReader<'a> {
         Some(value as u32)
     }
 
-    /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count exceeds `limit`; `None` if the
-    /// bits end first.
+    /// Counts one bits up to the next zero bit. Stops with `limit + 1` as soon as the count exceeds `limit`; `None` if
+    /// the bits end first.
     #[inline]
     pub(crate) fn read_unary(&mut self, limit: u32) -> Option<u32> {
         let mut ones = 0u32;

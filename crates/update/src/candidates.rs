@@ -1,9 +1,10 @@
 //! Selection of each chunk's candidates: the coordinates that may be sent, before rate control decides how many are.
 //!
-//! The gradient is read once, in the order of the flat vector, and it is far larger than any cache. So the first step is a
-//! threshold, not a sort: [`ThresholdSearch`] guesses one from the chunk before, marks the values that reach it, and
-//! corrects the guess until enough do. The few marked values are compacted, and [`TopK`] selects exactly among them. The
-//! threshold only decides how much work that is: the selected candidates are the same for every guess, on every machine.
+//! The gradient is read once, in the order of the flat vector, and it is far larger than any cache. So the first step
+//! is a threshold, not a sort: [`ThresholdSearch`] guesses one from the chunk before, marks the values that reach it,
+//! and corrects the guess until enough do. The few marked values are compacted, and [`TopK`] selects exactly among
+//! them. The threshold only decides how much work that is: the selected candidates are the same for every guess, on
+//! every machine.
 
 use crate::quantizer::{Levels, scale};
 use crate::threshold_mask::{Portable, ROW, ThresholdMask};
@@ -97,8 +98,9 @@ impl Selector {
         }
     }
 
-    /// Appends the candidates of a chunk: its `cap` largest magnitudes, or fewer if more are not worth sending. `next` is the
-    /// chunk after it, for prefetching, or empty. The error is the position of the first value that is not finite.
+    /// Appends the candidates of a chunk: its `cap` largest magnitudes, or fewer if more are not worth sending. `next`
+    /// is the chunk after it, for prefetching, or empty. The error is the position of the first value that is not
+    /// finite.
     pub(crate) fn select(&mut self, values: &[f32], next: &[f32], cap: u32, into: &mut Segment) -> Result<(), usize> {
         let search = ThresholdSearch {
             values,
@@ -133,9 +135,10 @@ impl Selector {
     }
 }
 
-/// Search for a threshold that at least `cap` values reach, and few others. Leaves these values in the scratch memory in
-/// ascending order of position: all but zeros if fewer than `cap` are not zero, and always those that are not finite.
-/// Returns a guess for the threshold of the next chunk. The guess changes the work, never the top `cap` of the result.
+/// Search for a threshold that at least `cap` values reach, and few others. Leaves these values in the scratch memory
+/// in ascending order of position: all but zeros if fewer than `cap` are not zero, and always those that are not
+/// finite. Returns a guess for the threshold of the next chunk. The guess changes the work, never the top `cap` of the
+/// result.
 ///
 /// Compiled for each instruction set that pulp knows, and dispatched to that of the machine. Plain loops over arrays of
 /// constant length: code inside an iterator's closures may be left out of the wider compilation.
@@ -187,11 +190,11 @@ impl<M: ThresholdMask> WithSimd for ThresholdSearch<'_, M> {
             values: found,
             count,
         } = self.scratch;
-        // Neighbouring chunks are alike, and the number of values above a threshold varies by about its square root: three
-        // of those more than needed are rarely too few.
+        // Neighbouring chunks are alike, and the number of values above a threshold varies by about its square root:
+        // three of those more than needed are rarely too few.
         let target = self.cap + 3 * self.cap.isqrt() + 2;
-        // Invariant: at least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite. Until both bounds have
-        // been measured the threshold moves away from the guess in growing steps, then it bisects.
+        // Invariant: at least `cap` reach `low`, or it is 1; fewer reach `above`, or it is not finite. Until both
+        // bounds have been measured the threshold moves away from the guess in growing steps, then it bisects.
         let (mut low, mut above, mut step) = (1, NOT_FINITE, STEP);
         let (mut seen_low, mut seen_above) = (false, false);
         let mut threshold = self.guess.clamp(low, above - 1);
@@ -260,8 +263,8 @@ fn compact(values: &[f32], marks: &[u64], count: usize, positions: &mut Vec<u16>
     let mut next = 0;
     for (number, &marks) in marks.iter().enumerate() {
         let (start, mut rest, mut slot) = ((number * ROW) as u32, marks, next);
-        // Branch-free: always writes BATCH slots; surplus slots are overwritten by the next row, because the popcount is
-        // unpredictable.
+        // Branch-free: always writes BATCH slots; surplus slots are overwritten by the next row, because the popcount
+        // is unpredictable.
         while {
             if let Some(slots) = positions.get_mut(slot..slot + BATCH) {
                 for position in slots {
@@ -338,7 +341,7 @@ mod tests {
             selector.select(&values, &[], cap, &mut segment).unwrap();
             let found = segment.chunks().nth(1).unwrap();
             let expected = by_sorting(&values, cap as usize);
-            // What may be left out is below 2^-8 of the largest, and everything after it.
+            // Left out are values below 2^-8 of the largest, and everything after them.
             let max = expected.first().map_or(0.0, |i| values[usize::from(*i)].abs());
             let worth = |i: &&u16| values[usize::from(**i)].abs() * 256.0 >= max;
             let expected: Vec<u16> = expected.iter().take_while(worth).copied().collect();
@@ -372,8 +375,8 @@ mod tests {
             prop_assert_eq!(segment.chunks().next().unwrap().positions, &expected[..]);
         }
 
-        /// A chunk's candidates are the same whatever came before it, whatever instructions the machine has, and however many
-        /// values are equal or zero.
+        /// A chunk's candidates are the same whatever came before it, whatever instructions the machine has, and
+        /// however many values are equal or zero.
         #[test]
         fn candidates_should_depend_on_nothing_but_their_chunk(
             factors in prop::collection::vec(prop_oneof![4 => (-28i32..60).prop_map(|e| 2f32.powi(e)), 1 => Just(0.0f32)], 1..6),

@@ -1,8 +1,8 @@
 //! Wire format of an update (`docs/spec/update.md`): a header of 76 bytes, then a bit stream of chunks.
 //!
-//! **Architecture invariant:** the format is canonical. Exactly one sequence of bytes decodes to a given header, base count
-//! and set of entries: counts have one shortest form, padding is zero, nothing follows the last entry. So the hash of the
-//! bytes identifies the update, and nobody can submit the same update twice under two hashes.
+//! **Architecture invariant:** the format is canonical. Exactly one sequence of bytes decodes to a given header, base
+//! count and set of entries: counts have one shortest form, padding is zero, nothing follows the last entry. So the
+//! hash of the bytes identifies the update, and nobody can submit the same update twice under two hashes.
 
 use crate::bits::BitReader;
 use crate::error::{DecodeError, Place};

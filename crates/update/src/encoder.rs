@@ -4,8 +4,8 @@
 //! complete chunk is reduced to its candidates at once ([`Selector`]) and forgotten. When all have come, rate control
 //! decides how many candidates of each chunk are sent ([`RateControl`]), and they are written.
 //!
-//! **Architecture invariant:** the bytes depend on layout, specification, header and values alone: not on the pieces, the
-//! number of threads or the machine. Whoever repeats a task gets the same update.
+//! **Architecture invariant:** the bytes depend on layout, specification, header and values alone: not on the pieces,
+//! the number of threads or the machine. Whoever repeats a task gets the same update.
 
 use crate::bits::BitWriter;
 use crate::candidates::{Segment, Selector};
@@ -71,7 +71,8 @@ pub fn encode(
 /// ```
 /// # use alice_spec::UpdateSpec;
 /// # use alice_update::{Encoder, Header, Layout, decode};
-/// # let spec = UpdateSpec { chunk: 64, budget_bytes: 100, value_bits: 2, k_max: 8, feedback_decay: 1.0, publish_bits: 8 };
+/// # let (value_bits, feedback_decay, publish_bits) = (2, 1.0, 8);
+/// # let spec = UpdateSpec { chunk: 64, budget_bytes: 100, value_bits, k_max: 8, feedback_decay, publish_bits };
 /// let layout = Layout::new(&[100, 28], spec.chunk);
 /// let mut encoder = Encoder::new(&layout, &spec)?.threads(2);
 /// for tensor in [vec![0.25f32; 100], vec![-0.5; 28]] {
@@ -283,7 +284,8 @@ impl<'a> Encoder<'a> {
             let start = range.start as u64;
             let indices = best.positions.iter().map(|position| start + u64::from(*position));
             sent.indices.extend(indices);
-            // The sent values are made from the codes, as the receiver will: error feedback must subtract these exact bits.
+            // The sent values are made from the codes, as the receiver will: error feedback must subtract these exact
+            // bits.
             levels.code_all(chunk_scale, best.values, &mut codes);
             sent.values
                 .extend(codes.iter().map(|code| levels.value(chunk_scale, u32::from(*code))));

@@ -1,27 +1,27 @@
 //! Error feedback in two phases (docs/spec/protocol.md#error-feedback).
 //!
-//! Compression leaves something out of every update. The *residual* remembers it, one value for each parameter, and adds
-//! it to the next update, so that nothing is lost, only late. But an update may be refused, and then the network has none
-//! of it. So error feedback has two phases:
+//! Compression leaves something out of every update. The *residual* remembers it, one value for each parameter, and
+//! adds it to the next update, so that nothing is lost, only late. But an update may be refused, and then the network
+//! has none of it. So error feedback has two phases:
 //!
 //! 1. **Commit**: `residual = β · (d + residual − sent)`. The sent entries leave the residual and become *pending*.
-//! 2. **Verdict**: *accepted* drops the pending update; anything else, and no verdict at all, returns it to the residual,
-//!    which is then as if the update had never been sent.
+//! 2. **Verdict**: *accepted* drops the pending update; anything else, and no verdict at all, returns it to the
+//!    residual, which is then as if the update had never been sent.
 //!
 //! Pending values decay by β at each commit, as they would have in the residual.
 //!
-//! **Format.** The state has two parts. [`PendingUpdates`], the *ledger*, is small: the updates without a verdict, in one
-//! file with a checksum (`ALF2`). The residual may be larger than memory: it is read and written as a stream
+//! **Format.** The state has two parts. [`PendingUpdates`], the *ledger*, is small: the updates without a verdict, in
+//! one file with a checksum (`ALF2`). The residual may be larger than memory: it is read and written as a stream
 //! ([`ResidualReader`], [`ResidualWriter`]), once for each commit and never for a verdict. Returned updates stay in the
 //! ledger, marked, until the next commit adds them to the residual on its way.
 //!
-//! **Invariant.** The ledger names the generation of the residual that it belongs to; a residual of another generation is
-//! refused. Whoever stores them writes the new residual next to the old one, syncs it, and then replaces the ledger by
-//! renaming. The rename is the instant at which the new state counts; until then the old state is complete.
+//! **Invariant.** The ledger names the generation of the residual that it belongs to; a residual of another generation
+//! is refused. Whoever stores them writes the new residual next to the old one, syncs it, and then replaces the ledger
+//! by renaming. The rename is the instant at which the new state counts; until then the old state is complete.
 //!
-//! **Bounds.** Pending updates are bounded in number and in entries ([`PENDING_MAX`], [`PENDING_ENTRIES_MAX`]): a server
-//! that never answers must not fill a miner's memory. Values that are not finite become zero, so one diverged task cannot
-//! poison all later ones.
+//! **Bounds.** Pending updates are bounded in number and in entries ([`PENDING_MAX`], [`PENDING_ENTRIES_MAX`]): a
+//! server that never answers must not fill a miner's memory. Values that are not finite become zero, so one diverged
+//! task cannot poison all later ones.
 //!
 //! [`ErrorFeedback`] is the same state in memory, for many miners in one process.
 
@@ -32,11 +32,11 @@ use alice_primitives::tagged_hash;
 use std::io::Read;
 use std::ops::Range;
 
-/// Maximum number of pending updates. When one more is committed, the oldest is treated as refused: no verdict is not an
-/// acceptance.
+/// Maximum number of pending updates. When one more is committed, the oldest is treated as refused: no verdict is not
+/// an acceptance.
 pub const PENDING_MAX: usize = 64;
-/// Maximum number of entries of all pending updates together: 1.5 GiB at 12 bytes each. Beyond it the oldest updates are
-/// treated as refused; the newest always stays pending.
+/// Maximum number of entries of all pending updates together: 1.5 GiB at 12 bytes each. Beyond it the oldest updates
+/// are treated as refused; the newest always stays pending.
 pub const PENDING_ENTRIES_MAX: u64 = 1 << 27;
 
 /// First bytes of a ledger: format and version.
@@ -106,8 +106,8 @@ impl PendingUpdates {
         self.pending.retain(|pending| pending.id != id || pending.returned);
     }
 
-    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if it had
-    /// never been sent. Unknown ids are ignored.
+    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if
+    /// it had never been sent. Unknown ids are ignored.
     pub fn refused(&mut self, id: [u8; 32]) {
         let pending = self.pending.iter_mut().filter(|pending| pending.id == id);
         pending.for_each(|pending| pending.returned = true);
@@ -129,8 +129,8 @@ impl PendingUpdates {
     }
 
     /// The ledger after submission `id` was committed with the update `sent`. Pending updates decay like the residual;
-    /// returned ones are gone, because the commit has added them to the residual. Committing the same id again replaces its
-    /// update.
+    /// returned ones are gone, because the commit has added them to the residual. Committing the same id again replaces
+    /// its update.
     pub fn committed(&self, id: [u8; 32], sent: &Update, decay: f32) -> Self {
         let stays = |pending: &&PendingUpdate| !pending.returned && pending.id != id;
         let mut pending: Vec<PendingUpdate> = self.pending.iter().filter(stays).cloned().collect();
@@ -152,9 +152,9 @@ impl PendingUpdates {
         }
     }
 
-    /// Streams d + residual block by block. `stored` is the residual of this ledger's generation; `None` stands for zeros
-    /// and is allowed for generation 0 only. `d` fills a block with the pseudo-gradient from the given coordinate on; `take`
-    /// gets the sums.
+    /// Streams d + residual block by block. `stored` is the residual of this ledger's generation; `None` stands for
+    /// zeros and is allowed for generation 0 only. `d` fills a block with the pseudo-gradient from the given coordinate
+    /// on; `take` gets the sums.
     pub fn combine<R: Read, E: From<FeedbackError>>(
         &self,
         stored: Option<R>,
@@ -174,9 +174,9 @@ impl PendingUpdates {
         Ok(())
     }
 
-    /// Writes the residual after the commit of `sent`, which was encoded from the sums of [`PendingUpdates::combine`] with the
-    /// same `stored` and the same `d`. `next` is the result of [`PendingUpdates::committed`]. On any error the old state
-    /// stays valid, and the partly written target has to be deleted.
+    /// Writes the residual after the commit of `sent`, which was encoded from the sums of [`PendingUpdates::combine`]
+    /// with the same `stored` and the same `d`. `next` is the result of [`PendingUpdates::committed`]. On any error the
+    /// old state stays valid, and the partly written target has to be deleted.
     pub fn store<R: Read, W: std::io::Write, E: From<FeedbackError>>(
         &self,
         next: &PendingUpdates,
@@ -281,7 +281,8 @@ fn remainder(start: u64, combined: &mut [f32], sent: &Update, decay: f32) {
 /// use alice_spec::UpdateSpec;
 /// use alice_update::{ErrorFeedback, Header, Layout, encode};
 ///
-/// # let spec = UpdateSpec { chunk: 8, budget_bytes: 100, value_bits: 8, k_max: 1, feedback_decay: 0.5, publish_bits: 8 };
+/// # let (value_bits, feedback_decay, publish_bits) = (8, 0.5, 8);
+/// # let spec = UpdateSpec { chunk: 8, budget_bytes: 100, value_bits, k_max: 1, feedback_decay, publish_bits };
 /// // One entry in a chunk of eight: the rest waits in the residual.
 /// let layout = Layout::new(&[8], spec.chunk);
 /// let mut feedback = ErrorFeedback::new(layout.covered());
@@ -320,8 +321,8 @@ impl ErrorFeedback {
         &self.residual
     }
 
-    /// d + residual, the vector to encode. `d` has a value for each covered coordinate; values beyond the residual's length
-    /// are dropped, missing ones are zero.
+    /// d + residual, the vector to encode. `d` has a value for each covered coordinate; values beyond the residual's
+    /// length are dropped, missing ones are zero.
     pub fn combine(&self, d: &[f32]) -> Vec<f32> {
         let mut sum = d.to_vec();
         sum.resize(self.residual.len(), 0.0);
@@ -329,8 +330,8 @@ impl ErrorFeedback {
         sum
     }
 
-    /// Commits submission `id`: residual = decay · (combined − sent), and the update is pending. Committing the same id again
-    /// replaces its update. Values that are not finite leave a zero in the residual.
+    /// Commits submission `id`: residual = decay · (combined − sent), and the update is pending. Committing the same id
+    /// again replaces its update. Values that are not finite leave a zero in the residual.
     pub fn commit(&mut self, id: [u8; 32], combined: Vec<f32>, sent: &Update, decay: f32) {
         let total = self.residual.len();
         self.residual = combined;
@@ -345,8 +346,8 @@ impl ErrorFeedback {
         self.ledger.accepted(id);
     }
 
-    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if it had
-    /// never been sent. Unknown ids are ignored.
+    /// Records any other verdict, or that there will be none: the update returns to the residual, which is then as if
+    /// it had never been sent. Unknown ids are ignored.
     pub fn refused(&mut self, id: [u8; 32]) {
         self.ledger.refused(id);
         self.take_returned();

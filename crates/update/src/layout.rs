@@ -48,8 +48,8 @@ impl Layout {
         Self::new(&lens, spec.update.chunk)
     }
 
-    /// Layout of the same model that covers only these tensors, by their number in canonical order. Tensors that `self` does
-    /// not cover are left out.
+    /// Layout of the same model that covers only these tensors, by their number in canonical order. Tensors that `self`
+    /// does not cover are left out.
     pub fn fragment(&self, tensors: Range<usize>) -> Self {
         let start = tensors.start.clamp(self.tensors.start, self.tensors.end);
         Self {

@@ -1,7 +1,7 @@
 //! Quantisation of an update's values: a table of scales, and levels relative to a chunk's scale.
 //!
-//! **Architecture invariant:** nothing here calls a transcendental function. `exp2` of a C library differs in the last bit
-//! between machines, so the table is built from eight constants by shifting exponents, which is exact.
+//! **Architecture invariant:** nothing here calls a transcendental function. `exp2` of a C library differs in the last
+//! bit between machines, so the table is built from eight constants by shifting exponents, which is exact.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -120,8 +120,8 @@ impl Levels {
         codes.extend(values.iter().map(|value| self.code(scale, *value) as u8));
     }
 
-    /// Scale code for a chunk's kept values: least squares for 1 and 2 bits, otherwise the smallest scale that reaches the
-    /// largest magnitude, so that nothing is clipped.
+    /// Scale code for a chunk's kept values: least squares for 1 and 2 bits, otherwise the smallest scale that reaches
+    /// the largest magnitude, so that nothing is clipped.
     pub(crate) fn fit(self, arch: Arch, values: &[f32]) -> u8 {
         if self.bits > 2 {
             return ceil_code(values.iter().fold(0.0f32, |max, value| max.max(value.abs())));
@@ -135,8 +135,8 @@ impl Levels {
         }
         let low = f64::from(TWO_BIT_LOW);
         let mut s = mean / ((1.0 + low) / 2.0);
-        // Lloyd's iteration with a fixed ratio of the two levels: assign values to levels, then solve for the scale. The
-        // assignment is stable after a few iterations; the fixed maximum bounds the work on adversarial values.
+        // Lloyd's iteration with a fixed ratio of the two levels: assign values to levels, then solve for the scale.
+        // The assignment is stable after a few iterations; the fixed maximum bounds the work on adversarial values.
         let mut before = -1.0;
         for _ in 0..4 {
             let (high, of_high) = above(s * ((1.0 + low) / 2.0));
@@ -153,9 +153,9 @@ impl Levels {
         nearest_code(s as f32)
     }
 
-    /// Whether sending a magnitude brings the receiver closer than leaving it at zero, given the number, sum and maximum of
-    /// the magnitudes that are sent, itself included. Without this bound one outlier would raise every small value of its
-    /// chunk to the scale's lowest level. Values that are not sent stay in the residual.
+    /// Whether sending a magnitude brings the receiver closer than leaving it at zero, given the number, sum and
+    /// maximum of the magnitudes that are sent, itself included. Without this bound one outlier would raise every small
+    /// value of its chunk to the scale's lowest level. Values that are not sent stay in the residual.
     pub(crate) fn worth_sending(self, magnitude: f32, count: usize, sum: f64, max: f32) -> bool {
         let magnitude = f64::from(magnitude);
         match self.bits {
@@ -167,8 +167,8 @@ impl Levels {
     }
 }
 
-/// Number and sum of the magnitudes above a border. The lane count is part of the result: it fixes the order of summation,
-/// so that every machine gets the same bits, whatever its vector width.
+/// Number and sum of the magnitudes above a border. The lane count is part of the result: it fixes the order of
+/// summation, so that every machine gets the same bits, whatever its vector width.
 struct SumAbove<'a> {
     values: &'a [f32],
     border: f64,

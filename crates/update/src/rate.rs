@@ -1,9 +1,9 @@
 //! Rate control: the number of entries of each chunk, so that the update fills its byte budget and never exceeds it.
 //!
-//! One number, the *base count*, sets the density of the whole update: every full chunk gets that many entries, a shorter
-//! one its share. The encoder finds the largest base count whose encoding fits, then gives one entry more to as many
-//! chunks as still fit, evenly spread. The exact cost of a base count needs a walk over all candidates, so the search
-//! starts from a guess that a sample of the chunks gives.
+//! One number, the *base count*, sets the density of the whole update: every full chunk gets that many entries, a
+//! shorter one its share. The encoder finds the largest base count whose encoding fits, then gives one entry more to as
+//! many chunks as still fit, evenly spread. The exact cost of a base count needs a walk over all candidates, so the
+//! search starts from a guess that a sample of the chunks gives.
 //!
 //! Works on the candidates alone; the values of the gradient are gone by then.
 
@@ -141,7 +141,8 @@ impl RateControl<'_> {
             let each = costs.iter().zip(spread(extra, chunks));
             each.map(|(cost, has)| self.bits(cost, base, usize::from(has))).sum()
         };
-        // One more in every chunk has the entries of base + 1, which did not fit, and longer counts: `above` never fits.
+        // One more in every chunk has the entries of base + 1, which did not fit, and longer counts: `above` never
+        // fits.
         let (mut extra, mut above) = (0, chunks);
         while above - extra > 1 {
             let middle = extra + (above - extra) / 2;
@@ -189,7 +190,8 @@ impl RateControl<'_> {
         let mut costs = Vec::with_capacity(self.chunks as usize);
         let (mut top_k, mut fewer) = (TopK::new(), TopK::new());
         costs.extend(self.chunks().map(|(len, candidates)| {
-            // A share grows by one at most from one base count to the next, so the smaller selection is one of the larger.
+            // A share grows by one at most from one base count to the next, so the smaller selection is one of the
+            // larger.
             let more = self.layout.share(base.saturating_add(1).min(self.k_max), len);
             let two = top_k.best(candidates, more);
             let one = fewer.best(two, self.layout.share(base, len));

@@ -2,11 +2,11 @@
 //! whoever stores it passes readers and writers.
 //!
 //! **Format.** A head of 29 bytes (`ALR1`, number format, first and last coordinate, generation), then blocks of
-//! [`RESIDUAL_BLOCK`] values, the last one shorter, each followed by its BLAKE3 checksum. The checksum binds the head and the block's
-//! coordinate, so a block of another residual or from another place is refused.
+//! [`RESIDUAL_BLOCK`] values, the last one shorter, each followed by its BLAKE3 checksum. The checksum binds the head
+//! and the block's coordinate, so a block of another residual or from another place is refused.
 //!
-//! **Invariant.** A block is checked before any of its values is handed out. A file that was cut off, or written by another
-//! version, is an error and never a residual with gaps.
+//! **Invariant.** A block is checked before any of its values is handed out. A file that was cut off, or written by
+//! another version, is an error and never a residual with gaps.
 
 use crate::error::FeedbackError;
 use alice_primitives::tagged_hash;
@@ -58,8 +58,8 @@ impl ResidualDtype {
     }
 }
 
-/// Rounds a finite value to bfloat16 (its upper 16 bits): up in magnitude with probability fraction / 2^16, as `word` is
-/// uniform.
+/// Rounds a finite value to bfloat16 (its upper 16 bits): up in magnitude with probability fraction / 2^16, as `word`
+/// is uniform.
 fn round(value: f32, word: u16) -> u16 {
     // A carry out of the lower half is the step to the next bfloat16, subnormal numbers included.
     let rounded = ((u64::from(value.to_bits()) + u64::from(word)) >> 16) as u16;
@@ -71,8 +71,8 @@ fn round(value: f32, word: u16) -> u16 {
     }
 }
 
-/// 16 bits for a coordinate, from a counter: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014). Only the machine
-/// that stores the residual uses it, so it need not be unpredictable.
+/// 16 bits for a coordinate, from a counter: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014). Only the
+/// machine that stores the residual uses it, so it need not be unpredictable.
 fn word(generation: u64, index: u64) -> u16 {
     let mut z = index
         .wrapping_add(generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
@@ -209,8 +209,8 @@ pub struct ResidualReader<R> {
 }
 
 impl<R: Read> ResidualReader<R> {
-    /// Opens the residual of these coordinates and this generation. Without a source all values are zero, which is allowed
-    /// for generation 0 only.
+    /// Opens the residual of these coordinates and this generation. Without a source all values are zero, which is
+    /// allowed for generation 0 only.
     pub fn open(source: Option<R>, covered: Range<u64>, generation: u64) -> Result<Self, FeedbackError> {
         let mut reader = Self {
             source,

@@ -23,7 +23,8 @@ pub struct Update {
 }
 
 impl Update {
-    /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left out.
+    /// `dst += factor · update`: a multiplication and an addition in f32, each rounded. Indices beyond `dst` are left
+    /// out.
     pub fn add_scaled(&self, dst: &mut [f32], factor: f32) {
         add_scaled(&self.indices, &self.values, 0, dst, factor);
     }

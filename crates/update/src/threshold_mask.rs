@@ -32,7 +32,8 @@ impl ThresholdMask for Portable {
         }
         let mut bits = 0;
         for (number, eight) in flags.as_chunks::<8>().0.iter().enumerate() {
-            // Eight bytes of 0 or 1 to eight bits: the product moves the lowest bit of byte i to bit 56 + i, without carries.
+            // Eight bytes of 0 or 1 to eight bits: the product moves the lowest bit of byte i to bit 56 + i, without
+            // carries.
             let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
             bits |= gathered << (8 * number);
         }

@@ -1,5 +1,5 @@
-//! Top-k selection among a chunk's candidates, usually without sorting: a chunk has few candidates, and counting how many
-//! reach a threshold takes a handful of vector instructions.
+//! Top-k selection among a chunk's candidates, usually without sorting: a chunk has few candidates, and counting how
+//! many reach a threshold takes a handful of vector instructions.
 
 use crate::quantizer::Levels;
 use pulp::{Arch, Simd, WithSimd};
@@ -11,8 +11,8 @@ const FILL: i32 = -1;
 /// Maximum number of distinct magnitudes that [`TopK::count_worth_sending`] finds one by one before it sorts all.
 const SCANS_MAX: usize = 16;
 
-/// Bits of a magnitude. They order as the magnitudes do, infinities and NaN above all numbers, so integers can be compared
-/// instead of floats. Signed, because SSE2 and AVX2 only compare signed integers.
+/// Bits of a magnitude. They order as the magnitudes do, infinities and NaN above all numbers, so integers can be
+/// compared instead of floats. Signed, because SSE2 and AVX2 only compare signed integers.
 #[inline(always)]
 pub(crate) fn magnitude_bits(value: f32) -> i32 {
     (value.to_bits() & 0x7fff_ffff) as i32
@@ -103,8 +103,8 @@ impl TopK {
             limit: i32::MAX,
         };
         let (mut count, mut sum, mut max) = (0, 0.0f64, 0.0f32);
-        // Scans downwards from the largest magnitude, a distinct one at a time. Stops as soon as even the smallest is worth
-        // sending next to the mean so far: that mean only falls, so then all are.
+        // Scans downwards from the largest magnitude, a distinct one at a time. Stops as soon as even the smallest is
+        // worth sending next to the mean so far: that mean only falls, so then all are.
         for _ in 0..SCANS_MAX {
             let found = self.arch.dispatch(scan);
             let next = magnitude(found.largest);
@@ -134,8 +134,8 @@ impl TopK {
     }
 }
 
-/// Copies the kept candidates to the front of the lists and returns their number. Branch-free: every candidate is written,
-/// and a rejected one is overwritten by the next, because a branch on its magnitude would be unpredictable.
+/// Copies the kept candidates to the front of the lists and returns their number. Branch-free: every candidate is
+/// written, and a rejected one is overwritten by the next, because a branch on its magnitude would be unpredictable.
 #[inline(always)]
 fn compact<'a>(
     candidates: impl Iterator<Item = ((&'a u16, &'a f32), &'a i32)>,
@@ -173,8 +173,8 @@ impl WithSimd for CutoffSearch<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> Cutoff {
         let (mut low, mut above) = extremes(self.magnitudes, i32::MAX);
-        // Invariant: at least `count` reach `low`, fewer reach `above`. Bisection usually ends early, because magnitudes that
-        // are neighbours in rank are rarely neighbours in value.
+        // Invariant: at least `count` reach `low`, fewer reach `above`. Bisection usually ends early, because
+        // magnitudes that are neighbours in rank are rarely neighbours in value.
         let mut reach_above = 0;
         above = above.saturating_add(1);
         while above - low > 1 {

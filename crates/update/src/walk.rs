@@ -1,7 +1,7 @@
 //! A walk over the entries of an encoded vector, chunk by chunk: the part that updates and published aggregates share.
 //!
-//! The bytes are outside data. A walk allocates nothing by itself, never reads beyond the end, and checks every count and
-//! position against the layout before it uses it. [`Walk::check`] goes through all of them once; after that
+//! The bytes are outside data. A walk allocates nothing by itself, never reads beyond the end, and checks every count
+//! and position against the layout before it uses it. [`Walk::check`] goes through all of them once; after that
 //! [`Walk::checked`] may be used without errors.
 
 use crate::bits::BitReader;

@@ -1,6 +1,6 @@
-//! A device against the CPU: the same tasks from the same weights. A device sums in another order, and an optimiser without
-//! history makes a full step even of a gradient that is nearly zero. So results are close, not equal; the constants here
-//! say how far apart they may be.
+//! A device against the CPU: the same tasks from the same weights. A device sums in another order, and an optimiser
+//! without history makes a full step even of a gradient that is nearly zero. So results are close, not equal; the
+//! constants here say how far apart they may be.
 
 use crate::case::{OptionArgs, device, spec, text, train, weights};
 use alice_model::{Device, Llama};

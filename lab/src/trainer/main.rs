@@ -1,5 +1,5 @@
-//! Measurements of the trainer: a device against the CPU, memory against its plan, and speed (`bench/trainer.py` compares it
-//! with PyTorch).
+//! Measurements of the trainer: a device against the CPU, memory against its plan, and speed (`bench/trainer.py`
+//! compares it with PyTorch).
 #![forbid(unsafe_code)]
 
 mod agree;

@@ -1,10 +1,10 @@
-//! Peak memory of a task, measured in a process of its own, minus the memory after libtorch has run a small task of the same
-//! kind.
+//! Peak memory of a task, measured in a process of its own, minus the memory after libtorch has run a small task of the
+//! same kind.
 //!
 //! On the CPU it is the largest resident size. glibc returns freed memory at once in that process, so that the
-//! measurement is the need of the tensors; `--keep-freed` leaves it at its default. On an NVIDIA GPU it is what libtorch's allocator
-//! has taken from the device by the end: it gives nothing back unless the device is full, so this is what a card must have,
-//! gaps between its blocks included. Other programs must not use the card meanwhile.
+//! measurement is the need of the tensors; `--keep-freed` leaves it at its default. On an NVIDIA GPU it is what
+//! libtorch's allocator has taken from the device by the end: it gives nothing back unless the device is full, so this
+//! is what a card must have, gaps between its blocks included. Other programs must not use the card meanwhile.
 
 use crate::case::{OptionArgs, device, spec, train, weights};
 use alice_trainer::{MemoryWatch, plan};

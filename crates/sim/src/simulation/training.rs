@@ -77,8 +77,8 @@ impl Simulation {
                 claims.push((order, machine, key));
             }
         }
-        // The server gives out slices in the order in which keys ask. A hash stands for that order: random, but the same
-        // in every run.
+        // The server gives out slices in the order in which keys ask. A hash stands for that order: random, but the
+        // same in every run.
         claims.sort_unstable();
         let claims = claims.into_iter();
         claims.map(|(_, machine, key)| Claim { machine, key }).collect()

@@ -145,7 +145,7 @@ fn a_step_should_have_the_same_bits_whole_and_piece_by_piece() {
     let d = mean(&layout, &[(&seeded(1), 1.0), (&seeded(2), 1.7)], 4);
     let before = super::values(layout.total(), 9, 1.0);
     let bits = |theta: &[f32]| -> Vec<u32> { theta.iter().map(|v| v.to_bits()).collect() };
-    // What error feedback does with an update, by pieces: θ + (−α)·d has the same bits as θ − α·d.
+    // Error feedback adds an update by pieces: θ + (−α)·d has the same bits as θ − α·d.
     let as_update = Update {
         indices: d.indices.clone(),
         values: d.values.clone(),

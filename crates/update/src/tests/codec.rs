@@ -1,4 +1,4 @@
-//! What goes in comes out, within the budget, and it is the best that fits.
+//! Encoded values come back, within the budget, and they are the best that fit.
 
 use super::{golden, header, layout, listing, spec, values};
 use crate::{BitCount, EncodeError, Encoder, Entries, HEADER_BYTES, Layout, Update, decode, encode};
@@ -389,7 +389,7 @@ fn every_density_should_fill_its_budget() {
             positions,
             values,
         } = encoded.bits;
-        // So many sets of k positions there are in each chunk; no code tells all of them apart with fewer bits than their
+        // The number of sets of k positions in a chunk: no code can distinguish them with fewer bits than its
         // logarithm.
         let bound: f64 = layout
             .chunks()

@@ -137,7 +137,7 @@ fn a_constant_gradient_should_be_sent_completely_over_time() {
     assert!(miss < 0.02 * goal, "{miss} of {goal}");
 }
 
-/// What a stream of the same commits as in memory leaves, with the residual in pieces on a "disk".
+/// Error feedback as a stream, with the residual in pieces on a "disk".
 struct Disk {
     ledger: PendingUpdates,
     residual: Option<Vec<u8>>,
