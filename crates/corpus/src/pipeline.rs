@@ -80,7 +80,8 @@ pub(crate) fn run(
         let mut feed = Feed {
             job,
             seen,
-            // The reader is ahead of the writer and counts by itself; the state takes its counts with each written batch.
+            // The reader is ahead of the writer and counts by itself; the state takes its counts with each written
+            // batch.
             counts: state.counts.clone(),
             position: state.position,
             batch: Batch::default(),

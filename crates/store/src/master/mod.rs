@@ -250,8 +250,8 @@ impl Master {
         self.bytes_hashed
     }
 
-    /// The model's step, `θ[j] −= α·d[j]` with the operations of [`aggregate::apply`]. Once it returns, the step survives
-    /// a power failure; before, the weights are those before the step, or will be when they are opened again.
+    /// The model's step, `θ[j] −= α·d[j]` with the operations of [`aggregate::apply`]. Once it returns, the step
+    /// survives a power failure; before, the weights are those before the step, or will be when they are opened again.
     ///
     /// `d` is walked several times. Its entries beyond the weights are left out; its indices must ascend, or nothing is
     /// changed.
