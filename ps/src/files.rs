@@ -1,4 +1,4 @@
-//! Where things are in the data directory.
+//! Paths in the data directory.
 
 use crate::PsError;
 use alice_api::Hex32;
@@ -11,7 +11,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// Makes the folders that are missing.
+    /// Makes the folders that are missing, and removes files that a crash left half written.
+    ///
+    /// # Errors
+    /// A folder cannot be made or read.
     pub fn create(dir: &Path) -> Result<Self, PsError> {
         let files = Self { dir: dir.to_path_buf() };
         for part in [files.dir.clone(), files.blobs(), files.uploads(), files.theta_dir()] {
@@ -21,22 +24,22 @@ impl Files {
         Ok(files)
     }
 
-    /// SQLite.
+    /// The database (SQLite).
     pub fn database(&self) -> PathBuf {
         self.dir.join("state.sqlite")
     }
 
-    /// What anybody may fetch.
+    /// Folder of the blobs that anybody may fetch.
     pub fn blobs(&self) -> PathBuf {
         self.dir.join("blobs")
     }
 
-    /// What was uploaded and is not scored yet.
+    /// Folder of the uploads that are not scored yet; private.
     pub fn uploads(&self) -> PathBuf {
         self.dir.join("uploads")
     }
 
-    /// An upload.
+    /// File of an upload.
     pub fn upload(&self, id: &Hex32) -> PathBuf {
         self.uploads().join(id.to_string())
     }
@@ -46,7 +49,7 @@ impl Files {
         self.dir.join("theta")
     }
 
-    /// The weights, with what [`alice_store::Master`] keeps beside them.
+    /// File of the weights; [`alice_store::Master`] keeps its own files next to it.
     pub fn theta(&self) -> PathBuf {
         self.theta_dir().join("theta.f32")
     }

@@ -2,8 +2,8 @@
 //! attests epochs to the chain. Its promise: anyone can recompute every decision from what it publishes.
 //!
 //! Data flows one way. [`http`] takes requests, [`service`] decides them (claims, uploads, commits), [`db`] stores the
-//! decisions. [`round::driver`] follows the chain and turns the effects of `alice-round` into work: [`round::scoring`] →
-//! [`round::transition`] → [`round::publish`] → [`round::settle`]. Both sides share [`state::ServerState`] and know
+//! decisions. [`round::driver`] follows the chain and turns the effects of `alice-round` into work: [`round::scoring`]
+//! → [`round::transition`] → [`round::publish`] → [`round::settle`]. Both sides share [`state::ServerState`] and know
 //! nothing of each other: the round never sees a request, and a request sees the chain only through
 //! [`service::chain_view`].
 //!

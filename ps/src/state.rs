@@ -87,7 +87,8 @@ impl ServerState {
         &self.blobs
     }
 
-    /// The corpus folder as a blob store. It holds private text too: only the shards of [`Corpus::shards`] may be served.
+    /// The corpus folder as a blob store. It holds private text too: only the shards of [`Corpus::shards`] may be
+    /// served.
     pub fn shards(&self) -> &BlobStore {
         &self.shards
     }

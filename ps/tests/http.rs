@@ -426,7 +426,34 @@ async fn an_open_round_should_go_on_after_the_state_is_reopened() {
     assert_eq!(second.body.sequence, 1);
 }
 
-/// A manifest with what it says of its text.
+#[tokio::test(flavor = "multi_thread")]
+async fn histories_should_be_those_of_key_and_account_newest_first() {
+    let fixture = Fixture::new().await;
+    let ps = fixture.open().await;
+    ps.open_round().await;
+    // Key 1 is paid itself, and for key 2; key 3 is paid to another account, and key 4 has only claimed.
+    let own = key(1).public();
+    let mut ids = Vec::new();
+    for (seed, payout) in [(1, own.0), (2, own.0), (3, PAYOUT)] {
+        let task = ps.claim(&key(seed), payout).await.task.task_id;
+        ids.push(ps.submit(&key(seed), task, &[seed; 10]).await.body.id);
+    }
+    ps.claim(&key(4), PAYOUT).await;
+    let history = async |account: Hex32| {
+        let found: alice_api::MinerHistory = ps.get(&format!("/v1/miners/{account}")).await.parse();
+        assert_eq!(found.submitted as usize, found.submissions.len());
+        found.submissions.iter().map(|s| s.receipt.body.id).collect::<Vec<_>>()
+    };
+    assert_eq!(history(own).await, [ids[1], ids[0]], "its own is counted once");
+    assert_eq!(history(key(2).public()).await, [ids[1]]);
+    assert_eq!(history(Hex32(PAYOUT)).await, [ids[2]]);
+    assert_eq!(history(key(4).public()).await, []);
+    ps.get(&format!("/v1/miners/{}", key(5).public()))
+        .await
+        .refused("not_found");
+}
+
+/// A manifest that describes its text.
 fn described(entries: Vec<ShardEntry>, part: PartName, vocab: u32) -> Manifest {
     let source = SourceEntry {
         name: "addresses".into(),

@@ -14,9 +14,9 @@ use alice_export::{ALICE_FILE, AliceFile};
 use alice_primitives::pages;
 use alice_ps::{
     PsError,
-    round::epoch::{score_epoch, void},
     commands::export::{self, ExportArgs},
     commands::init::{bind_key, create_state, open_state},
+    round::epoch::{score_epoch, void},
     round::scoring::ScoringError,
     round::settle::{attestation, record},
 };
@@ -47,8 +47,8 @@ async fn seal(ps: &Ps, epoch: u32) {
         .unwrap();
 }
 
-/// Two honest miners with one payout account, one whose update has the wrong sign, and four that are no updates for this
-/// round.
+/// Two honest miners with one payout account, one whose update has the wrong sign, and four that are no updates for
+/// this round.
 async fn collect(fixture: &Fixture, ps: &Ps) -> BTreeMap<&'static str, Receipt> {
     ps.open_round().await;
     let mut receipts = BTreeMap::new();
@@ -382,7 +382,7 @@ async fn fragments_should_be_scored_each_for_itself_and_make_one_step() {
         let receipt = ps.submit(&key(seed), lease.task.task_id, &bytes).await;
         norms[fragment as usize].push(receipt.body.id);
     }
-    // What was trained for one fragment is no update of the other.
+    // An update trained for one fragment is malformed for the other.
     let mut lease = ps.claim(&key(5), [5; 32]).await;
     lease.task.fragment = 1 - lease.task.fragment;
     let d = fixture.train(&ps, &lease);
@@ -482,7 +482,7 @@ async fn a_round_without_accepted_work_should_give_verdicts_and_no_attestation()
     );
     assert_eq!(attestation(&ps.state, EPOCH, 0, 1, [0; 32]).await.unwrap(), None);
     assert!(ps.state.db().unsettled().await.unwrap().is_empty());
-    // A commit that comes even now is told so, and counted.
+    // A commit that arrives even now is refused as late, and counted.
     ps.at(DEADLINE + 9);
     ps.commit(&key(4), declaration.id()).await.refused("late");
     let summary: EpochSummary = ps.get(&format!("/v1/epochs/{EPOCH}")).await.parse();

@@ -5,6 +5,7 @@ use alice_ps::round::transition::{Base, transition};
 use alice_score::{LossOracle, OracleError};
 use alice_spec::RunSpec;
 use alice_store::model_root;
+use alice_testkit::fixtures::tiny;
 use alice_update::{
     EncodedUpdate, Entries, Header, Layout, Update,
     aggregate::{self, AcceptedUpdate},
@@ -19,19 +20,6 @@ impl LossOracle for Quadratic {
         let loss: f64 = theta.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>() / 2.0;
         Ok(sequences.iter().map(|s| loss + f64::from(*s)).collect())
     }
-}
-
-fn spec() -> RunSpec {
-    let mut spec = RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml")).unwrap();
-    (
-        spec.model.hidden,
-        spec.model.layers,
-        spec.model.heads,
-        spec.model.kv_heads,
-        spec.model.ffn,
-    ) = (16, 1, 2, 2, 16);
-    spec.validate().unwrap();
-    spec
 }
 
 fn update(spec: &RunSpec, layout: &Layout, seed: u32) -> Vec<u8> {
@@ -78,7 +66,7 @@ fn bits(theta: &[f32]) -> Vec<u32> {
 
 #[test]
 fn the_same_accepted_updates_should_give_the_same_model() {
-    let spec = spec();
+    let spec = tiny();
     let (layout, tensors) = (Layout::from_spec(&spec), spec.tensors());
     let theta = vec![0.01f32; layout.total()];
     let root = model_root(&tensors, &theta);
@@ -110,7 +98,7 @@ fn the_same_accepted_updates_should_give_the_same_model() {
 
 #[test]
 fn a_step_that_hurts_should_be_skipped() {
-    let spec = spec();
+    let spec = tiny();
     let (layout, tensors) = (Layout::from_spec(&spec), spec.tensors());
     let mut theta = vec![0.01f32; layout.total()];
     let root = model_root(&tensors, &theta);

@@ -7,9 +7,9 @@ use codec::{DecodeAll, Encode};
 /// A commitment with this server's signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attestation {
-    /// What is signed.
+    /// The signed commitment.
     pub commitment: Commitment,
-    /// Attestation round of the epoch: how often it was reopened.
+    /// Attestation round of the epoch: the number of times that it was reopened.
     pub round: u32,
     /// Signature over [`Commitment::attest_payload`].
     pub signature: [u8; 64],
@@ -40,8 +40,8 @@ impl Db {
         }))
     }
 
-    /// Stores an attestation unless there is one for its epoch and round, and returns the one that is stored: that,
-    /// and no other, may be sent.
+    /// Stores an attestation unless there is one for its epoch and round, and returns the stored one: that, and no
+    /// other, may be sent.
     pub async fn store_attestation(&self, new: &Attestation) -> Result<Attestation, DbError> {
         let _guard = self.write().await;
         let epoch = new.commitment.epoch;
@@ -54,6 +54,7 @@ impl Db {
         .bind(&new.signature[..])
         .execute(&self.pool)
         .await?;
+        // Read back under the lock: if there was one already, that is the one to send.
         let stored = self.attestation(epoch, new.round).await?;
         stored.ok_or(DbError::Damaged {
             what: "a signed commitment",

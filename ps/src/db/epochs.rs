@@ -4,12 +4,12 @@ use super::{Db, DbError, from_json, hash, model::insert_step, number, to_json};
 use alice_api::{Delta, EpochSummary, Hex32, Outcome, PayoutPage, Snapshot, Verdict};
 use alice_primitives::{Hash, SettlementStatus};
 
-/// What is kept of an epoch beside its manifest.
+/// A scored epoch as it is stored, apart from its manifest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EpochRow {
     /// Summary.
     pub summary: EpochSummary,
-    /// ν_p after the round for each fragment; none where nothing of it was ever accepted.
+    /// Median norm ν_p of each fragment after the round; `None` if no update of it was ever accepted.
     pub median_norms: Vec<Option<f32>>,
     /// Root over the payout pages.
     pub contributions_root: Hash,
@@ -24,7 +24,7 @@ pub struct EpochRow {
 /// A payout page with the accounts on it.
 pub type PageRow = PayoutPage;
 
-/// Everything that an epoch's scoring decided.
+/// Everything that the scoring of an epoch decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
     /// The epoch.
@@ -33,16 +33,17 @@ pub struct Results {
     pub verdicts: Vec<Verdict>,
     /// Payout pages.
     pub pages: Vec<PageRow>,
-    /// The model's step, where it took one, with the snapshot if one is due.
+    /// Number and delta of the model's step, and the snapshot if one is due; `None` if no step was taken.
     pub step: Option<(u32, Delta, Option<Snapshot>)>,
-    /// Reserve sequences that must not be drawn again.
+    /// Reserve sequences that must not be drawn again, in a run that allows each once.
     pub reserve_used: Vec<u32>,
 }
 
 type Columns = (String, String, Option<i64>, String, Vec<u8>, i64, i64, String);
 const EPOCH: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages, entries,
      total_score FROM epochs WHERE epoch = ?";
-pub(super) const EPOCHS_BEFORE: &str = "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages,
+pub(super) const EPOCHS_BEFORE: &str =
+    "SELECT summary, settlement, settled_block, median_norms, contributions_root, pages,
      entries, total_score FROM epochs WHERE epoch < ? ORDER BY epoch DESC LIMIT ?";
 
 impl Db {
@@ -69,6 +70,7 @@ impl Db {
         .execute(&mut *tx)
         .await?;
         if inserted.rows_affected() == 0 {
+            // Scored before a crash. The first decision may be signed already, so it is never replaced.
             return Ok(());
         }
         store_verdicts(&mut tx, &results.verdicts).await?;
@@ -107,10 +109,7 @@ impl Db {
 
     /// An epoch.
     pub async fn epoch(&self, epoch: u32) -> Result<Option<EpochRow>, DbError> {
-        let row: Option<Columns> = sqlx::query_as(EPOCH)
-            .bind(epoch)
-            .fetch_optional(&self.pool)
-            .await?;
+        let row: Option<Columns> = sqlx::query_as(EPOCH).bind(epoch).fetch_optional(&self.pool).await?;
         match row {
             Some(row) => Ok(Some(self.with_late(epoch_row(row)?).await?)),
             None => Ok(None),
@@ -131,14 +130,14 @@ impl Db {
         Ok(all)
     }
 
-    /// Commits may come late after the epoch was scored, so they are counted when the summary is read.
+    /// Late commits arrive even after the epoch is scored, so they are counted when the summary is read.
     async fn with_late(&self, mut row: EpochRow) -> Result<EpochRow, DbError> {
         let counts = self.refusals(row.summary.epoch).await?;
         row.summary.late = counts.get("late").copied().unwrap_or(0);
         Ok(row)
     }
 
-    /// ν_p of each fragment after the newest scored epoch; empty before the first.
+    /// Median norm ν_p of each fragment after the newest scored epoch; empty before the first.
     pub async fn median_norms(&self) -> Result<Vec<Option<f32>>, DbError> {
         let norms: Option<String> = sqlx::query_scalar("SELECT median_norms FROM epochs ORDER BY epoch DESC LIMIT 1")
             .fetch_optional(&self.pool)
@@ -183,7 +182,7 @@ impl Db {
         body.map(|body| from_json("a payout page", &body)).transpose()
     }
 
-    /// The payout page of an epoch that has an account.
+    /// The payout page of an epoch with an account's entry.
     pub async fn page_of(&self, epoch: u32, account: &Hex32) -> Result<Option<PageRow>, DbError> {
         let index: Option<i64> = sqlx::query_scalar("SELECT page FROM payees WHERE epoch = ? AND account = ?")
             .bind(epoch)

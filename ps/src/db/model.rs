@@ -6,7 +6,7 @@ use alice_primitives::Hash;
 use sqlx::{Sqlite, Transaction};
 use std::collections::VecDeque;
 
-/// Most steps before a snapshot that are offered to those who are behind.
+/// Maximum steps before a snapshot that are offered to those who are behind; bounds the answer.
 const EARLIER_MAX: u32 = 256;
 
 pub(super) const NEWEST_SNAPSHOT: &str =
@@ -46,7 +46,7 @@ impl Db {
         Ok(tx.commit().await?)
     }
 
-    /// Newest step; none before `init`.
+    /// Newest step; `None` before `init`.
     pub async fn model_step(&self) -> Result<Option<Step>, DbError> {
         let row: Option<(i64, Vec<u8>)> = sqlx::query_as("SELECT step, root FROM steps ORDER BY step DESC LIMIT 1")
             .fetch_optional(&self.pool)
@@ -62,12 +62,9 @@ impl Db {
 
     /// How to get the current model.
     pub async fn model_manifest(&self) -> Result<Option<ModelManifest>, DbError> {
-        // One transaction: the snapshot and the deltas must be of one instant.
+        // One transaction, so that a step that is stored meanwhile cannot put a gap between snapshot and deltas.
         let mut tx = self.pool.begin().await?;
-        let row: Option<(i64, String)> =
-            sqlx::query_as(NEWEST_SNAPSHOT)
-                .fetch_optional(&mut *tx)
-                .await?;
+        let row: Option<(i64, String)> = sqlx::query_as(NEWEST_SNAPSHOT).fetch_optional(&mut *tx).await?;
         let Some((from, snapshot)) = row else { return Ok(None) };
         let rows: Vec<(i64, Vec<u8>, Option<String>)> =
             sqlx::query_as("SELECT step, root, delta FROM steps WHERE step >= ? ORDER BY step")
@@ -76,7 +73,7 @@ impl Db {
                 .await?;
         let snapshot: Snapshot = from_json("a snapshot", &snapshot)?;
         let (mut root, mut step, mut deltas) = (snapshot.model_root, snapshot.step, Vec::new());
-        // Each delta before the snapshot, with the root that it is for.
+        // Each delta before the snapshot, with the root of the model that it changes.
         let mut before: VecDeque<(Hex32, Delta)> = VecDeque::new();
         for (row, (at, at_root, delta)) in rows.into_iter().enumerate() {
             let base = std::mem::replace(&mut root, Hex32(hash("a model root", at_root)?));
@@ -92,11 +89,11 @@ impl Db {
                 Ok(delta) if at > from => deltas.push(delta),
                 Ok(delta) => before.push_back((base, delta)),
                 Err(error) if at > from => return Err(error),
-                // What is before the snapshot can be done without.
+                // Steps before the snapshot only save bytes, so a damaged one shortens the list.
                 Err(_) => before.clear(),
             }
         }
-        // As far back as a way over deltas has fewer bytes than the snapshot.
+        // As far back as the deltas together have fewer bytes than the snapshot.
         let mut bytes: u64 = before.iter().map(|(_, delta)| delta.bytes).sum();
         while bytes >= snapshot.bytes {
             let Some((_, delta)) = before.pop_front() else { break };
@@ -173,7 +170,7 @@ mod tests {
         }
     }
 
-    /// A run of so many steps of so many bytes each, with a snapshot of 100 bytes at the last but one.
+    /// A run of `steps` steps of `bytes` bytes each, with a snapshot of 100 bytes at the last but one.
     async fn steps(dir: &std::path::Path, steps: u32, bytes: u64) -> Db {
         let db = Db::open(&dir.join("db")).await.unwrap();
         db.init(&[1; 32], &[2; 32], "", &snapshot(0)).await.unwrap();
@@ -193,7 +190,7 @@ mod tests {
         db
     }
 
-    /// (root before, roots after) of what is offered to those who are behind the snapshot.
+    /// (root before, roots after) of the steps offered to those who are behind the snapshot.
     async fn earlier(db: &Db) -> Option<(Hex32, Vec<Hex32>)> {
         let manifest = db.model_manifest().await.unwrap().unwrap();
         assert_eq!(manifest.deltas.len(), 1, "behind the snapshot");
@@ -216,7 +213,7 @@ mod tests {
         assert_eq!(earlier(&db).await, Some((root(1), vec![root(2), root(3), root(4)])));
         db.forget_snapshot(0).await.unwrap();
         assert_eq!(earlier(&db).await, Some((root(1), vec![root(2), root(3), root(4)])));
-        // What cannot be read before the snapshot is done without, behind it nothing is.
+        // A delta before the snapshot that cannot be read is left out; one after it is an error.
         damage(&db, 2).await;
         assert_eq!(earlier(&db).await, Some((root(2), vec![root(3), root(4)])));
         damage(&db, 4).await;
@@ -226,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_than_the_last_256_steps_before_a_snapshot_should_be_offered() {
+    async fn at_most_256_steps_before_a_snapshot_should_be_offered() {
         let dir = tempfile::tempdir().unwrap();
         let db = steps(dir.path(), EARLIER_MAX + 3, 0).await;
         let (before, after) = earlier(&db).await.unwrap();

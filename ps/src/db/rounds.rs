@@ -1,4 +1,4 @@
-//! Rounds, their tasks and what was refused in them.
+//! Rounds, their tasks, and the refusals in them.
 
 use super::{Db, DbError, epochs::store_verdicts, from_json, hash, number, to_json};
 use alice_api::{ErrorCode, Hex32, Lease, SeedBlock, Task, Verdict};
@@ -37,6 +37,7 @@ impl Db {
     /// Opens a round on the current model. Opening it again changes nothing.
     pub async fn open_round(&self, epoch: u32, block: u32) -> Result<(), DbError> {
         let _guard = self.write().await;
+        // The model is read in the same statement: a round can only be opened on the newest stored step.
         sqlx::query(
             "INSERT INTO rounds (epoch, stage, base_root, base_step, opened_block)
              SELECT ?, 'open', root, step, ? FROM steps ORDER BY step DESC LIMIT 1 ON CONFLICT DO NOTHING",
@@ -48,7 +49,7 @@ impl Db {
         Ok(())
     }
 
-    /// From now on no commit is accepted.
+    /// Seals a round: no commit to it is accepted any more.
     pub async fn seal_round(&self, epoch: u32) -> Result<(), DbError> {
         let _guard = self.write().await;
         sqlx::query("UPDATE rounds SET stage = 'sealed' WHERE epoch = ? AND stage = 'open'")
@@ -62,6 +63,7 @@ impl Db {
     pub async fn close_round(&self, epoch: u32, verdicts: &[Verdict]) -> Result<(), DbError> {
         let _guard = self.write().await;
         let mut tx = self.pool.begin().await?;
+        // One transaction: a round without results must not end up with verdicts of half its submissions.
         store_verdicts(&mut tx, verdicts).await?;
         sqlx::query("UPDATE rounds SET stage = 'scored' WHERE epoch = ?")
             .bind(epoch)
@@ -82,7 +84,7 @@ impl Db {
         row.map(round_row).transpose()
     }
 
-    /// Stores the blocks of the validation seed. The first stay: what was drawn is not drawn again.
+    /// Stores the blocks of the validation seed. Blocks that are stored stay: a seed is never drawn twice.
     pub async fn store_seed(&self, epoch: u32, blocks: &[SeedBlock]) -> Result<(), DbError> {
         let _guard = self.write().await;
         sqlx::query("UPDATE rounds SET seed = ? WHERE epoch = ? AND seed IS NULL")
@@ -111,33 +113,30 @@ impl Db {
         text.map(|text| from_json("a lease", &text)).transpose()
     }
 
-    /// The task that a key holds and has not answered, under a lease that lasts beyond `block`.
+    /// Lease of the task that a key holds and has not answered, if it lasts to `block` at least.
     pub async fn open_lease(&self, epoch: u32, miner: &Hex32, block: u32) -> Result<Option<Lease>, DbError> {
         let text: Option<String> = sqlx::query_scalar(OPEN_LEASE)
-        .bind(epoch)
-        .bind(&miner.0[..])
-        .bind(block)
-        .fetch_optional(&self.pool)
-        .await?;
+            .bind(epoch)
+            .bind(&miner.0[..])
+            .bind(block)
+            .fetch_optional(&self.pool)
+            .await?;
         text.map(|text| from_json("a lease", &text)).transpose()
     }
 
-    /// The next slice of a round: the claim counter's, and once that has reached `slices_max`, one whose lease expired
-    /// before it was answered. None where there is neither.
+    /// The next slice of a round: the first that was never leased, or, if all `slices_max` were, one whose lease
+    /// expired before `block` without an answer. `None` if there is neither.
     pub async fn next_slice(&self, epoch: u32, slices_max: u32, block: u32) -> Result<Option<u32>, DbError> {
-        let next: i64 = sqlx::query_scalar(NEXT_SLICE)
-            .bind(epoch)
-            .fetch_one(&self.pool)
-            .await?;
+        let next: i64 = sqlx::query_scalar(NEXT_SLICE).bind(epoch).fetch_one(&self.pool).await?;
         let next = number("a slice", next)?;
         if next < slices_max {
             return Ok(Some(next));
         }
         let expired: Option<i64> = sqlx::query_scalar(EXPIRED_SLICE)
-        .bind(epoch)
-        .bind(block)
-        .fetch_optional(&self.pool)
-        .await?;
+            .bind(epoch)
+            .bind(block)
+            .fetch_optional(&self.pool)
+            .await?;
         expired.map(|slice| number("a slice", slice)).transpose()
     }
 
@@ -173,6 +172,7 @@ impl Db {
 
     /// Counts a refusal, once for each subject.
     pub async fn count_refusal(&self, epoch: u32, code: ErrorCode, subject: &Hex32) -> Result<(), DbError> {
+        // A client that repeats a refused request must not inflate the counts of the manifest.
         sqlx::query("INSERT INTO refusals (epoch, code, subject) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(epoch)
             .bind(code.code())
@@ -184,17 +184,13 @@ impl Db {
 
     /// Refusals of a round by code.
     pub async fn refusals(&self, epoch: u32) -> Result<BTreeMap<String, u32>, DbError> {
-        let rows: Vec<(String, i64)> =
-            sqlx::query_as(REFUSALS)
-                .bind(epoch)
-                .fetch_all(&self.pool)
-                .await?;
+        let rows: Vec<(String, i64)> = sqlx::query_as(REFUSALS).bind(epoch).fetch_all(&self.pool).await?;
         rows.into_iter()
             .map(|(code, count)| Ok((code, number("a count", count)?)))
             .collect()
     }
 
-    /// Reserve sequences that were drawn in other epochs than this.
+    /// Reserve sequences that were drawn in other epochs.
     pub async fn reserve_used(&self, except_epoch: u32) -> Result<std::collections::BTreeSet<u32>, DbError> {
         let rows: Vec<i64> = sqlx::query_scalar("SELECT sequence FROM reserve_used WHERE epoch <> ?")
             .bind(except_epoch)

@@ -5,7 +5,7 @@ use alice_api::{Hex32, MinerHistory, Receipt, SubmissionStatus};
 use alice_primitives::Hash;
 use std::path::PathBuf;
 
-/// Submissions in a miner's history.
+/// Maximum submissions in a history: about 200 KB of JSON.
 const HISTORY_MAX: u32 = 100;
 
 /// A declared upload.
@@ -23,7 +23,7 @@ pub struct Upload {
     pub blob: Hex32,
     /// Declared size.
     pub bytes: u64,
-    /// Bytes that are on disk.
+    /// Bytes on disk, synced.
     pub received: u64,
 }
 
@@ -36,7 +36,7 @@ pub struct Collected {
     pub proven: bool,
     /// Slice of its task.
     pub slice: u32,
-    /// Where its bytes are.
+    /// File with its bytes.
     pub file: PathBuf,
 }
 
@@ -90,14 +90,11 @@ impl Db {
 
     /// All uploads of an epoch.
     pub async fn uploads(&self, epoch: u32) -> Result<Vec<Upload>, DbError> {
-        let rows: Vec<UploadColumns> = sqlx::query_as(UPLOADS)
-            .bind(epoch)
-            .fetch_all(&self.pool)
-            .await?;
+        let rows: Vec<UploadColumns> = sqlx::query_as(UPLOADS).bind(epoch).fetch_all(&self.pool).await?;
         rows.into_iter().map(upload).collect()
     }
 
-    /// How many uploads a key declared for a task.
+    /// Number of uploads that a key declared for a task.
     pub async fn count_uploads(&self, task: &Hex32, miner: &Hex32) -> Result<u32, DbError> {
         let count: i64 = sqlx::query_scalar(COUNT_UPLOADS)
             .bind(&task.0[..])
@@ -117,13 +114,14 @@ impl Db {
         .bind(upload.epoch)
         .bind(&upload.miner.0[..])
         .bind(&upload.blob.0[..])
+        // At most the run's update budget, so far below 2^63.
         .bind(upload.bytes as i64)
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
-    /// Stores how many bytes are on disk.
+    /// Stores the number of bytes on disk.
     pub async fn set_received(&self, id: &Hex32, received: u64) -> Result<(), DbError> {
         sqlx::query("UPDATE uploads SET received = ? WHERE id = ?")
             .bind(received as i64)
@@ -142,7 +140,7 @@ impl Db {
         row.map(|id| Ok(Hex32(hash("a submission", id)?))).transpose()
     }
 
-    /// Committed submissions of an epoch: also the next one's place in the order of commits.
+    /// Committed submissions of an epoch; also the position of the next one in the order of commits.
     pub async fn count_submissions(&self, epoch: u32) -> Result<u32, DbError> {
         let count: i64 = sqlx::query_scalar(COUNT_SUBMISSIONS)
             .bind(epoch)
@@ -171,20 +169,16 @@ impl Db {
 
     /// Receipt and verdict of a submission.
     pub async fn submission(&self, id: &Hex32) -> Result<Option<SubmissionStatus>, DbError> {
-        let row: Option<(String, Option<String>)> =
-            sqlx::query_as(SUBMISSION)
-                .bind(&id.0[..])
-                .fetch_optional(&self.pool)
-                .await?;
+        let row: Option<(String, Option<String>)> = sqlx::query_as(SUBMISSION)
+            .bind(&id.0[..])
+            .fetch_optional(&self.pool)
+            .await?;
         row.map(status).transpose()
     }
 
     /// Submissions of an epoch in ascending order of id.
     pub async fn collected(&self, epoch: u32, file: impl Fn(&Hex32) -> PathBuf) -> Result<Vec<Collected>, DbError> {
-        let rows: Vec<(String, i64, bool)> = sqlx::query_as(COLLECTED)
-        .bind(epoch)
-        .fetch_all(&self.pool)
-        .await?;
+        let rows: Vec<(String, i64, bool)> = sqlx::query_as(COLLECTED).bind(epoch).fetch_all(&self.pool).await?;
         rows.into_iter()
             .map(|(receipt, slice, proven)| {
                 let receipt: Receipt = from_json("a receipt", &receipt)?;
@@ -199,12 +193,12 @@ impl Db {
             .collect()
     }
 
-    /// History of a mining key or a payout account.
+    /// History of a mining key or a payout account; `None` if it never held a task and was never paid for one.
     pub async fn history(&self, key: &Hash) -> Result<Option<MinerHistory>, DbError> {
         let (submitted, accepted): (i64, i64) = sqlx::query_as(HISTORY_COUNTS)
-        .bind(&key[..])
-        .fetch_one(&self.pool)
-        .await?;
+            .bind(&key[..])
+            .fetch_one(&self.pool)
+            .await?;
         let holds_task: bool = sqlx::query_scalar(HOLDS_TASK)
             .bind(&key[..])
             .fetch_one(&self.pool)
@@ -213,10 +207,10 @@ impl Db {
             return Ok(None);
         }
         let rows: Vec<(String, Option<String>)> = sqlx::query_as(HISTORY)
-        .bind(&key[..])
-        .bind(HISTORY_MAX)
-        .fetch_all(&self.pool)
-        .await?;
+            .bind(&key[..])
+            .bind(HISTORY_MAX)
+            .fetch_all(&self.pool)
+            .await?;
         let submissions = rows.into_iter().map(status).collect::<Result<_, _>>()?;
         let (submitted, accepted) = (number("a count", submitted)?, number("a count", accepted)?);
         Ok(Some(MinerHistory {

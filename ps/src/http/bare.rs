@@ -5,10 +5,18 @@
 
 use alice_api::{ApiError, ErrorCode};
 
-/// Status of each bare answer, with what the client is told.
+/// Status of each bare answer, with the message and the hint of its complete form.
 const CAUSES: [(&str, &str, &str); 3] = [
-    ("400 Bad Request", "this is no HTTP/1.1 request", "send HTTP/1.1; GET /v1/openapi.json describes the API"),
-    ("414 URI Too Long", "the path is too long", "GET /v1/openapi.json lists the paths"),
+    (
+        "400 Bad Request",
+        "this is no HTTP/1.1 request",
+        "send HTTP/1.1; GET /v1/openapi.json describes the API",
+    ),
+    (
+        "414 URI Too Long",
+        "the path is too long",
+        "GET /v1/openapi.json lists the paths",
+    ),
     (
         "431 Request Header Fields Too Large",
         "the head of the request is too large",
@@ -16,11 +24,13 @@ const CAUSES: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// The complete form of a bare answer of Hyper; None for every other answer. Those of this API always have a body, or are
-/// of other statuses.
+/// The complete form of a bare answer of Hyper; `None` for every other answer. Refusals of this API with one of these
+/// statuses always have a body, so an empty one can only be Hyper's.
 pub fn complete_answer(bytes: &[u8]) -> Option<Vec<u8>> {
     let head = bytes.strip_suffix(b"\r\n\r\n")?;
-    let status_line = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?;
+    let status_line = head
+        .strip_prefix(b"HTTP/1.1 ")
+        .or_else(|| head.strip_prefix(b"HTTP/1.0 "))?;
     let (status, message, hint) = CAUSES
         .into_iter()
         .find(|(status, ..)| status_line.starts_with(status.as_bytes()))?;

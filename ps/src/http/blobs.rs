@@ -2,8 +2,8 @@
 
 use super::{
     Api,
-    response::HttpResult,
     extract::{bad_request, hex32, not_found},
+    response::HttpResult,
 };
 use crate::PsError;
 use alice_api::{ApiError, Hex32};
@@ -20,20 +20,17 @@ use std::{ops::Range, sync::Arc};
 /// Bytes read at a time: the memory of one download.
 const BLOCK_BYTES: u64 = 1 << 20;
 
-/// A public blob: a shard of training text or of the public evaluation set, a snapshot's chunk, an aggregate, a manifest,
-/// or the update of a scored epoch.
+/// A public blob: a shard of training text or of the public evaluation set, a snapshot's chunk, an aggregate, a
+/// manifest, or the update of a scored epoch.
 #[utoipa::path(get, path = "/v1/blobs/{hash}", params(("hash" = String, Path)), responses(
     (status = 200, body = Vec<u8>, content_type = "application/octet-stream"), (status = 206, description = "the range"),
     (status = 404, body = ApiError), (status = 416, description = "beyond the end"),
 ))]
-pub async fn blob(
-    State(api): State<Arc<Api>>,
-    Path(hash): Path<String>,
-    headers: HeaderMap,
-) -> HttpResult<Response> {
+pub async fn blob(State(api): State<Arc<Api>>, Path(hash): Path<String>, headers: HeaderMap) -> HttpResult<Response> {
     let hash = hex32("a blob", &hash)?;
     let state = api.state();
-    // The corpus folder holds the private reserve too, so only the shards that the public manifests name are served from it.
+    // The corpus folder holds the private reserve too, so only the shards that the public manifests name are served
+    // from it.
     let store = if state.corpus().shards.contains(&hash.0) {
         state.shards()
     } else {
@@ -121,6 +118,7 @@ fn parse_range(value: &HeaderValue, len: u64) -> HttpResult<Option<Range<u64>>> 
     let range = match (first, last) {
         ("", suffix) => len.saturating_sub(parse(suffix)?)..len,
         (first, "") => parse(first)?..len,
+        // The last byte may lie beyond the end; the first may not.
         (first, last) => {
             let (first, last) = (parse(first)?, parse(last)?);
             if last < first {

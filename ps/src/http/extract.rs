@@ -12,7 +12,7 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use std::str::FromStr;
 
-/// Longest JSON body, bytes.
+/// Maximum size of a JSON body, bytes: the largest request has about 500.
 pub const JSON_BYTES_MAX: u64 = 16 << 10;
 
 /// Reads a body of at most `bytes_max` bytes. A body that announces more is refused before any of it is read.
@@ -32,6 +32,7 @@ pub async fn read_body(headers: &HeaderMap, body: Body, bytes_max: u64) -> HttpR
             None => return Err(bad_request("Content-Length is not a number", "send the number of bytes").into()),
         }
     }
+    // The announced size may be a lie, or missing (chunked), so the bytes are counted as they arrive.
     let mut all = BytesMut::new();
     let mut stream = body.into_data_stream();
     while let Some(part) = stream.next().await {
@@ -87,8 +88,8 @@ pub fn number<T: FromStr>(what: &str, text: &str) -> HttpResult<T> {
     })
 }
 
-/// A value of the query; `None` if it has no such key. The values of this API (numbers, hexadecimal digits, base58) need
-/// no percent-decoding.
+/// A value of the query; `None` if it has no such key. The values of this API (numbers, hexadecimal digits, base58)
+/// need no percent-decoding.
 pub fn query<'a>(query: Option<&'a str>, key: &str) -> Option<&'a str> {
     query?
         .split('&')

@@ -5,12 +5,12 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::{sync::OnceLock, time::Duration};
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-/// Between two tidyings of the recorder.
+/// Interval of the recorder's upkeep: it bounds the samples that a histogram keeps.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Upper bounds of the request durations, seconds.
 const DURATION_BUCKETS: [f64; 8] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0];
 
-/// Installs the recorder. Once for each process; later calls change nothing.
+/// Installs the recorder, once for each process; later calls change nothing.
 pub fn install() {
     HANDLE.get_or_init(|| {
         let builder = PrometheusBuilder::new()
@@ -18,7 +18,7 @@ pub fn install() {
             .unwrap_or_default();
         let recorder = builder.build_recorder();
         let handle = recorder.handle();
-        // Another recorder was installed before only if another library did so: then there is nothing to show here.
+        // Only another library can have installed one before; then /metrics is empty.
         if let Err(error) = metrics::set_global_recorder(recorder) {
             tracing::warn!(%error, "metrics are not recorded");
         }
@@ -40,7 +40,7 @@ pub fn install() {
     });
 }
 
-/// Lets the recorder put away what was measured; without it histograms would grow until somebody scrapes.
+/// Condenses the recorded samples at intervals, for ever: without that, histograms would grow until somebody scrapes.
 pub async fn upkeep() {
     loop {
         tokio::time::sleep(UPKEEP).await;

@@ -1,7 +1,7 @@
 //! The HTTP API (`docs/spec/http-api.md`). Handlers parse, bound and translate; decisions are the [`Service`]'s.
 //!
-//! A request passes, from outside in: [`connections`] (places, timers), CORS, `slots` (how many at a time, and how long),
-//! compression, and its handler. `extract` bounds what a handler reads, `response` turns refusals into answers.
+//! A request passes, from outside in: [`connections`] (places, timers), CORS, `slots` (how many at a time, and how
+//! long), compression, and its handler. `extract` bounds what a handler reads, `response` turns refusals into answers.
 
 mod bare;
 mod blobs;
@@ -10,6 +10,8 @@ mod extract;
 mod held;
 mod metrics;
 mod openapi;
+mod pace;
+mod places;
 mod prepared;
 mod reads;
 mod response;
@@ -44,7 +46,7 @@ use tower_http::{
 /// Shortest JSON that is compressed, bytes: below that the saved packet is not worth the work.
 const COMPRESSED_BYTES_MIN: u64 = 1024;
 
-/// What the handlers share.
+/// State of the handlers.
 struct Api {
     service: Arc<Service>,
     corpus: PreparedJson,
@@ -113,8 +115,8 @@ fn routes() -> Router<Arc<Api>> {
         .route("/healthz", get(reads::health))
 }
 
-/// Any web page may read: everything here is public, and no answer depends on cookies. Mining needs a key and a program,
-/// so no page may send.
+/// Any web page may read: everything here is public, and no answer depends on cookies. Mining needs a key and a
+/// program, so no page may send.
 fn cors() -> CorsLayer {
     CorsLayer::new()
         .allow_origin(Any)

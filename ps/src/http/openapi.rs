@@ -1,4 +1,4 @@
-//! The API's own description.
+//! The API's description of itself (OpenAPI).
 
 use axum::Json;
 use utoipa::OpenApi;

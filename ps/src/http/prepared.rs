@@ -26,7 +26,10 @@ pub struct PreparedJson {
 impl PreparedJson {
     /// Writes `value`. `what` names it in an error.
     pub fn new(what: &str, value: &impl Serialize) -> Result<Self, PsError> {
-        let failed = |problem: String| PsError::Json { what: what.to_owned(), problem };
+        let failed = |problem: String| PsError::Json {
+            what: what.to_owned(),
+            problem,
+        };
         let plain = serde_json::to_vec(value).map_err(|e| failed(e.to_string()))?;
         let zstd = zstd::encode_all(&plain[..], ZSTD_LEVEL).map_err(|e| failed(e.to_string()))?;
         let etag = format!("\"{}\"", blake3::hash(&plain));
@@ -40,6 +43,7 @@ impl PreparedJson {
     /// The answer to a request: 304 if the client has this document, compressed if it takes zstd.
     pub fn answer(&self, request: &HeaderMap) -> Response {
         let names = |header| request.get(header).and_then(|value| value.to_str().ok()).unwrap_or("");
+        // Weak comparison (RFC 9110, section 13.1.2): proxies that recompress weaken the tag.
         let same = |tag: &str| tag.trim().trim_start_matches("W/").as_bytes() == self.etag.as_bytes();
         let mut response = if names(header::IF_NONE_MATCH).split(',').any(same) {
             StatusCode::NOT_MODIFIED.into_response()
@@ -75,7 +79,10 @@ mod tests {
     }
 
     async fn body(response: Response) -> Vec<u8> {
-        axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap().to_vec()
+        axum::body::to_bytes(response.into_body(), 1 << 20)
+            .await
+            .unwrap()
+            .to_vec()
     }
 
     #[tokio::test]

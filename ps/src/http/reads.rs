@@ -1,10 +1,10 @@
-//! Everything that only reads.
+//! Endpoints that only read.
 
 use super::{
     Api,
-    response::HttpResult,
     blobs::serve,
     extract::{account, bad_request, hex32, not_found, number, query},
+    response::HttpResult,
 };
 use crate::service::Refusal;
 use alice_api::{
@@ -19,11 +19,11 @@ use axum::{
 };
 use std::sync::Arc;
 
-/// Epochs in one answer: by default and at most.
+/// Epochs in one answer: the default and the maximum, about 500 bytes each.
 const EPOCHS_DEFAULT: u32 = 100;
 const EPOCHS_MAX: u32 = 1000;
 
-/// What the server is doing.
+/// Network, run, block, phase, round and model of the server.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 pub async fn status(State(api): State<Arc<Api>>) -> HttpResult<Json<Status>> {
     Ok(Json(api.service.status().await?))
@@ -55,7 +55,8 @@ pub async fn corpus(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response
     api.corpus.answer(&headers)
 }
 
-/// The shards of the public evaluation set (*yardstick*): text that nobody trains on and anybody may measure a model with.
+/// The shards of the public evaluation set (*yardstick*): text that nobody trains on and anybody may measure a model
+/// with.
 #[utoipa::path(get, path = "/v1/yardstick", responses((status = 200, body = CorpusManifest),
     (status = 304, description = "the client has it (If-None-Match)"), (status = 404, body = ApiError)))]
 pub async fn yardstick(State(api): State<Arc<Api>>, headers: HeaderMap) -> HttpResult<Response> {

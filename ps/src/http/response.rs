@@ -1,4 +1,4 @@
-//! What a handler returns: an answer, or a refusal with its status and JSON body.
+//! Result of a handler: an answer, or a refusal with its status and JSON body.
 
 use crate::{PsError, db::DbError, service::Refusal};
 use axum::{

@@ -27,7 +27,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same for a request with a small JSON body.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a request asks for.
+/// Kind of a request, by what it can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Blobs, and the answers that grow with the run: shard lists and manifests.
@@ -110,6 +110,7 @@ impl Slots {
             let refusal = Refusal::new(ErrorCode::Unavailable, message, "try again in a few seconds");
             HttpError(refusal).into_response()
         };
+        // Never queued: a client that waits in a row holds a connection, and is served no sooner than if it asks again.
         let response = match self.of(kind).try_acquire_owned() {
             Ok(slot) => match tokio::time::timeout(kind.timeout(), next.run(request)).await {
                 Ok(response) => response.map(|body| Body::new(Held::new(body, slot))),

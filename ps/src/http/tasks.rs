@@ -2,11 +2,11 @@
 
 use super::{
     Api,
-    response::HttpResult,
     extract::{bad_request, hex32, number, query, read_body, read_json},
+    response::HttpResult,
 };
 use crate::service::{PART_BYTES_MAX, Refusal};
-use alice_api::{ApiError, ClaimRequest, CommitRequest, DeclareRequest, Lease, Receipt, UploadState};
+use alice_api::{ApiError, ClaimRequest, CommitRequest, DeclareRequest, ErrorCode, Lease, Receipt, UploadState};
 use axum::{
     Json,
     body::Body,
@@ -95,6 +95,10 @@ async fn decided<T: Send + 'static>(
 ) -> HttpResult<Json<T>> {
     match tokio::spawn(decision).await {
         Ok(decided) => Ok(Json(decided?)),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only the end of the runtime cancels it.
+            Err(_) => Err(Refusal::new(ErrorCode::Unavailable, "the server is stopping", "try again later").into()),
+        },
     }
 }

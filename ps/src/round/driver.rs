@@ -31,7 +31,7 @@
 //! | the node refuses or does not have something | the machine asks again with a later head |
 //! | the seed cannot be had until nobody can be paid for the epoch | the machine voids the round |
 //! | the database is busy | the effect is repeated until it is done: effects of the store are asked for once only |
-//! | scoring fails (memory of the device, an upload that cannot be read) | again after a pause, voided when it is too late |
+//! | scoring fails (device memory, an unreadable upload) | again after a pause, voided when it is too late |
 //! | the disk, the database, the scoring thread | the process ends, and restarts from what it stored |
 
 use crate::{
@@ -84,7 +84,7 @@ pub struct Driver {
     scored: mpsc::Sender<ScoringEnd>,
     scoring_ends: mpsc::Receiver<ScoringEnd>,
     rescore: Option<(Instant, u32)>,
-    /// What could not be done although the chain answers.
+    /// Why something cannot be done although the chain answers.
     problem: Option<String>,
     /// Reason why no round opens: the reserve is used up.
     exhausted: Option<String>,
@@ -300,8 +300,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Executes an effect. A busy database is waited out: `Open`, `Seal`, `Record` and `Void` are not asked for again, and
-    /// repeating an effect changes nothing.
+    /// Executes an effect. A busy database is waited out: `Open`, `Seal`, `Record` and `Void` are not asked for again,
+    /// and repeating an effect changes nothing.
     async fn execute_patiently(&mut self, chain: &Chain, effect: Effect) -> Result<Option<Event>, PsError> {
         loop {
             match self.execute(chain, effect).await {
@@ -326,7 +326,9 @@ impl Driver {
                 let submissions = db.count_submissions(epoch).await?;
                 tracing::info!(epoch, block = self.machine.best, submissions, "round sealed");
             }
-            Effect::FetchSeed { epoch, first, last } => return self.fetch_seed(chain, epoch, first, last).await.map(Some),
+            Effect::FetchSeed { epoch, first, last } => {
+                return self.fetch_seed(chain, epoch, first, last).await.map(Some);
+            }
             Effect::Score { epoch } => self.start_scoring(epoch),
             Effect::Follow { epoch } => {
                 let status = follow(chain, epoch).await?;
@@ -334,7 +336,9 @@ impl Driver {
             }
             Effect::Void { epoch } => {
                 let reason = self.problem.take();
-                let reason = reason.as_deref().unwrap_or("the seed of its validation could not be read");
+                let reason = reason
+                    .as_deref()
+                    .unwrap_or("the seed of its validation could not be read");
                 tracing::error!(epoch, reason, "the round could not be scored in time; it is voided");
                 void(state, epoch, reason).await?;
             }

@@ -18,8 +18,8 @@ use alice_store::Master;
 use std::{collections::BTreeSet, sync::Arc};
 use tokio::time::Instant;
 
-/// Scores and publishes an epoch whose seed is stored; returns whether it is to be attested. An epoch with results is left
-/// as it is.
+/// Scores and publishes an epoch whose seed is stored; returns whether it is to be attested. An epoch with results is
+/// left as it is.
 ///
 /// # Errors
 /// Losses or uploads cannot be read ([`PsError::Scoring`]: it may work later), or the disk or the database fails.
@@ -36,7 +36,10 @@ pub async fn score_epoch(state: Arc<ServerState>, scorer: Scorer, epoch: u32) ->
         tracing::info!(epoch, "nothing was submitted; the epoch is not attested");
         return Ok(false);
     }
-    let missing = |what: &str| PsError::NotStored { epoch, what: what.to_owned() };
+    let missing = |what: &str| PsError::NotStored {
+        epoch,
+        what: what.to_owned(),
+    };
     let round = db.round(epoch).await?.ok_or_else(|| missing("its round"))?;
     let seed_blocks = db.seed(epoch).await?.ok_or_else(|| missing("its seed"))?;
     let outputs: Vec<[u8; 32]> = seed_blocks.iter().map(|b| b.vrf_output.0).collect();
@@ -66,7 +69,8 @@ pub async fn score_epoch(state: Arc<ServerState>, scorer: Scorer, epoch: u32) ->
     Ok(summary.settlement == SettlementStatus::Open)
 }
 
-/// Ends a round that cannot be scored: nobody is blamed, nobody is paid, and every submission's verdict gives the reason.
+/// Ends a round that cannot be scored: nobody is blamed, nobody is paid, and every submission's verdict gives the
+/// reason.
 ///
 /// # Errors
 /// The disk or the database fails.
@@ -82,8 +86,8 @@ pub async fn void(state: &ServerState, epoch: u32, reason: &str) -> Result<(), P
     tidy(state, epoch).await
 }
 
-/// The scoring split and the guard split. In a run that allows each reserve sequence once, the draw is over the sequences
-/// that are left, in ascending order.
+/// The scoring split and the guard split. In a run that allows each reserve sequence once, the draw is over the
+/// sequences that are left, in ascending order.
 async fn draw(state: &ServerState, epoch: u32, seed: &[u8; 32]) -> Result<(Vec<u32>, Vec<u32>), PsError> {
     let (spec, all) = (&state.run().spec, state.corpus().reserve_sequences);
     if spec.data.reserve_reuse {
@@ -114,7 +118,10 @@ async fn open_theta(state: Arc<ServerState>, root: Hash) -> Result<Master, PsErr
             let tenths = (u128::from(done) * 10 / u128::from(all.max(1))) as u64;
             if tenths > reported {
                 reported = tenths;
-                tracing::info!(percent = tenths * 10, "hashing the weights, which were not closed cleanly");
+                tracing::info!(
+                    percent = tenths * 10,
+                    "hashing the weights, which were not closed cleanly"
+                );
             }
         })
     });

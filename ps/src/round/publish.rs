@@ -60,8 +60,11 @@ pub async fn publish(
         _ => None,
     };
     let manifest = manifest(state, draw, job, &scored, step.as_ref().map(|s| &s.1)).await?;
-    let bytes =
-        serde_json::to_vec(&manifest).map_err(|e| PsError::Json { what: "the manifest".into(), problem: e.to_string() })?;
+    let bytes = serde_json::to_vec(&manifest).map_err(|e| PsError::Json {
+        what: "the manifest".into(),
+        problem: e.to_string(),
+    })?;
+    // The commitment holds this hash, so the very bytes that were hashed are kept and served.
     let manifest_hash = state.blobs().put(bytes).await?;
 
     let (payout_pages, contributions_root) = payout_pages(epoch, &manifest.entries);
@@ -191,7 +194,9 @@ async fn manifest(
         }
     };
     let submissions = records(job, scored);
-    let scores = submissions.iter().map(|record| (record.receipt.payout.0, record.verdict.score));
+    let scores = submissions
+        .iter()
+        .map(|record| (record.receipt.payout.0, record.verdict.score));
     let entries: Vec<PayoutEntry> = pages::payout_entries(scores).into_iter().map(Into::into).collect();
     let total: u128 = entries.iter().map(|e| u128::from(e.score)).sum();
     Ok(EpochManifest {

@@ -57,8 +57,8 @@ pub struct Job {
     pub scoring_split: Vec<u32>,
     /// Reserve sequences for the guard.
     pub guard_split: Vec<u32>,
-    /// Median norm ν_p of the last round in which an update of fragment p was accepted; `None`, or missing at the end, if
-    /// that was never.
+    /// Median norm ν_p of the last round in which an update of fragment p was accepted; `None`, or missing at the end,
+    /// if that was never.
     pub previous_median_norms: Vec<Option<f32>>,
 }
 
@@ -77,7 +77,8 @@ pub struct Scored {
     pub transition: Option<Transition>,
 }
 
-/// Decides a round and the model's step. `theta` is θ(e); it is moved for measurements, and is θ(e) bit for bit afterwards.
+/// Decides a round and the model's step. `theta` is θ(e); it is moved for measurements, and is θ(e) bit for bit
+/// afterwards.
 ///
 /// # Errors
 /// Losses or uploads cannot be read, or the published step does not decode.
@@ -114,6 +115,7 @@ pub fn score(
         &mut progress,
     )?;
     verdicts.extend(round.decisions.iter().map(|d| verdict(job.epoch, d)));
+    // The manifest's order, whatever the order of decisions.
     verdicts.sort_unstable_by_key(|v| v.id);
     let accepted = accepted(&candidates, &round.decisions);
     let before = round.losses_before;
@@ -176,8 +178,8 @@ fn take_step(
 /// A submission's update, or the outcome and the reason why it is none.
 ///
 /// # Errors
-/// The upload cannot be read at the moment. A verdict is final and must not rest on that: the reason (no descriptors, no
-/// memory, a disk of the network) may be gone at the next try.
+/// The upload cannot be read at the moment. A verdict is final and must not rest on that: the reason (no descriptors,
+/// no memory, a disk of the network) may be gone at the next try.
 fn read_update(
     run: &RunContext,
     job: &Job,
@@ -209,7 +211,8 @@ fn check_update(
     let layout = run
         .task_layout(job.epoch, submission.slice)
         .ok_or_else(|| lost(&format!("the run has no layout for slice {}", submission.slice)))?;
-    let update = EncodedUpdate::check(layout, &run.spec.update, bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
+    let update =
+        EncodedUpdate::check(layout, &run.spec.update, bytes).map_err(|e| (Outcome::Malformed, e.to_string()))?;
     let header = update.header();
     if header.run_hash != run.run_hash {
         let detail = format!(
@@ -219,6 +222,7 @@ fn check_update(
         );
         return Err((Outcome::WrongRun, detail));
     }
+    // Both: after an epoch without a step the root alone is that of the epoch before.
     if header.base_root != job.base_root || header.epoch != job.epoch {
         let detail = format!(
             "trained on model {} for epoch {}, the round is of model {} and epoch {}",
@@ -267,6 +271,7 @@ fn verdict(epoch: u32, decision: &Decision) -> VerdictBody {
 }
 
 fn bounded(text: &str) -> String {
+    // A cut inside a character would not be a string.
     let mut end = text.len().min(DETAIL_BYTES_MAX);
     while !text.is_char_boundary(end) {
         end -= 1;

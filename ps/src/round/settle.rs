@@ -9,9 +9,9 @@ use alice_chain::{Chain, ChainError, Entry};
 use alice_primitives::{Commitment, Hash, SettlementStatus};
 use alice_round::ChainStatus;
 
-/// The signed commitment of an epoch and attestation round: the stored one if there is one, even if the chain has moved on,
-/// otherwise a new one, **stored before it is returned**. So a second signature for the same epoch and round is never
-/// made, and never sent: anybody could report the two as a fault of this server. `None` if nobody is to be paid.
+/// The signed commitment of an epoch and attestation round: the stored one if there is one, even if the chain has moved
+/// on, otherwise a new one, **stored before it is returned**. So a second signature for the same epoch and round is
+/// never made, and never sent: anybody could report the two as a fault of this server. `None` if nobody is to be paid.
 pub async fn attestation(
     state: &ServerState,
     epoch: u32,
@@ -77,7 +77,10 @@ pub async fn attest(state: &ServerState, chain: &Chain, epoch: u32) -> Result<()
         .submit_attest(&signed.commitment, signed.round, index, signed.signature)
         .await?;
     tracing::info!(epoch, round, commitment = %alice_api::Hex32(signed.commitment.hash()), "attestation sent");
-    state.db().set_settlement(epoch, SettlementStatus::Attested, None).await?;
+    state
+        .db()
+        .set_settlement(epoch, SettlementStatus::Attested, None)
+        .await?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! **Architecture invariant:** θ(e+1) is plain Rust over IEEE floats in a fixed order. Given the same θ, the same
 //! accepted updates with their factors, and the same α from the guard, every machine comes to the same root. The guard
-//! alone looks at losses; its α stands in the manifest.
+//! alone looks at losses; its α is in the manifest.
 
 use alice_primitives::Hash;
 use alice_score::{GuardResult, LossOracle, OracleError, guarded_step};
@@ -28,11 +28,11 @@ pub enum TransitionError {
 pub struct Transition {
     /// D, as it is published.
     pub d: EncodedAggregate,
-    /// What the guard decided, with α_used; zero where the step is skipped.
+    /// Decision of the guard, with α_used; zero if the step is skipped.
     pub guard: GuardResult,
 }
 
-/// What a round works on.
+/// Base of a round's step.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
     /// Run.

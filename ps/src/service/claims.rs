@@ -1,9 +1,6 @@
 //! Claims: which task a key gets, and until when.
 
-use super::{
-    Refusal, Service,
-    refusal::bad_signature,
-};
+use super::{Refusal, Service, refusal::bad_signature};
 use crate::db::RoundRow;
 use alice_api::{ClaimRequest, ErrorCode, Hex32, Lease, Task, sign};
 use alice_round::Stage;

@@ -1,4 +1,4 @@
-//! What miners' requests ask the server to decide: claims, uploads, commits, with their limits. No HTTP here.
+//! Decisions on miners' requests: claims, uploads, commits, with their limits. No HTTP here.
 //!
 //! Every decision holds the database's write lock from reading the state it rests on to storing its result, and reads
 //! the best block under that lock: once a round is sealed, no commit to it can be stored.
@@ -54,8 +54,8 @@ impl Service {
         self.state.decision_db()
     }
 
-    /// Best block. Refuses while the chain was not reached, or the newest block is too old: the deadline may have passed
-    /// unseen.
+    /// Best block. Refuses while the chain was not reached, or the newest block is too old: the deadline may have
+    /// passed unseen.
     fn best(&self) -> Result<u32, Refusal> {
         let view = self.view.borrow();
         if view.stale {
@@ -65,7 +65,8 @@ impl Service {
             .ok_or_else(|| unavailable("the server has not reached the chain yet"))
     }
 
-    /// The best block, if commits to an epoch are still accepted in it. A late request is counted once for each subject.
+    /// The best block, if commits to an epoch are still accepted in it. A late request is counted once for each
+    /// subject.
     async fn in_time(&self, epoch: u32, subject: &Hex32) -> Result<u32, Refusal> {
         let best = self.best()?;
         let deadline = self.run().spec.deadline(epoch);
@@ -83,15 +84,9 @@ impl Service {
         ))
     }
 
-    /// The lease of a task, if `miner` holds it, it has not expired at `block`, and no other upload than `subject` answered
-    /// the task.
-    async fn live_lease(
-        &self,
-        task: &Hex32,
-        miner: &Hex32,
-        block: u32,
-        subject: &Hex32,
-    ) -> Result<Lease, Refusal> {
+    /// The lease of a task, if `miner` holds it, it has not expired at `block`, and no other upload than `subject`
+    /// answered the task.
+    async fn live_lease(&self, task: &Hex32, miner: &Hex32, block: u32, subject: &Hex32) -> Result<Lease, Refusal> {
         let lease = self.db().lease(task).await?.ok_or_else(|| {
             Refusal::new(
                 ErrorCode::UnknownTask,

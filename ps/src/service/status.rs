@@ -5,7 +5,7 @@ use crate::PsError;
 use alice_api::{Hex32, Status};
 
 impl Service {
-    /// What the server is doing, for everybody.
+    /// The public status, read with the connections of public reads.
     pub async fn status(&self) -> Result<Status, PsError> {
         let (db, view) = (self.state.read_db(), self.view.borrow().clone());
         let step = db.model_step().await?;

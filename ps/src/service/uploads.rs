@@ -54,6 +54,7 @@ impl Service {
             self.in_time(lease.task.epoch, &request.task_id).await?;
         }
         let lease = self.live_lease(&request.task_id, &request.miner, block, &id).await?;
+        // Each may take the run's update budget on disk, and keys are free.
         if self.db().count_uploads(&request.task_id, &request.miner).await? >= UPLOADS_PER_TASK_MAX {
             return Err(Refusal::new(
                 ErrorCode::NoTask,
@@ -108,8 +109,8 @@ impl Service {
             ));
         }
         let path = self.state.files().upload(id);
-        // The lock moves into the write: if the client goes away the request is dropped and the write is still running; it
-        // must not truncate what a later request has written by then.
+        // The lock moves into the write: if the client goes away the request is dropped and the write is still running;
+        // it must not truncate what a later request has written by then.
         let write = move || {
             append(&path, offset, &part).map_err(|e| PsError::file("write", &path, &e))?;
             Ok(lock)
@@ -120,8 +121,8 @@ impl Service {
         self.upload_answer(upload).await
     }
 
-    /// Checks that all bytes have arrived and have the declared hash. Bytes with another hash are discarded, so that the
-    /// miner can send them again.
+    /// Checks that all bytes have arrived and have the declared hash. Bytes with another hash are discarded, so that
+    /// the miner can send them again.
     pub(super) async fn check_bytes(&self, upload: &Upload) -> Result<(), Refusal> {
         if upload.received < upload.bytes {
             return Err(Refusal::new(

@@ -5,9 +5,9 @@
 use alice_api::{ClaimRequest, CommitRequest, DeclareRequest, Hex32, Key, Lease, Receipt};
 use alice_model::{DeviceChoice, TorchOracle};
 use alice_ps::{
+    commands::init::{create_state, open_state},
     corpus::Corpus,
     http,
-    commands::init::{create_state, open_state},
     round::scoring_thread::Scorer,
     service::Service,
     service::chain_view::ChainView,
@@ -57,7 +57,7 @@ fn write_texts(dir: &Path) {
     }
 }
 
-fn spec_text(corpus: &alice_data::BuiltCorpus, reuse: bool) -> String {
+fn spec_text(corpus: &alice_corpus::DevelopmentCorpus, reuse: bool) -> String {
     let (root, reserve) = (Hex32(corpus.corpus.root), Hex32(corpus.reserve.root));
     let (tokens, reserve_tokens) = (corpus.corpus.tokens(), corpus.reserve.tokens());
     format!(
@@ -95,7 +95,7 @@ impl Fixture {
 
     /// A model of two layers whose tasks train one of two fragments.
     pub async fn in_fragments() -> Self {
-        let text = |corpus: &alice_data::BuiltCorpus| {
+        let text = |corpus: &alice_corpus::DevelopmentCorpus| {
             spec_text(corpus, true)
                 .replace("layers = 1", "layers = 2")
                 .replace("fragments = 1", "fragments = 2")
@@ -103,12 +103,12 @@ impl Fixture {
         Self::of(text).await
     }
 
-    async fn of(text: impl FnOnce(&alice_data::BuiltCorpus) -> String) -> Self {
+    async fn of(text: impl FnOnce(&alice_corpus::DevelopmentCorpus) -> String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let texts = dir.path().join("texts");
         std::fs::create_dir(&texts).unwrap();
         write_texts(&texts);
-        let corpus = alice_data::build(&texts, &dir.path().join("corpus")).unwrap();
+        let corpus = alice_corpus::build_development(&texts, &dir.path().join("corpus")).unwrap();
         let text = text(&corpus);
         let spec = RunSpec::parse(&text).unwrap();
         create_state(&dir.path().join("data"), GENESIS, text.clone(), spec.clone())
