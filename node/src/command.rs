@@ -158,20 +158,32 @@ fn run_node(mut cli: Cli) -> sc_cli::Result<()> {
     chain_spec::check_has_validators(&*config.chain_spec)?;
     check_ports(&config)?;
     restrict_rpc(&mut config);
-    let mut node = tokio.block_on(async {
+    let mut task_manager = tokio.block_on(async {
         match config.network.network_backend {
             NetworkBackendType::Libp2p => service::new_full::<sc_network::NetworkWorker<_, _>>(config),
             NetworkBackendType::Litep2p => service::new_full::<sc_network::Litep2pNetworkBackend>(config),
         }
     })?;
-    let outcome = tokio.block_on(signals.try_until_signal(node.task_manager.future().fuse()));
+    let outcome = tokio.block_on(signals.try_until_signal(task_manager.future().fuse()));
+    let log_level = log::max_level();
     if outcome.is_err() {
         log::info!("Stopping, as asked by a signal");
+        // From here on tasks end on purpose, but the framework logs each end of an essential one as a failure of the
+        // node.
+        log::set_max_level(log::LevelFilter::Off);
     }
-    // Ends the tasks; `node.pool` must outlive them (see there).
-    drop(node.task_manager);
+    let tasks = task_manager.into_task_registry();
     tokio.shutdown_timeout(STOP_TIMEOUT);
-    drop(node.pool);
+    log::set_max_level(log_level);
+    let running = tasks.running_tasks();
+    if !running.is_empty() {
+        let names: Vec<_> = running.keys().map(|task| task.name).collect();
+        log::warn!(
+            "Tasks that did not end within {} s: {}",
+            STOP_TIMEOUT.as_secs(),
+            names.join(", ")
+        );
+    }
     match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(error.into()),

@@ -177,19 +177,10 @@ fn check_same_network(config: &Configuration, client: &FullClient) -> Result<(),
     )))
 }
 
-/// A running node.
-pub struct Node {
-    /// Its tasks. Dropping it asks them to end.
-    pub task_manager: TaskManager,
-    /// The transaction pool, to be dropped after all tasks have ended: its background tasks end when its last handle
-    /// goes, and if that happens during a stop they report a failed node.
-    pub pool: Arc<TransactionPoolHandle<Block, FullClient>>,
-}
-
 /// The whole node.
 pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
     config: Configuration,
-) -> Result<Node, ServiceError> {
+) -> Result<TaskManager, ServiceError> {
     let sc_service::PartialComponents {
         client,
         backend,
@@ -416,15 +407,12 @@ pub fn new_full<N: NetworkBackend<Block, <Block as BlockT>::Hash>>(
             shared_voter_state,
             telemetry: telemetry.as_ref().map(|telemetry| telemetry.handle()),
             // For reports of equivocations.
-            offchain_tx_pool_factory: OffchainTransactionPoolFactory::new(transaction_pool.clone()),
+            offchain_tx_pool_factory: OffchainTransactionPoolFactory::new(transaction_pool),
         })?;
         task_manager
             // Essential: a node without its voter would follow the chain without ever noticing finality.
             .spawn_essential_handle()
             .spawn_blocking("grandpa-voter", None, voter);
     }
-    Ok(Node {
-        task_manager,
-        pool: transaction_pool,
-    })
+    Ok(task_manager)
 }

@@ -134,19 +134,24 @@ pub fn call_from_page(port: u16, origin: &str, method: &str) -> Value {
     // One text frame with a mask of zeros.
     stream.write_all(&[0x81, 0x80 | length, 0, 0, 0, 0]).unwrap();
     stream.write_all(question.as_bytes()).unwrap();
-    let mut header = [0; 2];
-    stream.read_exact(&mut header).unwrap();
-    let length = match header[1] {
-        126 => {
-            let mut long = [0; 2];
-            stream.read_exact(&mut long).unwrap();
-            usize::from(u16::from_be_bytes(long))
+    loop {
+        let mut header = [0; 2];
+        stream.read_exact(&mut header).unwrap();
+        let length = match header[1] {
+            126 => {
+                let mut long = [0; 2];
+                stream.read_exact(&mut long).unwrap();
+                usize::from(u16::from_be_bytes(long))
+            }
+            short => usize::from(short),
+        };
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).unwrap();
+        // The server begins with a ping; the answer is the first text.
+        if header[0] == 0x81 {
+            return serde_json::from_slice(&payload).unwrap();
         }
-        short => usize::from(short),
-    };
-    let mut answer = vec![0; length];
-    stream.read_exact(&mut answer).unwrap();
-    serde_json::from_slice(&answer).unwrap()
+    }
 }
 
 /// Runs a command of the program to its end.
