@@ -29,6 +29,8 @@ pub struct Arm {
     /// 0: round e trains on θ(e); 1: on θ(e−1).
     pub base_lag: u32,
     /// Blocks of the model, if not those of the run.
+    // Left out of the JSON when absent: the key of a result hashes that JSON, so the results of before the field was
+    // added keep their keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<u32>,
 }
@@ -44,6 +46,7 @@ pub struct Outer {
     pub by_senders: bool,
     /// c ≥ 1: divide by the larger of the number of senders and of R / c, so that one worker's entry weighs at most c /
     /// R. Between the mean over all (c = 1) and the mean over senders (c = R).
+    // As for `layers`: results without the field keep their keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entry_weight: Option<u32>,
 }
@@ -63,6 +66,7 @@ pub struct Codec {
     pub publish_bits: Option<u8>,
     /// Whether a residual is reduced by the network's movement of a coordinate since, towards zero and not beyond: that
     /// part of the work has been done by others.
+    // As for `layers`: results without the field keep their keys.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settle: bool,
 }
@@ -72,6 +76,7 @@ impl Arm {
     /// share run once.
     pub fn key(&self, model: &str, seed: u64) -> String {
         let text = serde_json::json!([self, model, seed]).to_string();
+        // 64 bits: a few hundred results do not collide, and a line of runs.jsonl stays readable.
         blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
     }
 

@@ -60,6 +60,7 @@ const BOUNDED: Outer = Outer {
 };
 /// DiLoCo's outer optimiser.
 const NESTEROV: Outer = Outer {
+    // 0.7 and 0.9 are the outer step size and momentum of the DiLoCo paper (Douillard et al. 2023).
     alpha: 0.7,
     momentum: 0.9,
     by_senders: false,
@@ -70,10 +71,14 @@ const NESTEROV: Outer = Outer {
 fn diloco(workers: u32, scale: Scale) -> Arm {
     Arm {
         workers,
+        // Workers share the batch, so that every arm sees the same number of tokens.
         batch_sequences: scale.batch / workers,
         steps: 30,
         rounds: scale.rounds,
+        // Not tuned for each arm, which favours the data-parallel one (docs/lab.md#how-it-was-done).
         learning_rate: 4e-3,
+        // As the miner by default: moments that start at zero in each task cost 7 % with full tasks and a fifth with
+        // fragments (E3, E7).
         keep_moments: true,
         outer: NESTEROV,
         codec: None,
@@ -87,6 +92,7 @@ fn diloco(workers: u32, scale: Scale) -> Arm {
 /// AdamW with the gradients of all workers averaged in every step: one worker with the whole batch, no outer step.
 fn data_parallel(scale: Scale) -> Arm {
     Arm {
+        // With one worker and α = 1 the step ends at the weights where local training ended.
         outer: PLAIN,
         ..diloco(1, scale)
     }
@@ -112,8 +118,11 @@ pub fn ours_over_all(scale: Scale) -> Arm {
 const OURS: Codec = Codec {
     k_max: K_DENSE,
     value_bits: 2,
+    // β of run `dev`. The best one differs by density and by how seldom a worker comes back (E4, E13).
     decay: Some(0.95),
+    // No budget: bytes follow from the density, which is what E3 and E4 ask about.
     budget_bytes: None,
+    // As small runs publish. Four bits lose nothing either, see `deltas`.
     publish_bits: Some(8),
     settle: false,
 };
@@ -194,6 +203,7 @@ pub fn all(scale: Scale) -> Vec<Experiment> {
             name,
             question,
             arms: arms(scale),
+            // The law is of DiLoCo by M, and no other experiment has arms by M only.
             law: if name == "e1" { &DILOCO_LAW } else { &[] },
         })
         .collect()
@@ -270,8 +280,11 @@ fn compression(scale: Scale) -> Arms {
 
 fn decay_by_density(scale: Scale) -> Arms {
     let mut arms = vec![base(scale)];
+    // 6 of 4,096 is about the density of `genesis-7b` over all parameters, 64 that of E3; 20 lies between.
     for (percent, k_max) in [("0.15", 6), ("0.5", 20), ("1.56", K_DENSE)] {
         let arm = coded(scale, Codec { k_max, ..OURS });
+        // The hypothesis that density / (1 − β) is constant asks for 0.995 at 0.15 % and 0.985 at 0.5 %, so the list
+        // reaches that far.
         let decays = [0.6, 0.8, 0.9, 0.95, 0.99, 0.995];
         arms.extend(by_decay(&format!("{percent} %"), &arm, &decays));
     }
@@ -310,6 +323,8 @@ fn outer_steps(scale: Scale) -> Arms {
         ("over senders, Nesterov", by_senders(NESTEROV)),
         ("over senders, at most 2 / R for an entry", at_most(2)),
         ("over senders, at most 4 / R for an entry", at_most(4)),
+        // Longer steps for everybody, to see how much of the gain of the mean over senders is only step length: two
+        // thirds to four fifths.
         ("over all, α 2", alpha(2.0)),
         ("over all, α 4", alpha(4.0)),
     ]
@@ -321,6 +336,7 @@ fn fragments_at_equal_bytes(scale: Scale) -> Arms {
     let of = |decay, fragments| in_budget(scale, K_DENSE, decay, fragments, 2_100);
     let equal_flops = Arm {
         steps: EQUAL_FLOPS_STEPS,
+        // β of the better fragment arm, so that the FLOPs are the only difference.
         ..of(0.8, 4)
     };
     let from_nothing = Arm {
@@ -329,6 +345,8 @@ fn fragments_at_equal_bytes(scale: Scale) -> Arms {
     };
     vec![
         base(scale),
+        // Two decays for each: the longer is by the hypothesis of constant density / (1 − β), the shorter by E4 and
+        // E13. With one of them only, the comparison would be between decays.
         ("full, 2,100 bytes, β 0.995".into(), of(0.995, 1)),
         ("full, 2,100 bytes, β 0.95".into(), of(0.95, 1)),
         ("4 fragments, 2,100 bytes, β 0.98".into(), of(0.98, 4)),
@@ -344,6 +362,7 @@ fn fragments_at_equal_bytes(scale: Scale) -> Arms {
 fn fragments_at_equal_tokens(scale: Scale) -> Arms {
     vec![
         base(scale),
+        // P times the density in 1/P of the parameters: about the same bytes an update.
         ("2 fragments, 3.12 %".into(), in_fragments(scale, 2, 2 * K_DENSE)),
         ("4 fragments, 6.25 %".into(), in_fragments(scale, 4, 4 * K_DENSE)),
     ]
@@ -356,6 +375,7 @@ fn decay_of_old_residuals(scale: Scale) -> Arms {
         ..ours(scale)
     };
     let two = in_fragments(scale, 2, 2 * K_DENSE);
+    // The density that `genesis-7b` has within a fragment, 1.4 to 1.7 %.
     let four = in_fragments(scale, 4, K_DENSE);
     let four_in_budget = in_budget(scale, K_DENSE, 0.98, 4, 2_100);
     let mut arms = vec![base(scale)];
@@ -376,6 +396,8 @@ fn decay_in_long_runs(scale: Scale) -> Arms {
 fn settled_residuals(scale: Scale) -> Arms {
     let bounded = Arm {
         outer: Outer {
+            // A residual is stale because others have done its work, at up to 4/R each (E13): half of that shows how
+            // much the weight does.
             entry_weight: Some(2),
             ..PLAIN
         },
@@ -411,10 +433,13 @@ fn deep_fragments(scale: Scale) -> Arms {
         };
         let arm = Arm {
             layers: Some(8),
+            // Twice the entries of other arms, so that the bytes and not `k_max` bound an update: at eight fragments
+            // 4,100 bytes are 1.7 %, more than 64 of 4,096.
             ..in_budget(scale, 2 * K_DENSE, decay, fragments, 4_100)
         };
         (format!("8 layers, 4,100 bytes, {label}, β {decay}"), arm)
     };
+    // 0.95 with fragments is left out: E13 has it a third behind. 0 is what the phases have.
     [(1, 0.95), (4, 0.8), (4, 0.6), (8, 0.8), (8, 0.6), (8, 0.0)]
         .map(of)
         .to_vec()
@@ -426,6 +451,7 @@ fn churn(scale: Scale) -> Arms {
         (label, Arm { churn, ..ours(scale) })
     };
     let mut arms = vec![base(scale)];
+    // A missing worker is not replaced, so these arms train on fewer tokens than `Arm::tokens` counts.
     arms.extend([0.1, 0.3, 0.5].map(of));
     arms
 }

@@ -132,6 +132,8 @@ fn run_missing(
     done: &Done,
     results: &Path,
 ) -> Result<()> {
+    // Runs are parallel, not operations: a model this small is too little work for a second thread, and one thread has
+    // one order of sums, so a run repeats to the bit.
     alice_model::set_threads(1);
     let mut queue = VecDeque::new();
     // Seed by seed, so that an interrupted experiment has something of every arm.
@@ -139,12 +141,14 @@ fn run_missing(
         for (label, arm) in experiments.iter().flat_map(|e| &e.arms) {
             let key = arm.key(model, seed);
             let known = done.lock().is_ok_and(|done| done.contains_key(&key));
+            // The base arm is in most experiments: without the second test `lab all` would train it ten times.
             if !known && !queue.iter().any(|(_, _, k, _)| *k == key) {
                 queue.push_back((label.clone(), arm.clone(), key, seed));
             }
         }
     }
     let (first, of) = args.share;
+    // Every N-th and not a block: seeds follow one another in the queue, and all processes should begin with the first.
     let queue: VecDeque<_> = queue.into_iter().skip(first).step_by(of).collect();
     let total = queue.len();
     let tokens: u64 = queue
@@ -185,6 +189,7 @@ fn work(bench: &Bench, queue: &Queue, done: &Done, results: &Path, total: usize)
             outcome.loss,
             outcome.seconds
         );
+        // The lock is held while the line is written, so that the lines of two runs do not mix.
         let mut done = done.lock().map_err(|_| poisoned())?;
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(results)?;
         writeln!(

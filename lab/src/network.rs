@@ -74,6 +74,8 @@ pub fn run(bench: &Bench, arm: &Arm, seed: u64) -> Result<Outcome> {
     for round in 0..arm.rounds {
         let sent = run.train(round)?;
         run.step(round, &sent)?;
+        // A held-out loss is a forward pass of 256 sequences, and a round trains on 240: measured in each round, it
+        // would be a quarter of the time.
         if (round + 1) % 4 == 0 || round + 1 == arm.rounds {
             run.outcome.loss = held_out_loss(bench, &mut run.model, &run.theta)?;
             run.outcome.curve.push((round + 1, run.outcome.loss));
@@ -115,6 +117,7 @@ impl<'a> Run<'a> {
         spec.model.layers = arm.layers.unwrap_or(spec.model.layers);
         // Weights and layout are those of the whole model; only the rotation of tasks goes by fragments.
         let model = Llama::new(&spec, bench.device)?;
+        // From the seed alone and not from the arm, so that arms are paired.
         let theta = init_theta(&spec, &tagged_hash("alice/lab/init", &[&seed.to_le_bytes()]));
         let whole = Layout::from_spec(&spec);
         spec.task.fragments = arm.fragments;
@@ -179,6 +182,7 @@ impl<'a> Run<'a> {
                         false => d,
                     };
                     if codec.settle {
+                        // After `settled`, which compares with the weights of the last visit.
                         worker.left_at[group].clone_from(&base);
                     }
                     let (update, bytes) = send(&self.spec, codec, &self.layouts[group], feedback, d, round)?;
@@ -193,6 +197,7 @@ impl<'a> Run<'a> {
 
     /// The network's step, fragment by fragment.
     fn step(&mut self, round: u32, sent: &[Vec<Sent>]) -> Result<()> {
+        // Before any fragment steps: with a lag all fragments train on one and the same earlier state.
         self.theta_before.clone_from(&self.theta);
         for (layout, sent) in self.layouts.iter().zip(sent) {
             let Some(mean) = mean(layout, sent, self.arm.outer) else {
@@ -201,6 +206,8 @@ impl<'a> Run<'a> {
             let d = match self.arm.codec.and_then(|codec| codec.publish_bits) {
                 None => mean,
                 Some(bits) => {
+                    // A rounding of its own in each round, or the errors of stochastic rounding would add up instead of
+                    // cancelling.
                     let seed = [&self.seed.to_le_bytes()[..], &round.to_le_bytes()];
                     let seed = tagged_hash("alice/lab/rounding", &seed);
                     let published = EncodedAggregate::encode(layout, bits, &mean, seed)?;
@@ -228,6 +235,8 @@ pub fn local<'a>(
     round: u32,
     worker: u32,
 ) -> Result<Vec<f32>> {
+    // One model for all workers, one after the other: M of them would need M times the memory and be no faster on one
+    // thread.
     model.load(base)?;
     for (index, parameter) in model.parameters().iter().enumerate() {
         let _ = parameter.set_requires_grad(group.contains(&index));
@@ -237,6 +246,7 @@ pub fn local<'a>(
         *optimizer = Some(AdamW::new(&bench.spec.inner, &model.parameters()[group.clone()])?);
     }
     let optimizer = optimizer.as_mut().context("an optimiser was made above")?;
+    // From the seed alone and not from the arm: arms with the same seed are compared pair by pair, on the same text.
     let order = tagged_hash("alice/lab/order", &[&seed.to_le_bytes()]);
     let n = bench.corpus.sequences();
     for step in 0..arm.steps {
@@ -265,6 +275,8 @@ pub fn local<'a>(
 /// Inner learning rate of a step.
 fn rate(arm: &Arm, round: u32, step: u32) -> f64 {
     let total = f64::from(arm.rounds * arm.steps);
+    // One schedule over the whole run and not one for each task: the arms differ in when they communicate, not in their
+    // learning rate.
     let at = f64::from(round * arm.steps + step + 1);
     let warmup = (total / 20.0).max(1.0);
     let shape = if at < warmup {
@@ -291,6 +303,7 @@ pub fn send(
     round: u32,
 ) -> Result<(Update, usize)> {
     let wire = UpdateSpec {
+        // A gigabyte is more than any update of these models, so only `k_max` bounds it.
         budget_bytes: codec.budget_bytes.unwrap_or(1 << 30),
         value_bits: codec.value_bits,
         k_max: codec.k_max,
@@ -307,9 +320,11 @@ pub fn send(
     };
     let of_layout = combined.get(layout.covered()).context("the layout is the model's")?;
     let encoded = encode(layout, &wire, &header, of_layout)?;
+    // From the bytes and not from the encoder: an entry that does not survive the wire would go unseen otherwise.
     let decoded = decode(layout, &wire, &encoded.bytes)?;
     if let Some(decay) = codec.decay {
         let mut id = [0; 32];
+        // The round is enough: a residual has one commit in a round at most.
         id[..4].copy_from_slice(&round.to_le_bytes());
         // Accepted at once: scoring is not part of these experiments.
         feedback.commit(id, combined, &decoded, decay as f32);
@@ -343,12 +358,14 @@ fn mean(layout: &Layout, sent: &[Sent], outer: Outer) -> Option<Sparse> {
         .collect();
     if coded.len() == sent.len() {
         let weight = match outer {
+            // c = R: the divisor is then the number of senders, since R / c = 1.
             Outer { by_senders: true, .. } => coded.len() as u32,
             _ => outer.entry_weight.unwrap_or(1),
         };
         return Some(aggregate::mean(layout, &coded, weight));
     }
     let covered = layout.covered();
+    // In f64, as the real aggregate sums: rounding must not be a difference between dense and sparse arms.
     let mut sums = vec![0f64; covered.len()];
     for sent in sent {
         if let Sent::Dense(d) = sent {
@@ -369,6 +386,7 @@ fn outer_step(arm: &Arm, theta: &mut [f32], velocity: &mut [f32], mean: &Sparse,
         aggregate::apply(theta, mean, alpha);
         return;
     }
+    // All of the velocity decays, also where the sparse mean has no entry: absent there means g = 0.
     velocity[covered.clone()].iter_mut().for_each(|v| *v *= momentum);
     for (&index, &g) in mean.indices.iter().zip(&mean.values) {
         velocity[index as usize] += g;
@@ -382,8 +400,10 @@ fn outer_step(arm: &Arm, theta: &mut [f32], velocity: &mut [f32], mean: &Sparse,
 fn held_out_loss(bench: &Bench, model: &mut Llama, theta: &[f32]) -> Result<f64> {
     model.load(theta)?;
     let mut sum = 0.0;
+    // In parts: the logits of all 256 sequences at once would be the largest tensor of a run.
     for part in bench.held_out.chunks(32) {
         let losses = tch::no_grad(|| model.sequence_losses(&model.batch(part)?))?;
+        // In f64: differences between arms are in the third digit and later.
         sum += losses.f_sum(Kind::Double)?.f_double_value(&[])?;
     }
     Ok(sum / bench.held_out.len() as f64)
@@ -403,6 +423,7 @@ impl Bench {
     /// The model of run `dev` and its text, built from the folder of documents `text` into `work`.
     pub fn open(text: &std::path::Path, work: &std::path::Path, held_out: u64) -> Result<Self> {
         let mut spec = RunSpec::parse(include_str!("../../chain-spec/runs/dev.toml"))?;
+        // `k_max` of the arms are entries of 4,096, whatever chunk the run has.
         spec.update.chunk = 4096;
         // Each arm sets its own; the keys of stored results contain the run with 1.
         spec.outer.entry_weight = 1;
@@ -410,6 +431,7 @@ impl Bench {
             .with_context(|| format!("building a corpus of {}", text.display()))?;
         let corpus = TokenSource::open(built.corpus, work, spec.model.context)?;
         let reserve = TokenSource::open(built.reserve.clone(), work, spec.model.context)?;
+        // Spread over the whole reserve: its first sequences are all of one address or two.
         let every = (reserve.sequences() / held_out.max(1)).max(1);
         let held_out = (0..held_out.min(reserve.sequences()))
             .map(|i| reserve.sequence(i * every))

@@ -21,10 +21,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Every third round is judged.
+// A judged round costs losses of about 15,000 sequences (ten steps on 512, seven rules on 128 for eight updates), a
+// trained one 240 sequences forward and back: with every round judged a run would take nearly three times as long.
 const EVERY: u32 = 3;
 /// Sequences on which worth is measured.
+// Four times the sequences of a score, for worth is the yardstick: its halves agree to 0.91 to 0.96
+// (docs/lab.md#e8-how-a-score-judges-honest-updates).
 const GAIN_SEQUENCES: usize = 512;
 /// Steps of uneven tasks: worker w does those at w mod 4.
+// Halved each time, so that eight workers are two of each length and 4 is about the eighth that a lazy machine does.
 const UNEVEN: [u32; 4] = [30, 15, 8, 4];
 
 /// Label of the worth's agreement with itself, the ceiling of every rule's agreement.
@@ -56,6 +61,7 @@ pub enum At {
 impl Rule {
     /// κ = 1, the run's κ, one update's part in a mean of eight, the limit κ → 0, and the part that it has in the step.
     const ALL: [Self; 7] = [
+        // Thousandths: a rule is a key of a map and of stored results, and an f64 has no order.
         Self::Probe(1000),
         Self::Probe(200),
         Self::Probe(125),
@@ -330,6 +336,8 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
                 true => UNEVEN[w as usize % UNEVEN.len()],
                 false => arm.steps,
             };
+            // In the arm and not only in the loop, so that the learning rate of a short task takes the same course over
+            // the rounds.
             let arm = Arm { steps, ..arm.clone() };
             let d = network::local(bench, &arm, seed, &mut model, &everything, optimizer, &theta, number, w)?;
             updates.push(network::send(spec, &codec, &layout, feedback, d, number)?.0);
@@ -352,8 +360,10 @@ fn run(bench: &Bench, arm: &Arm, seed: u64, uneven: bool) -> Result<Outcome> {
             };
             judge.round(&round, number, &norms, &mut model, &mut totals)?;
         }
+        // Of all updates, since all are accepted here (docs/spec/scoring.md#common-norm).
         previous = lower_median(&norms).map(|median| median as f32);
         let weighted: Vec<(&Update, f32)> = updates.iter().zip(factors.iter().copied()).collect();
+        // The step takes every update, also those that a rule would refuse: all rules are asked about the same run.
         let mean = aggregate::mean(&layout, &weighted, entry_weight);
         aggregate::apply(&mut theta, &mean, arm.outer.alpha as f32);
     }
@@ -379,6 +389,7 @@ impl Judge<'_> {
         let scoring = self.spec.score.sequences as usize;
         let (split, other) = (pick(0..scoring), pick(scoring..scoring + GAIN_SEQUENCES));
         let worth = round.worth(&mut self.oracle, &other)?;
+        // Halves have more noise than the whole, so the true ceiling is somewhat higher.
         totals.ceiling += spearman(&worth.first_half, &worth.second_half);
         totals.gain += worth.step;
         add_by_task(&mut totals.worth_by_task, &worth.whole);
@@ -420,6 +431,7 @@ impl Totals {
             refused: sums.refused / rounds,
             z: sums.z / rounds,
             rank: sums.rank / rounds,
+            // A ratio of sums: in a mean of ratios a late round with hardly any gain would outweigh all others.
             of_gain: sums.improvement / self.gain,
             by_task: sums.by_task.map(|sum| sum / rounds).to_vec(),
         });

@@ -25,6 +25,7 @@ impl Summary {
         let standard_error = if n > 1 {
             (squares / (n as f64 - 1.0) / n as f64).sqrt()
         } else {
+            // NaN and not zero: one seed has no error that could be known, and zero would read as certainty.
             f64::NAN
         };
         Some(Self {
@@ -90,6 +91,7 @@ impl Table {
             let losses: Vec<f64> = of_arm.iter().map(|(_, o)| o.loss).collect();
             let over: Vec<f64> = of_arm
                 .iter()
+                // Paired by seed: whatever a seed does to all arms alike cancels.
                 .filter_map(|(seed, o)| Some(100.0 * (o.loss / first.get(seed)? - 1.0)))
                 .collect();
             let mean = |of: &dyn Fn(&Outcome) -> f64| {
@@ -114,6 +116,7 @@ impl Table {
         Self {
             title: format!("{}: {}", experiment.name, experiment.question),
             rows: rows.collect(),
+            // Only ratios of the law are shown: its absolute losses are of other text and another tokenizer.
             law: experiment.law.iter().map(|law| by_law(law) / first_by_law).collect(),
         }
     }
@@ -203,6 +206,7 @@ impl Plot {
     /// An arm's curve and its label.
     fn draw_row(&self, out: &mut String, number: usize, row: &Row) {
         let colour = COLOURS[number % COLOURS.len()];
+        // E4 has more arms than there are colours that can be told apart: the next eight are dashed.
         let dash = match number / COLOURS.len() {
             0 => "",
             1 => " stroke-dasharray=\"5 3\"",
@@ -308,6 +312,7 @@ pub fn dots(title: &str, rows: &[String], groups: &[(String, Vec<Option<Summary>
     out
 }
 
+// The palette of Okabe and Ito (2008), which colour-blind readers can tell apart, with grey for its yellow.
 const COLOURS: [&str; 8] = [
     "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#777777",
 ];

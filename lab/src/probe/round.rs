@@ -38,6 +38,8 @@ pub(super) struct Worth {
 
 impl Round<'_> {
     /// Scores of all updates by a rule.
+    // Each update has a key of its own, because those of one key would be judged together. Ids ascend: decisions come
+    // back in their order, and are matched with worth by position.
     pub(super) fn scores(
         &self,
         rule: Rule,
@@ -55,6 +57,7 @@ impl Round<'_> {
                     .map(|(id, update)| Candidate {
                         id: [id; 32],
                         miner: [id; 32],
+                        // Eight newcomers would need 2.04 standard errors, and E8 asks about the gate of the long run.
                         has_accepted_work: true,
                         fragment: 0,
                         update: update.clone(),
@@ -119,6 +122,7 @@ impl Round<'_> {
 
     /// Part of each update in the step: its entries times its factor, over the coordinate's divisor.
     fn parts(&self) -> Vec<Sparse> {
+        // Counted as the mean counts them, or the parts would not add up to the step.
         let mut senders = vec![0u32; self.theta.len()];
         for index in self.updates.iter().flat_map(|update| &update.indices) {
             senders[*index as usize] += 1;
@@ -144,6 +148,7 @@ impl Round<'_> {
             let _ = parameter.set_requires_grad(true);
         }
         let mut slopes = vec![Vec::with_capacity(split.len()); self.updates.len()];
+        // Sequence by sequence, though a batch would be faster: the standard error needs a slope for each.
         for sequence in split {
             let tokens = model.batch(&[reserve.sequence((*sequence).into())?])?;
             for parameter in model.parameters() {
@@ -186,6 +191,7 @@ impl Round<'_> {
         let empty = Update::default();
         for left_out in 0..weighted.len() {
             let mut others = weighted.clone();
+            // Emptied and not removed: without it R would be smaller, and every other entry heavier.
             others[left_out].0 = &empty;
             let without = oracle.losses(&self.moved(&others), sequences)?;
             worth.whole.push(paired(&without, &with).mean);

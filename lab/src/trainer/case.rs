@@ -56,6 +56,7 @@ pub fn device(name: &str) -> Result<Device> {
 /// normal draws take minutes for billions of weights.
 pub fn weights(spec: &RunSpec) -> Vec<f32> {
     let mut theta = vec![1f32; spec.parameters() as usize];
+    // A value follows from its index alone, so any number of threads makes the same weights.
     let (mut rest, mut at) = (theta.as_mut_slice(), 0u64);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for tensor in spec.tensors() {
@@ -75,6 +76,7 @@ pub fn weights(spec: &RunSpec) -> Vec<f32> {
 
 /// A number of [−0.02·√3, 0.02·√3) that looks random.
 fn spread(i: u64) -> f32 {
+    // 24 bits, which an f32 holds exactly; 0.034641 is 0.02·√3, for a uniform number of [−a, a) deviates by a/√3.
     ((mixed(i) >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.034_641
 }
 
@@ -124,6 +126,7 @@ pub fn spec(name: &str) -> Result<RunSpec> {
     let sized = |hidden, layers, heads, ffn, vocab| -> Result<RunSpec> {
         let mut spec = RunSpec::parse(alice_spec::preset("small").context("the run small is built in")?)?;
         let m = &mut spec.model;
+        // No grouped queries: the PyTorch model of bench/trainer.py has square projections of keys and values.
         (m.hidden, m.layers, m.heads, m.kv_heads) = (hidden, layers, heads, heads);
         (m.ffn, m.vocab, m.context) = (ffn, vocab, 256);
         spec.inner.batch_sequences = 4;

@@ -41,6 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     spec.inner.batch_sequences = args.batch;
     spec.inner.warmup_steps = 1;
     spec.validate()?;
+    // From a file and not from the seed of a generator: PyTorch must start at the same bits.
     let theta: Vec<f32> = words::<4>(&args.theta)?
         .iter()
         .map(|w| f32::from_le_bytes(*w))
@@ -75,6 +76,7 @@ pub fn run(args: &Args) -> Result<()> {
         device(&args.device)?,
         args.options.options(None),
         &mut |progress| {
+            // The first times include making model and optimiser; bench/trainer.py leaves out two steps.
             losses.push(progress.loss);
             seconds.push(before.elapsed().as_secs_f64());
             cpu.push(cpu_seconds() - cpu_before);
@@ -84,6 +86,7 @@ pub fn run(args: &Args) -> Result<()> {
     )?;
     println!(
         "{}",
+        // With the optimiser's constants, which bench/trainer.py hands to PyTorch.
         json!({ "losses": losses, "seconds": seconds, "cpu": cpu, "inner": spec.inner })
     );
     Ok(())
