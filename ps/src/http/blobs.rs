@@ -98,7 +98,8 @@ fn stream(store: BlobStore, hash: Hash, range: Range<u64>) -> Body {
             Some((part, after))
         }
     });
-    Body::from_stream(parts)
+    // Fused: layers around the body may poll it again after its end, at which `unfold` panics.
+    Body::from_stream(futures::StreamExt::fuse(parts))
 }
 
 /// `bytes=a-b`, `bytes=a-` or `bytes=-n`. `None` if the range lies beyond the end.
