@@ -34,6 +34,8 @@ struct Args {
     #[arg(long)]
     file: Option<PathBuf>,
     /// Entries of each chunk of 4,096 for --file.
+    // 0.15 % and 1.56 % of the coordinates: about the density of the 7B run over all its parameters, and that of the
+    // lab.
     #[arg(long, value_delimiter = ',', default_values_t = [6, 64])]
     k: Vec<u32>,
     /// Values of the synthetic gradient for the speed table.

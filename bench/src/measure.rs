@@ -21,7 +21,9 @@ pub struct Took {
 /// Runs `call` at least three times and for two seconds in all.
 pub fn median<T>(mut call: impl FnMut() -> T) -> Took {
     let (mut cpu, mut wall, begun) = (Vec::new(), Vec::new(), Instant::now());
+    // Not timed: the first call faults its pages in and fills the caches.
     std::hint::black_box(call());
+    // Two seconds, so that fast calls get a median of many runs; three runs, so that slow ones get one at all.
     while cpu.len() < 3 || begun.elapsed().as_secs_f64() < 2.0 {
         let (before, start) = (cpu_seconds(), Instant::now());
         std::hint::black_box(call());
@@ -29,6 +31,7 @@ pub fn median<T>(mut call: impl FnMut() -> T) -> Took {
         wall.push(start.elapsed().as_secs_f64());
     }
     let middle = |mut times: Vec<f64>| {
+        // The median and not the mean: another program on the core makes some runs slow and none fast.
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Values generated and pushed at once.
+// 64 MiB, small against the peaks that are measured: 340 to 1,361 MiB (docs/measurements/updates.md).
 const PIECE: usize = 1 << 24;
 
 /// The encoded part of a run: the whole model or a fragment.
@@ -51,6 +52,8 @@ impl Case {
         };
         let mut encoder = Encoder::new(&self.layout, &self.spec.update)?.threads(self.threads);
         let mut piece = vec![0.0f32; PIECE];
+        // A stretch of the synthetic stream for each miner: updates have nothing in common, so the aggregate is as
+        // large as it can be.
         let mut at = number * self.spec.parameters();
         let lens = self.spec.tensors().into_iter().map(|tensor: TensorShape| tensor.len());
         for (number, tensor) in lens.enumerate().skip(self.tensors.start).take(self.tensors.len()) {
@@ -66,6 +69,7 @@ impl Case {
                 left -= now as u64;
             }
         }
+        // Before finishing, where the encoder needs most: the peak is the codec's and not the generator's.
         drop(piece);
         Ok(clocks.finishing.time(|| encoder.finish(&header))?)
     }
@@ -85,6 +89,7 @@ pub fn round(run: &Path, fragment: Option<u32>, miners: u64, threads: usize) -> 
     let (mut received, mut checking) = (Vec::new(), Clock::default());
     for number in 0..miners {
         let bytes = case.encode(number, &mut Clocks::default())?.bytes;
+        // Kept encoded, as a server keeps them: 13 updates of a fragment are 208 MB here and would be 2.1 GB decoded.
         received.push(checking.time(|| EncodedUpdate::check(&case.layout, update, bytes))?);
     }
     let (before, mut publishing) = (peak_memory(), Clock::default());

@@ -17,6 +17,8 @@ impl WithSimd for ReadPass<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> u32 {
+        // Xor in 64 lanes: integers may be combined in any order, so the compiler fills several vector registers, and
+        // memory is the only limit.
         let mut lanes = [0u32; 64];
         for row in self.0.as_chunks::<64>().0 {
             for (lane, value) in lanes.iter_mut().zip(row) {
@@ -59,6 +61,7 @@ fn cases(values: usize, k: &[u32]) -> Vec<Case> {
         // The share of the 7B run: 16,000,000 bytes for 6,738,415,616 values.
         name: "k_max = 64, budget of the 7B run".into(),
         k_max: 64,
+        // 76 bytes are the header, which does not shrink with the values.
         budget: (values as u64 * 16_000_000).div_ceil(6_738_415_616) + 76,
     });
     cases
@@ -69,6 +72,7 @@ fn of_values(values: &[f32], k: &[u32]) -> Result<Vec<Table>> {
     let count = values.len() as f64;
     let read = median(|| read_pass(values));
     let (mut encoding, mut decoding, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+    // Once for all cases: a fresh vector would add the cost of its page faults to `decode + apply`.
     let mut theta = vec![0.0f32; values.len()];
     for case in cases(values.len(), k) {
         let encoded = encode(&layout, case.k_max, case.budget, values, 1)?;

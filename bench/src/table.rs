@@ -23,6 +23,7 @@ pub fn spec(k_max: u32, budget_bytes: u64) -> UpdateSpec {
 
 /// log2 of the number of ways to choose `count` of `len`.
 fn log2_choose(len: usize, count: usize) -> f64 {
+    // As a sum of logarithms: the factorial of 4,096 is far beyond an f64.
     (0..count).map(|i| ((len - i) as f64 / (count - i) as f64).log2()).sum()
 }
 
@@ -30,8 +31,10 @@ fn log2_choose(len: usize, count: usize) -> f64 {
 fn at_density(layout: &Layout, values: &[f32], goal: f64) -> Result<(u64, EncoderOutput)> {
     let (mut low, mut high) = (VALUES as u64 / 4096, VALUES as u64);
     let mut best = None;
+    // To 0.05 % of the budget; closer steps move the density by less than the table prints.
     while high - low > low / 2000 + 1 {
         let middle = low + (high - low) / 2;
+        // An eighth of a chunk is far above every density of the table: the budget alone decides.
         let encoded = encode(layout, &spec(CHUNK / 8, middle), &Header::default(), values)?;
         if encoded.sent.indices.len() as f64 <= goal * VALUES as f64 {
             low = middle;
@@ -53,6 +56,7 @@ pub fn report() -> Result<Vec<Table>> {
         let entries = encoded.sent.indices.len() as f64;
         let mut bound = 0.0;
         let mut rest = &encoded.sent.indices[..];
+        // Given the counts of the chunks, because their bits have a column of their own.
         for range in layout.chunks() {
             let count = rest.partition_point(|index| *index < range.end as u64);
             bound += log2_choose(range.len(), count);

@@ -87,6 +87,7 @@ pub mod pallet {
                     &Self::account(),
                     &author,
                     amount,
+                    // The pot may be emptied: its provider keeps the account.
                     Preservation::Expendable,
                 );
                 // A failed payment stays owed until the next session.
@@ -115,6 +116,7 @@ pub mod pallet {
             let Some(author) = pallet_authorship::Pallet::<T>::author() else {
                 return;
             };
+            // The coins before the entry: authors are never owed more than there is in the pot.
             if <Balances as Balanced<AccountId>>::resolve(&Self::account(), fee).is_ok() {
                 Earned::<T>::mutate(author, |earned| *earned = earned.saturating_add(amount));
             }

@@ -127,6 +127,7 @@ impl pallet_grandpa::Config for Runtime {
     type WeightInfo = ();
     type MaxAuthorities = ConstU32<MAX_VALIDATORS>;
     type MaxNominators = ConstU32<0>;
+    // Sets are looked up for reports of equivocations only, so they are kept for as long as one is accepted.
     type MaxSetIdSessionEntries = ConstU64<REPORT_SESSIONS>;
     type KeyOwnerProof = <Historical as KeyOwnerProofSystem<(KeyTypeId, sp_consensus_grandpa::AuthorityId)>>::Proof;
     type EquivocationReportSystem =

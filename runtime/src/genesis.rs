@@ -69,6 +69,7 @@ pub fn patch(
         session: pallet_session::GenesisConfig {
             keys: validators
                 .into_iter()
+                // Account and validator are the same: without staking nobody validates for somebody else.
                 .map(|(account, keys)| (account.clone(), account, keys))
                 .collect::<Vec<_>>(),
         },

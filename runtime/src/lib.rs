@@ -85,6 +85,8 @@ pub type TxExtension = (
     frame_system::CheckNonce<Runtime>,
     frame_system::CheckWeight<Runtime>,
     pallet_transaction_payment::ChargeTransactionPayment<Runtime>,
+    // No hash is embedded yet (docs/decisions/0001-wasm-build.md). It has its place all the same: adding it later would
+    // change the form of every transaction.
     frame_metadata_hash_extension::CheckMetadataHash<Runtime>,
     frame_system::WeightReclaim<Runtime>,
 );
@@ -152,6 +154,7 @@ mod runtime {
     )]
     pub struct Runtime;
 
+    // An index is a byte of every call and event of its pallet: none moves, and a new pallet takes a free one.
     #[runtime::pallet_index(0)]
     pub type System = frame_system::Pallet<Runtime>;
     #[runtime::pallet_index(1)]

@@ -234,6 +234,7 @@ impl Auditor<'_> {
     /// Fetches the accepted updates and checks the norm and factor of each (docs/spec/scoring.md#common-norm).
     async fn accepted(&mut self, manifest: &EpochManifest) -> Result<Vec<Accepted>, AuditError> {
         // The order is a part of the aggregate: sums in another order round differently.
+        // Strictly ascending, for an update that is listed twice would weigh twice.
         if !manifest.submissions.is_sorted_by(|a, b| a.receipt.id < b.receipt.id) {
             return Err(Finding::Order { epoch: manifest.epoch }.into());
         }
@@ -317,6 +318,7 @@ impl Auditor<'_> {
         let bits: Vec<u32> = self
             .median_norms
             .iter()
+            // Zero is free to mean that there is none: an update of norm zero is degenerate and never accepted.
             .map(|norm| norm.map_or(0, f32::to_bits))
             .collect();
         let published = format!("{:?}", manifest.median_norm_bits);
@@ -384,6 +386,7 @@ impl Auditor<'_> {
         let alpha = f32::from_bits(manifest.alpha_bits);
         let full = self.context.spec.outer.alpha as f32;
         // The step guard halves α at most three times, or skips the step.
+        // Equality of floats is right here: halving is exact.
         if ![full, full / 2.0, full / 4.0, full / 8.0, 0.0].contains(&alpha) {
             return Err(Finding::StepSize { epoch, alpha }.into());
         }
@@ -408,6 +411,8 @@ impl Auditor<'_> {
             return Ok((None, None));
         };
         let epoch = manifest.epoch;
+        // Before the ledger is read: in the other order an epoch that settles between the two would look settled and
+        // unpaid.
         let status = match chain.epoch_status(epoch).await {
             Ok(EpochStatus::Open) => "open",
             Ok(EpochStatus::Accepted { .. }) => "accepted",
@@ -458,6 +463,7 @@ fn check_entries(manifest: &EpochManifest) -> Result<Hash, AuditError> {
     // Ordered by account, as the pages are: the root depends on it.
     let mut scores = BTreeMap::<Hex32, u64>::new();
     for record in &manifest.submissions {
+        // Accepted work can score zero; entries list who is paid (docs/spec/merkle-pages.md).
         if record.verdict.score > 0 {
             if record.verdict.outcome != Outcome::Accepted {
                 let submission = record.receipt.id;

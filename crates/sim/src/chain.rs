@@ -5,6 +5,7 @@ use alice_round::ChainStatus;
 use std::collections::BTreeMap;
 
 /// Blocks between acceptance and payment, as in `dev`.
+// About as long as finality takes there (docs/decisions/0006-finalised-settlement.md).
 const DISPUTE_BLOCKS: u32 = 2;
 
 /// Epochs and balances on the simulated chain.
@@ -21,6 +22,7 @@ pub(crate) struct Chain {
 impl Chain {
     /// Status of an epoch at a block.
     pub fn status(&self, epoch: u32, block: u32) -> ChainStatus {
+        // Settled first: a settled epoch stays among the accepted ones.
         match (self.settled.get(&epoch), self.accepted.get(&epoch)) {
             (Some(block), _) => ChainStatus::Settled { block: *block },
             (None, Some(accepted)) if block >= accepted + DISPUTE_BLOCKS => ChainStatus::Final,

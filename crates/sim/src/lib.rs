@@ -24,6 +24,7 @@ use alice_spec::RunSpec;
 pub fn spec(fragments: u32) -> RunSpec {
     let text = include_str!("../../../chain-spec/runs/dev.toml");
     let mut spec = RunSpec::parse(text).unwrap_or_else(|error| unreachable!("run dev is valid: {error}"));
+    // A small model of the real layout: comparing strategies takes hundreds of epochs.
     spec.model.hidden = 32;
     spec.model.layers = 2;
     spec.model.heads = 2;
@@ -32,6 +33,7 @@ pub fn spec(fragments: u32) -> RunSpec {
     spec.task.fragments = fragments;
     spec.update.chunk = 1024;
     spec.update.k_max = 64;
+    // `dev` has 64 tasks; measurements with a hundred machines need more.
     spec.round.tasks_max = 256;
     spec
 }

@@ -59,6 +59,8 @@ fn run(args: &Args) -> Result<(), SimError> {
     let machines: Vec<Strategy> = args
         .machines
         .iter()
+        // More than `tasks_max` is refused anyway; the limit keeps a mistyped number from taking all memory before
+        // that.
         .flat_map(|(strategy, number)| std::iter::repeat_n(*strategy, (*number).min(1000)))
         .collect();
     let mut spec = spec(args.fragments);

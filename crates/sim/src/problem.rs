@@ -85,6 +85,8 @@ impl Problem {
         let n = self.minimum.len().max(1) as u64;
         (0..SUPPORT).filter_map(move |_| {
             let i = (numbers.bits() % n) as usize;
+            // A uniform number times √12 has variance 1 like `normal`, with one draw in place of twelve for each
+            // coordinate of each sequence.
             let centre = self.minimum.get(i)? + self.noise * (numbers.unit() - 0.5) * 12f32.sqrt();
             Some((i, centre))
         })
@@ -96,6 +98,7 @@ impl Problem {
         let start = theta.clone();
         for batch in batches {
             for j in *batch {
+                // `t` and `v` keep the texts apart: training sequence 5 and held-out sequence 5 have nothing in common.
                 for (i, centre) in self.sequence(b't', *j).filter(|(i, _)| covered.contains(i)) {
                     if let (Some(weight), Some(curvature)) = (theta.get_mut(i), self.curvature.get(i)) {
                         *weight -= RATE * curvature * (*weight - centre) / batch.len() as f32;

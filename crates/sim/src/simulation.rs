@@ -35,6 +35,8 @@ const LATE_WINDOW_EPOCHS: u32 = 24;
 /// of rounding.
 pub const EXACT: u8 = 32;
 /// Standard deviation of a sequence's noise around the minimum.
+// As large as the first distance to the minimum, whose variance is 1: a sequence says as much about itself as about the
+// truth.
 const NOISE: f32 = 1.0;
 
 /// Why a simulation ended early. Scripted miners cannot cause any of these.
@@ -176,6 +178,7 @@ impl Simulation {
     /// Lets the clock run until `rounds` more rounds are decided and paid.
     pub fn run(&mut self, rounds: u32) -> Result<(), SimError> {
         let target = self.epochs.len() + rounds as usize;
+        // Until the last settlement too, or the report would lack the pay of the last rounds.
         while self.epochs.len() < target || !self.state.settlements.is_empty() {
             self.advance(self.epochs.len() < target)?;
         }
@@ -264,6 +267,7 @@ impl Simulation {
                 Some(Event::Scored { epoch, attest })
             }
             Effect::Follow { epoch } => {
+                // By the best block, where a server asks the finalised one: this chain has no forks.
                 let status = self.chain.status(epoch, block);
                 Some(Event::Chain { epoch, status })
             }

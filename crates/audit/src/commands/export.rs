@@ -182,6 +182,8 @@ pub async fn finish(args: &OutputArgs, chain: Option<&Chain>, mut model: Model) 
         let claim = Claim {
             epoch,
             run_hash: model.context.run_hash,
+            // The root that was computed here: a claim made of the server's numbers would only show that the server
+            // agrees with the quorum.
             model_root: model.weights.root(),
             manifest_hash: model.about.manifest_hash,
         };

@@ -21,6 +21,7 @@ pub fn to_json(value: &impl Serialize) -> Result<String, AuditError> {
 pub fn percent(what: &'static str) -> impl FnMut(alice_export::Progress) {
     let mut reported = 0;
     move |progress: alice_export::Progress| {
+        // In 128 bits: ten times a size in bytes may be more than a u64 holds.
         let tenths = u128::from(progress.done_bytes) * 10 / u128::from(progress.total_bytes.max(1));
         if tenths > reported {
             reported = tenths;

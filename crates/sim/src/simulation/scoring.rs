@@ -93,6 +93,8 @@ impl Simulation {
             };
             if verdict.is_ok() {
                 let scores = self.scores.entry(epoch).or_default();
+                // By machine, as if its keys had one payout account: the report compares pay for a machine, under
+                // however many keys.
                 *scores.entry(arrival.machine as u32).or_default() += decision.score;
                 self.keys_with_accepted_work.insert(arrival.key);
             }

@@ -106,6 +106,7 @@ impl Simulation {
             Strategy::Inflated => train(&self.theta, &batches).iter().map(|v| 1000.0 * v).collect(),
             Strategy::Stale => train(&self.theta_before, &batches),
             Strategy::Noise | Strategy::Garbage => noise(&mut miner.numbers),
+            // Nothing is published before the first step.
             Strategy::Replay if self.last_aggregate.indices.is_empty() => noise(&mut miner.numbers),
             Strategy::Replay => {
                 let mut d = vec![0.0; covered.len()];
