@@ -460,26 +460,17 @@ fn shares(manifest: &EpochManifest) -> u128 {
 /// The payout entries must be the accepted scores by account; returns the root of their pages.
 fn check_entries(manifest: &EpochManifest) -> Result<Hash, AuditError> {
     let epoch = manifest.epoch;
-    // Ordered by account, as the pages are: the root depends on it.
-    let mut scores = BTreeMap::<Hex32, u64>::new();
-    for record in &manifest.submissions {
-        // Accepted work can score zero; entries list who is paid (docs/spec/merkle-pages.md).
-        if record.verdict.score > 0 {
-            if record.verdict.outcome != Outcome::Accepted {
-                let submission = record.receipt.id;
-                return Err(Finding::RefusedWithScore { epoch, submission }.into());
-            }
-            let score = scores.entry(record.receipt.payout).or_default();
-            // A total beyond u64 is no honest one. Saturated, it differs from the published entry and is found.
-            *score = score.saturating_add(record.verdict.score);
-        }
+    if let Some(record) = manifest
+        .submissions
+        .iter()
+        .find(|record| record.verdict.score > 0 && record.verdict.outcome != Outcome::Accepted)
+    {
+        let submission = record.receipt.id;
+        return Err(Finding::RefusedWithScore { epoch, submission }.into());
     }
-    let entry = |account: &Hex32, score: u64| Entry {
-        account: account.0,
-        score,
-    };
-    let expected: Vec<Entry> = scores.iter().map(|(account, score)| entry(account, *score)).collect();
-    let found: Vec<Entry> = manifest.entries.iter().map(|e| entry(&e.account, e.score)).collect();
+    let scores = manifest.submissions.iter();
+    let expected = pages::payout_entries(scores.map(|record| (record.receipt.payout.0, record.verdict.score)));
+    let found: Vec<Entry> = manifest.entries.iter().copied().map(Into::into).collect();
     if found != expected {
         return Err(Finding::Entries { epoch }.into());
     }

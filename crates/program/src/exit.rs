@@ -6,9 +6,9 @@ pub const FAILURE: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Data directory, chain, run and corpus do not belong together.
 pub const MISMATCH: u8 = 3;
-/// The chain cannot be reached.
+/// The chain cannot be reached, or its answer cannot be used.
 pub const CHAIN: u8 = 4;
 /// Published data differ from what was recomputed from them.
 pub const AUDIT: u8 = 5;
-/// The user pressed Ctrl-C twice: 128 + SIGINT, as shells expect.
+/// A second SIGINT or SIGTERM: 128 + SIGINT, as shells expect.
 pub const INTERRUPTED: u8 = 130;
